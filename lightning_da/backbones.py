@@ -1,0 +1,189 @@
+"""Backbones: networks from an input to one feature vector a sample, with their layers named in the order of depth."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A network `x -> (B, num_features)`.
+
+    A subclass takes `input_shape`, the shape of one sample, as its first argument.
+
+    Attributes:
+        num_features: Width of the output.
+        layers: Names of submodules in the order of depth: those that can be adapted, frozen and looked at.
+    """
+
+    num_features: int
+    layers: list[str]
+
+    def load_pretrained(self) -> None:
+        """Loads the weights that the arguments name. Called when a fit begins, and not when a checkpoint is loaded."""
+
+
+BackboneCallable = Callable[[tuple[int, ...]], Backbone]
+"""From the shape of one sample to a backbone: a Backbone class, or one with some arguments given."""
+
+
+class LeNet(Backbone):
+    """The MNIST network of the DANN paper (Ganin et al., JMLR 2016, figure 4a) without its output layer.
+
+    conv 5x5-32, ReLU, max-pool, conv 5x5-48, ReLU, max-pool, fc-100, ReLU, fc-100, ReLU.
+
+    Args:
+        input_shape: (channels, height, width), height and width at least 16.
+        batch_norm: Whether each convolution and each hidden layer is followed by batch normalisation, which the paper's
+            network has not.
+
+    Raises:
+        ValueError: If the images are smaller than 16 x 16 or are no images.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], batch_norm: bool = False) -> None:
+        super().__init__()
+        if len(input_shape) != 3 or min(input_shape[1:]) < 16:
+            raise ValueError(
+                f"LeNet reads images of shape (channels, height, width) and at least 16 x 16 pixels, not {input_shape}; "
+                "for vectors use FeedForward"
+            )
+        channels, height, width = input_shape
+        pooled = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
+
+        def norm(features: int, kind: type[nn.BatchNorm1d] | type[nn.BatchNorm2d]) -> list[nn.Module]:
+            return [kind(features)] if batch_norm else []
+
+        self.conv1 = nn.Sequential(nn.Conv2d(channels, 32, 5), *norm(32, nn.BatchNorm2d), nn.ReLU(), nn.MaxPool2d(2))
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(32, 48, 5), *norm(48, nn.BatchNorm2d), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+        )
+        self.fc1 = nn.Sequential(nn.Linear(48 * pooled[0] * pooled[1], 100), *norm(100, nn.BatchNorm1d), nn.ReLU())
+        self.fc2 = nn.Sequential(nn.Linear(100, 100), *norm(100, nn.BatchNorm1d), nn.ReLU())
+        self.layers = ["conv1", "conv2", "fc1", "fc2"]
+        self.num_features = 100
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to features (B, 100)."""
+        features: Tensor = self.fc2(self.fc1(self.conv2(self.conv1(x))))
+        return features
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+class FeedForward(Backbone):
+    """Fully connected hidden layers, for vectors and as a bottleneck.
+
+    Args:
+        input_shape: Shape of one sample, flattened at the input.
+        hidden: Width of each hidden layer.
+        activation: The nonlinearity of every layer.
+        dropout: Rate of the dropout behind each hidden layer; a list has one rate a layer.
+        batch_norm: Whether each linear map is followed by batch normalisation.
+
+    Raises:
+        ValueError: If there is no hidden layer, or not one rate a layer.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        hidden: list[int],
+        activation: Literal["relu", "sigmoid", "tanh"] = "relu",
+        dropout: float | list[float] = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        rates = dropout if isinstance(dropout, list) else [dropout] * len(hidden)
+        if not hidden or len(rates) != len(hidden):
+            raise ValueError(f"FeedForward needs a hidden layer and one dropout rate a layer: {hidden=}, {dropout=}")
+        width = 1
+        for side in input_shape:
+            width *= side
+        self.layers = [f"fc{i}" for i in range(1, len(hidden) + 1)]
+        for layer, out, rate in zip(self.layers, hidden, rates, strict=True):
+            parts: list[nn.Module] = [nn.Linear(width, out)]
+            if batch_norm:
+                parts.append(nn.BatchNorm1d(out))
+            parts.append(ACTIVATIONS[activation]())
+            if rate:
+                parts.append(nn.Dropout(rate))
+            self.add_module(layer, nn.Sequential(*parts))
+            width = out
+        self.num_features = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (B, *input_shape) to features (B, hidden[-1])."""
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = self.get_submodule(layer)(x)
+        return x
+
+
+class TimmBackbone(Backbone):
+    """Any model of timm, without its classifier.
+
+    Args:
+        input_shape: (channels, height, width).
+        model: timm's name for it, `resnet50` say.
+        weights: None for random weights, `pretrained` for those that timm downloads, or the path of a file of weights
+            (.pth, .safetensors). They are read when a fit begins: a checkpoint of the run needs neither.
+        flatten: Whether to return the flattened last feature map, instead of what the model itself hands its classifier.
+        model_args: Further arguments of the model's constructor.
+
+    Raises:
+        ValueError: If timm has no such model, or `input_shape` is not that of an image.
+        FileNotFoundError: If the file of weights is missing when a fit begins.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        model: str = "resnet18",
+        weights: str | None = None,
+        flatten: bool = False,
+        model_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3:
+            raise ValueError(f"{model} reads images of shape (channels, height, width), not {input_shape}")
+        if not timm.is_model(model):
+            near = timm.list_models(f"*{model[:6]}*")[:5]
+            raise ValueError(f"timm has no model {model!r}" + (f"; it has {', '.join(near)}" if near else ""))
+        self._name, self._weights = model, weights
+        self._args = {"in_chans": input_shape[0], **(model_args or {})}
+        self._args |= {"features_only": True, "out_indices": [-1]} if flatten else {"num_classes": 0}
+        self._flatten = flatten
+        self.model = timm.create_model(model, pretrained=False, **self._args)
+        if flatten:
+            with torch.no_grad():
+                self.num_features = self.eval()(torch.zeros(1, *input_shape)).shape[1]
+            self.train()
+            names = [name for name, _ in self.model.named_children()]
+        else:
+            self.num_features = getattr(self.model, "head_hidden_size", None) or self.model.num_features
+            names = [stage["module"] for stage in self.model.feature_info]
+        self.layers = [f"model.{name}" for name in names]
+
+    def load_pretrained(self) -> None:
+        """Reads `weights`, from the hub or from the file."""
+        if self._weights is None:
+            return
+        overlay = None
+        if self._weights != "pretrained":
+            if not Path(self._weights).is_file():
+                raise FileNotFoundError(
+                    f"backbone weights: no file {self._weights!r}; give a path, or `pretrained` to download timm's"
+                )
+            overlay = {"file": self._weights}
+        donor = timm.create_model(self._name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
+        self.model.load_state_dict(donor.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to features (B, num_features)."""
+        features: Tensor = self.model(x)[-1].flatten(1) if self._flatten else self.model(x)
+        return features

@@ -1,0 +1,290 @@
+"""The pair of domains that every method trains and is measured on."""
+
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data.distributed import DistributedSampler
+
+DOMAINS = ("source", "target")
+SPLITS = ("train", "val", "test")
+
+UNKNOWN = -1
+"""The label of a sample whose class is not known: no loss and no metric counts it."""
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on; the message names the file, domain or value and says what to do."""
+
+
+class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
+    """One split of one domain, held in memory and batched by index.
+
+    Args:
+        x: Samples, shape (n, ...): floating point, or uint8 for images, which are read as floats in [0, 1].
+        y: Labels, shape (n,), integers; `UNKNOWN` (-1) where the class is not known.
+        classes: Names of the classes, label 0 first.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, classes: Sequence[str]) -> None:
+        self.x, self.y, self.classes = x, y.long(), list(classes)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        x = self.x[indices]
+        return x.float().div_(255) if x.dtype == torch.uint8 else x.float(), self.y[indices]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
+
+    def fingerprint(self) -> str:
+        """A digest of the content."""
+        digest = hashlib.sha256()
+        for part in (self.x, self.y):
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class _Shuffle(DistributedSampler[Any]):
+    """This process's share of a new permutation at each pass: a domain that is cycled in an epoch is shuffled anew."""
+
+    passes = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[int]:
+        seed = np.random.SeedSequence([self.seed, self.epoch, self.passes]).generate_state(1)[0]
+        self.passes += 1
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(seed)))  # type: ignore[arg-type]
+        return iter(order.tolist()[self.rank : self.total_size : self.num_replicas])
+
+
+class _Share(DistributedSampler[Any]):
+    """This process's samples in order, each sample in one process only."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+
+
+def _collate(batch: Any, labels: bool) -> Any:
+    x, y = batch if isinstance(batch, tuple) else default_collate(batch)
+    return (x, y) if labels else x
+
+
+class DomainPairDataModule(L.LightningDataModule):
+    """Batches of a source and a target domain.
+
+    A subclass gives `dataset(domain, split)`. Training batches are `{"source": (x, y), "target": x}`, as the method asks
+    for them: the labels of the target's training split are read by no method that does not name them in `supervised`.
+    Validation, test and prediction read single domains.
+
+    Args:
+        source: Name of the domain with labels.
+        target: Name of the domain to transfer to.
+        batch_size: Samples of each domain in a batch, on each process.
+    """
+
+    num_workers = 0
+    """Processes that load samples; 0 for data held in memory."""
+
+    def __init__(self, source: str, target: str, batch_size: int = 64) -> None:
+        super().__init__()
+        self.source, self.target, self.batch_size = source, target, batch_size
+        self._datasets: dict[tuple[str, str], Any] = {}
+
+    def dataset(self, domain: str, split: str) -> Dataset[Any]:
+        """One split of one domain; a subclass gives it.
+
+        Args:
+            domain: `source` or `target`, as named in the arguments.
+            split: `train`, `val` or `test`.
+
+        Returns:
+            A map-style dataset of (x, y) with `classes`, the names of the classes in the order of labels (empty where no
+            label is known), and `fingerprint()`, a digest of its content. `TensorDomain` is one. Labels are `UNKNOWN` (-1) where the class is not known.
+        """
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, those of the source."""
+        return list(self._get(self.source, "train").classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self._get(self.source, "train")[0][0].shape)
+
+    def fingerprint(self) -> str:
+        """A digest of all samples and labels of both domains: equal digests mean equal data."""
+        digest = hashlib.sha256()
+        for domain in (self.source, self.target):
+            for split in SPLITS:
+                digest.update(self._get(domain, split).fingerprint().encode())
+        return digest.hexdigest()[:16]
+
+    # ---------------------------------------------------------------- checks
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.check()
+
+    def check(self) -> None:
+        """Checks that the two domains can be trained on together.
+
+        Raises:
+            DataError: If a split is empty or smaller than a batch, the classes differ, a label is out of range, a domain whose
+                labels are to be read has none, the shapes or the value ranges differ, or a value is not finite.
+        """
+        for domain in (self.source, self.target):
+            for split in SPLITS:
+                self._check_size(domain, split)
+        self._check_classes()
+        source, target = self._look_at("source"), self._look_at("target")
+        if source.shape != target.shape:
+            raise DataError(
+                f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, {target.shape} in "
+                f"domain {self.target!r}; bring them to one shape"
+            )
+        low, high = sorted((source.reach, target.reach))
+        if high > 50 * low:
+            raise DataError(
+                f"value ranges differ: values reach {source.reach:.4g} in domain {self.source!r} and {target.reach:.4g} in "
+                f"domain {self.target!r}; scale both alike (0..1 against 0..255?)"
+            )
+
+    def _check_size(self, domain: str, split: str) -> None:
+        size, world = len(self._get(domain, split)), self.trainer.world_size if self.trainer else 1
+        if size == 0:
+            raise DataError(f"domain {domain!r}: the {split} split is empty")
+        if split == "train" and size < world * self.batch_size:
+            raise DataError(
+                f"domain {domain!r}: {size} training samples are fewer than a batch of {self.batch_size} on each of {world} "
+                f"process(es); set data.init_args.batch_size to at most {size // world}"
+            )
+
+    def _check_classes(self) -> None:
+        source, target = (self._get(domain, "train").classes for domain in (self.source, self.target))
+        if target and source != target:
+            raise DataError(
+                f"classes differ: domain {self.source!r} has {_only(source, target)}, domain {self.target!r} has "
+                f"{_only(target, source)}; both need the same classes, named alike and in the same order"
+            )
+
+    def _look_at(self, role: str) -> "_Look":
+        """Looks at the samples of a domain: at all where they are in memory, else at some of each split."""
+        domain, shape, reach, labelled = getattr(self, role), (0,), 0.0, False
+        for split in SPLITS:
+            dataset = self._get(domain, split)
+            step = 1 if isinstance(dataset, TensorDomain) else max(len(dataset) // 32, 1)
+            wanted = list(range(0, len(dataset), step))
+            for chunk in (wanted[i : i + 1000] for i in range(0, len(wanted), 1000)):
+                fetch = getattr(dataset, "__getitems__", lambda indices, d=dataset: [d[i] for i in indices])
+                x, y = _collate(fetch(chunk), labels=True)
+                finite = x.flatten(1).isfinite().all(dim=1)
+                if not finite.all():
+                    raise DataError(
+                        f"domain {domain!r}: sample {chunk[int((~finite).nonzero()[0])]} of the {split} split holds NaN or "
+                        "infinite values; remove or fill them"
+                    )
+                wrong = y[(y < UNKNOWN) | (y >= self.num_classes)]
+                if len(wrong):
+                    raise DataError(
+                        f"domain {domain!r}: label {int(wrong[0])} in the {split} split is out of range; the "
+                        f"{self.num_classes} classes are labelled 0 to {self.num_classes - 1}"
+                    )
+                labelled |= split == "train" and bool((y != UNKNOWN).any())
+                shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
+        if role in self._roles()[0] and not labelled:
+            raise DataError(f"domain {domain!r}: its training labels are to be read, but no sample has one")
+        return _Look(shape, reach)
+
+    # ---------------------------------------------------------------- loaders
+
+    def _get(self, domain: str, split: str) -> Any:
+        if (domain, split) not in self._datasets:
+            self._datasets[domain, split] = self.dataset(domain, split)
+        return self._datasets[domain, split]
+
+    def _roles(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        module = self.trainer.lightning_module if self.trainer else None
+        return getattr(module, "supervised", ("source",)), getattr(module, "unlabelled", ("target",))
+
+    def _loader(self, role: str, split: str, train: bool = False, labels: bool = True) -> DataLoader[Any]:
+        dataset = self._get(getattr(self, role), split)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size if train else _even_batch(len(dataset), world, self.batch_size),
+            sampler=(_Shuffle if train else _Share)(dataset, world, rank, seed=seed, drop_last=train),
+            drop_last=train,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=functools.partial(_collate, labels=labels),
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> CombinedLoader:
+        supervised, unlabelled = self._roles()
+        return CombinedLoader(
+            {
+                role: self._loader(role, "train", train=True, labels=role in supervised)
+                for role in DOMAINS
+                if role in supervised + unlabelled
+            },
+            "max_size_cycle",
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        return [self._loader(role, "val") for role in DOMAINS]
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        return [self._loader(role, "test") for role in DOMAINS]
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """The whole target, split by split."""
+        return [self._loader("target", split) for split in SPLITS]
+
+
+class _Look(NamedTuple):
+    shape: tuple[int, ...]
+    reach: float
+
+
+def _only(classes: Sequence[str], others: Sequence[str]) -> str:
+    own = [name for name in classes if name not in others]
+    if own:
+        return f"{', '.join(map(repr, own[:5]))}{' ...' if len(own) > 5 else ''} alone"
+    return f"{len(classes)} classes, {', '.join(map(repr, classes[:5]))}{' ...' if len(classes) > 5 else ''}"
+
+
+def _even_batch(size: int, world: int, batch_size: int) -> int:
+    """The largest batch size that gives every process the same number of batches, so that none waits for another."""
+    shares = {len(range(rank, size, world)) for rank in range(world)}
+    for candidate in range(batch_size, 0, -1):
+        if len({math.ceil(share / candidate) for share in shares}) == 1:
+            return candidate
+    return batch_size

@@ -1,0 +1,380 @@
+"""What every method shares: the network, its steps, its metrics, its optimizer and its schedules."""
+
+import copy
+import difflib
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from lightning_da.data.base import DOMAINS, UNKNOWN
+from lightning_da.backbones import BackboneCallable, LeNet
+from lightning_da.gather import gather
+from lightning_da.layers import as_vectors, capture, module_depths
+from lightning_da.losses.adversarial import scale_gradient
+from lightning_da.schedules import constant, ramp
+
+
+class TransferModule(L.LightningModule):
+    """A backbone, an optional bottleneck and a head, trained on the labels of the domains in `supervised`.
+
+    Args:
+        num_classes: Number of classes; the data module gives it.
+        input_shape: Shape of one sample; the data module gives it.
+        backbone: From the shape of one sample to a backbone.
+        bottleneck: From (num_features,) to the layers between backbone and head, a `FeedForward` say.
+        freeze: How many of the backbone's layers, counted from the input, keep their weights and their batch-norm
+            statistics; `all` leaves the bottleneck and the head to be trained (a linear probe).
+        unfreeze_by: The fraction of training by which the frozen layers have been released one after the other, the
+            deepest first (gradual unfreezing); None keeps them frozen.
+        optimizer: From parameter groups to an optimizer.
+        lr_schedule: From the progress of training in [0, 1] to a factor of the learning rate.
+        backbone_lr_scale: Factor of the backbone's learning rate.
+        layer_lr_decay: Further factor for each layer of the backbone below its last.
+        head_lr_scale: Factor of the learning rate of bottleneck and head.
+        label_smoothing: Share of the label that is spread over all classes, in the training loss.
+
+    Raises:
+        ValueError: If `freeze` exceeds the number of layers, or `unfreeze_by` has nothing to release.
+    """
+
+    supervised: tuple[str, ...] = ("source",)
+    """Domains whose labels a training step reads."""
+    unlabelled: ClassVar[tuple[str, ...]] = ()
+    """Domains whose samples a training step reads without labels."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_shape: tuple[int, ...],
+        backbone: BackboneCallable = LeNet,
+        bottleneck: BackboneCallable | None = None,
+        freeze: int | Literal["all"] = 0,
+        unfreeze_by: float | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_schedule: Callable[[float], float] = constant,
+        backbone_lr_scale: float = 1.0,
+        layer_lr_decay: float = 1.0,
+        head_lr_scale: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._frozen = 0
+        self.save_hyperparameters(logger=False)
+        self.input_shape = tuple(input_shape)
+        self.backbone = backbone(self.input_shape)
+        width = self.backbone.num_features
+        self.bottleneck: nn.Module = nn.Identity()
+        if bottleneck is not None:
+            self.bottleneck = bottleneck((width,))
+            width = self.bottleneck.num_features
+        self.head = nn.Linear(width, num_classes)
+        self.confusion = nn.ModuleDict(
+            {
+                f"{stage}_{domain}": MulticlassConfusionMatrix(num_classes, ignore_index=UNKNOWN)
+                for stage in ("val", "test")
+                for domain in DOMAINS
+            }
+        )
+
+        depth = len(self.backbone.layers)
+        self._freeze = depth + 1 if freeze == "all" else freeze
+        if not 0 <= self._freeze <= depth and freeze != "all":
+            raise ValueError(f"freeze: {freeze} of the backbone's {depth} layers; give 0 to {depth}, or all")
+        if unfreeze_by is not None and not (self._freeze and 0 < unfreeze_by <= 1):
+            raise ValueError(f"unfreeze_by: {unfreeze_by} needs layers to release (freeze) and a value in (0, 1]")
+        self._unfreeze_by = unfreeze_by
+        self._frozen = self._freeze
+        if unfreeze_by is None:
+            for parameter in self._frozen_parameters():
+                parameter.requires_grad_(False)
+        self.train()
+
+        self._optimizer, self._lr_schedule = optimizer, lr_schedule
+        self._lr_scales = (backbone_lr_scale, layer_lr_decay, head_lr_scale)
+        self._label_smoothing = label_smoothing
+
+    @property
+    def progress(self) -> float:
+        """How much of the training is done, in [0, 1], as the trainer counts it."""
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("the schedules need an end of training: set trainer.max_steps or trainer.max_epochs")
+        return min(self.trainer.global_step / max(total, 1), 1.0)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head reads: samples (B, *input_shape) to (B, width)."""
+        features: Tensor = self.bottleneck(self.backbone(x))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (B, *input_shape) to logits (B, num_classes)."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    def set_domain(self, domain: str) -> None:
+        """Tells the network the domain of the samples that come next."""
+
+    def task_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy over the samples with a known label, 0 if there is none.
+
+        Args:
+            logits: Shape (B, num_classes).
+            y: Labels, shape (B,), int64, `UNKNOWN` where there is none.
+        """
+        total = cross_entropy(
+            logits, y, ignore_index=UNKNOWN, label_smoothing=self._label_smoothing, reduction="sum"
+        )
+        return total / (y != UNKNOWN).sum().clamp(min=1)
+
+    # ---------------------------------------------------------------- steps
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            self.backbone.load_pretrained()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+        x = torch.cat([batch[domain][0] for domain in self.supervised])
+        y = torch.cat([batch[domain][1] for domain in self.supervised])
+        loss = self.task_loss(self(x), y)
+        self.log("train/task_loss", loss)
+        return loss
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        x, y = batch
+        self.set_domain(DOMAINS[dataloader_idx])
+        features = self.features(x)
+        logits = self.head(features)
+        self.confusion[f"{stage}_{DOMAINS[dataloader_idx]}"].update(logits.argmax(dim=1), y)
+        return {"features": features, "y": y}
+
+    def _log_accuracy(self, stage: str) -> None:
+        for domain in DOMAINS:
+            metric = self.confusion[f"{stage}_{domain}"]
+            counts = metric.compute().double()
+            if counts.sum() > 0:
+                per_class = counts.diagonal() / counts.sum(dim=1)
+                self.log(f"{stage}/{domain}/acc", counts.trace() / counts.sum())
+                self.log(f"{stage}/{domain}/class_acc", per_class[~per_class.isnan()].mean())
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:  # noqa: ARG002
+        return self._evaluate("test", batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_accuracy("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_accuracy("test")
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._reset("test")
+
+    def _reset(self, stage: str) -> None:
+        for domain in DOMAINS:
+            self.confusion[f"{stage}_{domain}"].reset()
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
+        """Class probabilities (B, num_classes) of target samples."""
+        self.set_domain("target")
+        return self(batch[0]).softmax(dim=1)
+
+    # ---------------------------------------------------------------- frozen layers
+
+    def _frozen_parameters(self) -> list[nn.Parameter]:
+        return [
+            parameter
+            for module, depth in module_depths(self.backbone, self.backbone.layers)
+            if depth < self._frozen
+            for parameter in module.parameters(recurse=False)
+        ]
+
+    def train(self, mode: bool = True) -> "TransferModule":
+        """Sets the training mode, in which frozen layers stay in evaluation mode."""
+        super().train(mode)
+        depths = dict(module_depths(self.backbone, self.backbone.layers))
+        for module in depths:
+            if all(depths[part] < self._frozen for part in module.modules()):
+                module.training = False
+        return self
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        if self._unfreeze_by is not None:
+            frozen = max(0, self._freeze - int(self._freeze * self.progress / self._unfreeze_by))
+            if frozen != self._frozen:
+                self._frozen = frozen
+                self.train()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:  # noqa: ARG002
+        # Layers still to be released take part in the graph, since DDP must know them from the start: an optimizer
+        # leaves a parameter without a gradient as it is, weight decay and momentum included.
+        if self._unfreeze_by is not None:
+            for parameter in self._frozen_parameters():
+                parameter.grad = None
+
+    # ---------------------------------------------------------------- optimizer, checkpoint
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        backbone_scale, decay, head_scale = self._lr_scales
+        depth = len(self.backbone.layers)
+        scales: dict[nn.Parameter, tuple[str, float]] = {}
+        for module, at in module_depths(self.backbone, self.backbone.layers):
+            below_last = max(depth - 1 - at, 0)
+            for parameter in module.parameters(recurse=False):
+                name = "backbone" if decay == 1 else f"backbone-{below_last}"
+                scales[parameter] = (name, backbone_scale * decay**below_last)
+        for part in (self.bottleneck, self.head):
+            scales |= dict.fromkeys(part.parameters(), ("head", head_scale))
+        groups: dict[str, dict[str, Any]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                name, scale = scales.get(parameter, ("domain", 1.0))
+                groups.setdefault(name, {"name": name, "lr_scale": scale, "params": []})["params"].append(parameter)
+        return list(groups.values())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self._parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_scale")
+        scheduler = LambdaLR(optimizer, lambda _step: self._lr_schedule(self.progress))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Arguments given in Python may be classes and functions, which a checkpoint that loads with `weights_only`
+        # cannot hold; those that come from a config are plain values.
+        if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
+            checkpoint.pop("hyper_parameters", None)
+
+
+class _PerDomainNorm(nn.Module):
+    """A batch-norm layer with statistics of its own for each domain; weight and bias are shared."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.source, self.target = norm, copy.deepcopy(norm)
+        self.target.weight, self.target.bias = norm.weight, norm.bias
+        self.domain = "target"
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self.get_submodule(self.domain)(x)
+        return normalised
+
+
+def _split_norms(network: nn.Module) -> None:
+    for name, child in list(network.named_children()):
+        if isinstance(child, _BatchNorm):
+            setattr(network, name, _PerDomainNorm(child))
+        else:
+            _split_norms(child)
+
+
+class AdaptationModule(TransferModule):
+    """A method with a domain loss between source and target activations; a subclass fills `domain_loss`.
+
+    The weight of the domain loss is applied to the gradient that the loss sends into the network. For a loss without
+    parameters this is the weighted sum of task and domain loss; parameters that belong to the loss, a domain
+    discriminator's say, learn at full rate (Ganin et al., JMLR 2016, section 5.2.2).
+
+    Args:
+        layers: The adapted layers, by name: the backbone's `layers`, `bottleneck` (the features that the head reads, which
+            are the backbone's output where there is no bottleneck) and `head` (the logits).
+        batch_norm: `joint` passes both domains through the network in one batch, `separate` one after the other, so that each
+            is normalised with its own batch statistics, `per_domain` keeps the running statistics apart as well.
+        domain_weight: Final weight of the domain loss.
+        domain_schedule: From the progress of training in [0, 1] to a factor of that weight.
+        **kwargs: Arguments of `TransferModule`.
+
+    Raises:
+        ValueError: If the network has no layer of such a name.
+    """
+
+    unlabelled = ("target",)
+
+    def __init__(
+        self,
+        layers: tuple[str, ...] = ("bottleneck",),
+        batch_norm: Literal["joint", "separate", "per_domain"] = "separate",
+        domain_weight: float = 1.0,
+        domain_schedule: Callable[[float], float] = ramp,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        names = {name: f"backbone.{name}" for name in self.backbone.layers}
+        names |= {"bottleneck": "bottleneck", "head": "head"}
+        for layer in layers:
+            if layer not in names:
+                near = difflib.get_close_matches(layer, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
+                raise ValueError(f"layers: the network has no layer {layer!r}{hint}")
+        self._adapted = [names[layer] for layer in layers]
+        self._batch_norm = batch_norm
+        if batch_norm == "per_domain":
+            _split_norms(self)
+        self._domain_weight, self._domain_schedule = domain_weight, domain_schedule
+
+    def adapted_widths(self) -> list[int]:
+        """Width of the activations of each adapted layer."""
+        training = self.training
+        with torch.no_grad():
+            _, activations = self.eval()._activations(torch.zeros(1, *self.input_shape), "source")
+        self.train(training)
+        return [activation.shape[1] for activation in activations]
+
+    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+        """The method's idea: how far the domains are apart.
+
+        Args:
+            source: Activations of each adapted layer, shape (n_s, width), all processes' samples.
+            target: The same of the target, shape (n_t, width).
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError
+
+    def set_domain(self, domain: str) -> None:
+        if self._batch_norm == "per_domain":
+            for module in self.modules():
+                if isinstance(module, _PerDomainNorm):
+                    module.domain = domain
+
+    def _activations(self, x: Tensor, domain: str) -> tuple[Tensor, list[Tensor]]:
+        self.set_domain(domain)
+        with capture(self, self._adapted) as outputs:
+            logits = self(x)
+        return logits, [as_vectors(outputs[name]) for name in self._adapted]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+        (x_source, y_source), x_target = batch["source"], batch["target"]
+        weight = self._domain_weight * self._domain_schedule(self.progress)
+        # With weight 0 the target is passed apart, so that the source's arithmetic is that of source-only training.
+        if self._batch_norm == "joint" and weight:
+            logits, both = self._activations(torch.cat([x_source, x_target]), "source")
+            logits = logits[: len(x_source)]
+            source = [activation[: len(x_source)] for activation in both]
+            target = [activation[len(x_source) :] for activation in both]
+        else:
+            logits, source = self._activations(x_source, "source")
+            _, target = self._activations(x_target, "target")
+        task_loss = self.task_loss(logits, y_source)
+        domain_loss = self.domain_loss(
+            [gather(scale_gradient(activation, weight)) for activation in source],
+            [gather(scale_gradient(activation, weight)) for activation in target],
+        )
+        self.log_dict(
+            {"train/task_loss": task_loss, "train/domain_loss": domain_loss, "train/domain_weight": weight}
+        )
+        return task_loss + domain_loss

@@ -1,0 +1,15 @@
+import torch
+from torch import Tensor
+
+from lightning_da.losses.coral import coral
+from lightning_da.methods.base import AdaptationModule
+
+
+class DeepCORAL(AdaptationModule):
+    """The covariances of source and target activations are brought together; with several layers the losses add up.
+
+    Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equation 6; the paper adapts the `head`.
+    """
+
+    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+        return torch.stack([coral(s, t) for s, t in zip(source, target, strict=True)]).sum()
