@@ -8,6 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lightning_da.errors import ConfigError
+
 
 class Backbone(nn.Module):
     """A network `x -> (B, num_features)`.
@@ -41,14 +43,15 @@ class LeNet(Backbone):
             network has not.
 
     Raises:
-        ValueError: If the images are smaller than 16 x 16 or are no images.
+        ConfigError: If the images are smaller than 16 x 16 or are no images.
     """
 
     def __init__(self, input_shape: tuple[int, ...], batch_norm: bool = False) -> None:
         super().__init__()
         if len(input_shape) != 3 or min(input_shape[1:]) < 16:
-            raise ValueError(
-                f"LeNet reads images of shape (channels, height, width) and at least 16 x 16 pixels, not {input_shape}; "
+            raise ConfigError(
+                "LeNet reads images of shape (channels, height, width) and at least 16 x 16 pixels, "
+                f"not {input_shape}; "
                 "for vectors use FeedForward"
             )
         channels, height, width = input_shape
@@ -86,7 +89,7 @@ class FeedForward(Backbone):
         batch_norm: Whether each linear map is followed by batch normalisation.
 
     Raises:
-        ValueError: If there is no hidden layer, or not one rate a layer.
+        ConfigError: If there is no hidden layer, or not one rate a layer.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class FeedForward(Backbone):
         super().__init__()
         rates = dropout if isinstance(dropout, list) else [dropout] * len(hidden)
         if not hidden or len(rates) != len(hidden):
-            raise ValueError(f"FeedForward needs a hidden layer and one dropout rate a layer: {hidden=}, {dropout=}")
+            raise ConfigError(f"FeedForward needs a hidden layer and one dropout rate a layer: {hidden=}, {dropout=}")
         width = 1
         for side in input_shape:
             width *= side
@@ -132,12 +135,13 @@ class TimmBackbone(Backbone):
         model: timm's name for it, `resnet50` say.
         weights: None for random weights, `pretrained` for those that timm downloads, or the path of a file of weights
             (.pth, .safetensors). They are read when a fit begins: a checkpoint of the run needs neither.
-        flatten: Whether to return the flattened last feature map, instead of what the model itself hands its classifier.
+        flatten: Whether to return the flattened last feature map, instead of what the model itself hands its
+            classifier.
         model_args: Further arguments of the model's constructor.
 
     Raises:
-        ValueError: If timm has no such model, or `input_shape` is not that of an image.
-        FileNotFoundError: If the file of weights is missing when a fit begins.
+        ConfigError: If timm has no such model, `input_shape` is not that of an image, or the file of weights is
+            missing when a fit begins.
     """
 
     def __init__(
@@ -150,23 +154,25 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         if len(input_shape) != 3:
-            raise ValueError(f"{model} reads images of shape (channels, height, width), not {input_shape}")
+            raise ConfigError(f"{model} reads images of shape (channels, height, width), not {input_shape}")
         if not timm.is_model(model):
             near = timm.list_models(f"*{model[:6]}*")[:5]
-            raise ValueError(f"timm has no model {model!r}" + (f"; it has {', '.join(near)}" if near else ""))
+            raise ConfigError(f"timm has no model {model!r}" + (f"; it has {', '.join(near)}" if near else ""))
         self._name, self._weights = model, weights
         self._args = {"in_chans": input_shape[0], **(model_args or {})}
         self._args |= {"features_only": True, "out_indices": [-1]} if flatten else {"num_classes": 0}
         self._flatten = flatten
         self.model = timm.create_model(model, pretrained=False, **self._args)
+        names: list[str]
         if flatten:
             with torch.no_grad():
                 self.num_features = self.eval()(torch.zeros(1, *input_shape)).shape[1]
             self.train()
             names = [name for name, _ in self.model.named_children()]
         else:
-            self.num_features = getattr(self.model, "head_hidden_size", None) or self.model.num_features
-            names = [stage["module"] for stage in self.model.feature_info]
+            network: Any = self.model
+            self.num_features = getattr(network, "head_hidden_size", None) or network.num_features
+            names = [stage["module"] for stage in network.feature_info]
         self.layers = [f"model.{name}" for name in names]
 
     def load_pretrained(self) -> None:
@@ -176,7 +182,7 @@ class TimmBackbone(Backbone):
         overlay = None
         if self._weights != "pretrained":
             if not Path(self._weights).is_file():
-                raise FileNotFoundError(
+                raise ConfigError(
                     f"backbone weights: no file {self._weights!r}; give a path, or `pretrained` to download timm's"
                 )
             overlay = {"file": self._weights}

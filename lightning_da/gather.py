@@ -23,7 +23,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
-        return total.split(ctx.sizes)[dist.get_rank()]
+        return torch.split(total, ctx.sizes)[dist.get_rank()]
 
 
 def gather(x: Tensor) -> Tensor:
@@ -40,5 +40,5 @@ def gather(x: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
-    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(x)
     return gathered

@@ -1,7 +1,7 @@
 """Functions of training progress.
 
-Each takes the progress p in [0, 1] and returns a factor. A config names one by its import path, for a learning rate or for
-the weight of a domain loss, and a function of one's own is named in the same way.
+Each takes the progress p in [0, 1] and returns a factor. A config names one by its import path, for a learning rate
+or for the weight of a domain loss, and a function of one's own is named in the same way.
 """
 
 import math

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_da.errors import ConfigError
+
 DOMAINS = ("source", "target")
 SPLITS = ("train", "val", "test")
 
@@ -22,7 +24,7 @@ UNKNOWN = -1
 """The label of a sample whose class is not known: no loss and no metric counts it."""
 
 
-class DataError(ValueError):
+class DataError(ConfigError):
     """Data that cannot be trained on; the message names the file, domain or value and says what to do."""
 
 
@@ -33,10 +35,12 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         x: Samples, shape (n, ...): floating point, or uint8 for images, which are read as floats in [0, 1].
         y: Labels, shape (n,), integers; `UNKNOWN` (-1) where the class is not known.
         classes: Names of the classes, label 0 first.
+        names: A name for each sample, for the rows of predictions; its index if None.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, classes: Sequence[str]) -> None:
+    def __init__(self, x: Tensor, y: Tensor, classes: Sequence[str], names: Sequence[str] | None = None) -> None:
         self.x, self.y, self.classes = x, y.long(), list(classes)
+        self.names = list(names) if names is not None else [str(i) for i in range(len(x))]
 
     def __len__(self) -> int:
         return len(self.x)
@@ -91,9 +95,9 @@ def _collate(batch: Any, labels: bool) -> Any:
 class DomainPairDataModule(L.LightningDataModule):
     """Batches of a source and a target domain.
 
-    A subclass gives `dataset(domain, split)`. Training batches are `{"source": (x, y), "target": x}`, as the method asks
-    for them: the labels of the target's training split are read by no method that does not name them in `supervised`.
-    Validation, test and prediction read single domains.
+    A subclass gives `dataset(domain, split)`. Training batches are `{"source": (x, y), "target": x}`, as the method
+    asks for them: the labels of the target's training split are read by no method that does not name them in
+    `supervised`. Validation, test and prediction read single domains.
 
     Args:
         source: Name of the domain with labels.
@@ -117,10 +121,15 @@ class DomainPairDataModule(L.LightningDataModule):
             split: `train`, `val` or `test`.
 
         Returns:
-            A map-style dataset of (x, y) with `classes`, the names of the classes in the order of labels (empty where no
-            label is known), and `fingerprint()`, a digest of its content. `TensorDomain` is one. Labels are `UNKNOWN` (-1) where the class is not known.
+            A map-style dataset of (x, y) with `classes`, the names of the classes in the order of labels (empty where
+            no label is known), `names`, one a sample, and `fingerprint()`, a digest of its content: a `TensorDomain`,
+            say. Labels are `UNKNOWN` (-1) where the class is not known.
         """
         raise NotImplementedError
+
+    def names(self, role: str, split: str) -> list[str]:
+        """A name for each sample of a split of the source or the target."""
+        return list(self._get(getattr(self, role), split).names)
 
     @property
     def classes(self) -> list[str]:
@@ -155,8 +164,9 @@ class DomainPairDataModule(L.LightningDataModule):
         """Checks that the two domains can be trained on together.
 
         Raises:
-            DataError: If a split is empty or smaller than a batch, the classes differ, a label is out of range, a domain whose
-                labels are to be read has none, the shapes or the value ranges differ, or a value is not finite.
+            DataError: If a split is empty or smaller than a batch, the classes differ, a label is out of range, a
+                domain whose labels are to be read has none, the shapes or the value ranges differ, or a value is not
+                finite.
         """
         for domain in (self.source, self.target):
             for split in SPLITS:
@@ -165,13 +175,15 @@ class DomainPairDataModule(L.LightningDataModule):
         source, target = self._look_at("source"), self._look_at("target")
         if source.shape != target.shape:
             raise DataError(
-                f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, {target.shape} in "
+                f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, "
+                f"{target.shape} in "
                 f"domain {self.target!r}; bring them to one shape"
             )
         low, high = sorted((source.reach, target.reach))
         if high > 50 * low:
             raise DataError(
-                f"value ranges differ: values reach {source.reach:.4g} in domain {self.source!r} and {target.reach:.4g} in "
+                f"value ranges differ: values reach {source.reach:.4g} in domain {self.source!r} and "
+                f"{target.reach:.4g} in "
                 f"domain {self.target!r}; scale both alike (0..1 against 0..255?)"
             )
 
@@ -181,7 +193,8 @@ class DomainPairDataModule(L.LightningDataModule):
             raise DataError(f"domain {domain!r}: the {split} split is empty")
         if split == "train" and size < world * self.batch_size:
             raise DataError(
-                f"domain {domain!r}: {size} training samples are fewer than a batch of {self.batch_size} on each of {world} "
+                f"domain {domain!r}: {size} training samples are fewer than a batch of "
+                f"{self.batch_size} on each of {world} "
                 f"process(es); set data.init_args.batch_size to at most {size // world}"
             )
 
@@ -206,7 +219,8 @@ class DomainPairDataModule(L.LightningDataModule):
                 finite = x.flatten(1).isfinite().all(dim=1)
                 if not finite.all():
                     raise DataError(
-                        f"domain {domain!r}: sample {chunk[int((~finite).nonzero()[0])]} of the {split} split holds NaN or "
+                        f"domain {domain!r}: sample {chunk[int((~finite).nonzero()[0])]} of the "
+                        f"{split} split holds NaN or "
                         "infinite values; remove or fill them"
                     )
                 wrong = y[(y < UNKNOWN) | (y >= self.num_classes)]

@@ -45,14 +45,14 @@ FACES = (
 class Digits(DomainPairDataModule):
     """An ordered pair of digit domains, ten classes, images of 28 x 28 pixels with values in [0, 1].
 
-    Three domains come with the dependencies: `handwritten` (scikit-learn's 1,797 digits of 8 x 8 pixels), `typeset` (drawn with
-    matplotlib's fonts in random face, size, shear, rotation and position) and `photo` (handwritten digits blended into
-    crops of scikit-learn's two photographs, |digit - patch| in each channel). `mnist`, `usps` and `svhn` are torchvision's;
-    `mnist-m` blends MNIST into crops of photographs. Grey images are repeated over three channels where the other domain has
-    colour.
+    Three domains come with the dependencies: `handwritten` (scikit-learn's 1,797 digits of 8 x 8 pixels), `typeset`
+    (drawn with matplotlib's fonts in random face, size, shear, rotation and position) and `photo` (handwritten digits
+    blended into crops of scikit-learn's two photographs, |digit - patch| in each channel). `mnist`, `usps` and `svhn`
+    are torchvision's; `mnist-m` blends MNIST into crops of photographs. Grey images are repeated over three channels
+    where the other domain has colour.
 
-    The test splits of torchvision's sets are their own; everything else is split by `seed`. An image, and for the blended
-    domains the digit in it, is in one split only.
+    The test splits of torchvision's sets are their own; everything else is split by `seed`. An image, and for the
+    blended domains the digit in it, is in one split only.
 
     Args:
         source: Domain with labels.
@@ -128,7 +128,8 @@ class Digits(DomainPairDataModule):
                 "the download failed: is there a network?" if self.download else "set data.init_args.download to true"
             )
             raise DataError(
-                f"domain {domain!r}: torchvision finds no data set in {Path(self.root) / domain} ({error}); {advice}, or "
+                f"domain {domain!r}: torchvision finds no data set in {Path(self.root) / domain} "
+                f"({error}); {advice}, or "
                 "put its files there (data.init_args.root)"
             ) from error
         return _resize(np.asarray(data.data)[..., None]), np.asarray(data.targets, dtype=np.int64)
@@ -197,7 +198,10 @@ def draw_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
         ImageDraw.Draw(canvas).text((middle, middle), str(label), font=fonts[key], fill=255, anchor="mm")
         angle, shear = generator.uniform(-0.2, 0.2), generator.uniform(-0.2, 0.2)
         shift = generator.uniform(-2 * scale, 2 * scale, size=2)
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1, shear], [0, 1]]
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [
+            [1, shear],
+            [0, 1],
+        ]
         offset = middle - turn @ (middle + shift)
         matrix = (*turn[0], offset[0], *turn[1], offset[1])
         canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)

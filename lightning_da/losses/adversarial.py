@@ -30,7 +30,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     Returns:
         `x`, same shape and dtype.
     """
-    scaled: Tensor = _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
+    scaled: Tensor = _ScaleGradient.apply(x, factor)
     return scaled
 
 

@@ -3,7 +3,7 @@
 import copy
 import difflib
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from lightning_da.backbones import BackboneCallable
 from lightning_da.data.base import DOMAINS, UNKNOWN
-from lightning_da.backbones import BackboneCallable, LeNet
+from lightning_da.errors import ConfigError
 from lightning_da.gather import gather
 from lightning_da.layers import as_vectors, capture, module_depths
 from lightning_da.losses.adversarial import scale_gradient
@@ -43,7 +44,7 @@ class TransferModule(L.LightningModule):
         label_smoothing: Share of the label that is spread over all classes, in the training loss.
 
     Raises:
-        ValueError: If `freeze` exceeds the number of layers, or `unfreeze_by` has nothing to release.
+        ConfigError: If `freeze` exceeds the number of layers, or `unfreeze_by` has nothing to release.
     """
 
     supervised: tuple[str, ...] = ("source",)
@@ -55,7 +56,7 @@ class TransferModule(L.LightningModule):
         self,
         num_classes: int,
         input_shape: tuple[int, ...],
-        backbone: BackboneCallable = LeNet,
+        backbone: BackboneCallable,
         bottleneck: BackboneCallable | None = None,
         freeze: int | Literal["all"] = 0,
         unfreeze_by: float | None = None,
@@ -74,10 +75,10 @@ class TransferModule(L.LightningModule):
         width = self.backbone.num_features
         self.bottleneck: nn.Module = nn.Identity()
         if bottleneck is not None:
-            self.bottleneck = bottleneck((width,))
-            width = self.bottleneck.num_features
+            layers = bottleneck((width,))
+            self.bottleneck, width = layers, layers.num_features
         self.head = nn.Linear(width, num_classes)
-        self.confusion = nn.ModuleDict(
+        self._confusion = nn.ModuleDict(
             {
                 f"{stage}_{domain}": MulticlassConfusionMatrix(num_classes, ignore_index=UNKNOWN)
                 for stage in ("val", "test")
@@ -88,9 +89,9 @@ class TransferModule(L.LightningModule):
         depth = len(self.backbone.layers)
         self._freeze = depth + 1 if freeze == "all" else freeze
         if not 0 <= self._freeze <= depth and freeze != "all":
-            raise ValueError(f"freeze: {freeze} of the backbone's {depth} layers; give 0 to {depth}, or all")
+            raise ConfigError(f"freeze: {freeze} of the backbone's {depth} layers; give 0 to {depth}, or all")
         if unfreeze_by is not None and not (self._freeze and 0 < unfreeze_by <= 1):
-            raise ValueError(f"unfreeze_by: {unfreeze_by} needs layers to release (freeze) and a value in (0, 1]")
+            raise ConfigError(f"unfreeze_by: {unfreeze_by} needs layers to release (freeze) and a value in (0, 1]")
         self._unfreeze_by = unfreeze_by
         self._frozen = self._freeze
         if unfreeze_by is None:
@@ -107,7 +108,7 @@ class TransferModule(L.LightningModule):
         """How much of the training is done, in [0, 1], as the trainer counts it."""
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
-            raise ValueError("the schedules need an end of training: set trainer.max_steps or trainer.max_epochs")
+            raise ConfigError("the schedules need an end of training: set trainer.max_steps or trainer.max_epochs")
         return min(self.trainer.global_step / max(total, 1), 1.0)
 
     def features(self, x: Tensor) -> Tensor:
@@ -130,9 +131,7 @@ class TransferModule(L.LightningModule):
             logits: Shape (B, num_classes).
             y: Labels, shape (B,), int64, `UNKNOWN` where there is none.
         """
-        total = cross_entropy(
-            logits, y, ignore_index=UNKNOWN, label_smoothing=self._label_smoothing, reduction="sum"
-        )
+        total = cross_entropy(logits, y, ignore_index=UNKNOWN, label_smoothing=self._label_smoothing, reduction="sum")
         return total / (y != UNKNOWN).sum().clamp(min=1)
 
     # ---------------------------------------------------------------- steps
@@ -148,18 +147,21 @@ class TransferModule(L.LightningModule):
         self.log("train/task_loss", loss)
         return loss
 
+    def confusion(self, stage: str, domain: str) -> MulticlassConfusionMatrix:
+        """The metric that counts `val` or `test` samples of a domain by true and predicted class."""
+        return cast(MulticlassConfusionMatrix, self._confusion[f"{stage}_{domain}"])
+
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch
         self.set_domain(DOMAINS[dataloader_idx])
         features = self.features(x)
         logits = self.head(features)
-        self.confusion[f"{stage}_{DOMAINS[dataloader_idx]}"].update(logits.argmax(dim=1), y)
+        self.confusion(stage, DOMAINS[dataloader_idx]).update(logits.argmax(dim=1), y)
         return {"features": features, "y": y}
 
     def _log_accuracy(self, stage: str) -> None:
         for domain in DOMAINS:
-            metric = self.confusion[f"{stage}_{domain}"]
-            counts = metric.compute().double()
+            counts = self.confusion(stage, domain).compute().double()
             if counts.sum() > 0:
                 per_class = counts.diagonal() / counts.sum(dim=1)
                 self.log(f"{stage}/{domain}/acc", counts.trace() / counts.sum())
@@ -185,12 +187,13 @@ class TransferModule(L.LightningModule):
 
     def _reset(self, stage: str) -> None:
         for domain in DOMAINS:
-            self.confusion[f"{stage}_{domain}"].reset()
+            self.confusion(stage, domain).reset()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
         """Class probabilities (B, num_classes) of target samples."""
         self.set_domain("target")
-        return self(batch[0]).softmax(dim=1)
+        logits: Tensor = self(batch[0])
+        return logits.softmax(dim=1)
 
     # ---------------------------------------------------------------- frozen layers
 
@@ -289,16 +292,17 @@ class AdaptationModule(TransferModule):
     discriminator's say, learn at full rate (Ganin et al., JMLR 2016, section 5.2.2).
 
     Args:
-        layers: The adapted layers, by name: the backbone's `layers`, `bottleneck` (the features that the head reads, which
-            are the backbone's output where there is no bottleneck) and `head` (the logits).
-        batch_norm: `joint` passes both domains through the network in one batch, `separate` one after the other, so that each
-            is normalised with its own batch statistics, `per_domain` keeps the running statistics apart as well.
+        layers: The adapted layers, by name: the backbone's `layers`, `bottleneck` (the features that the head reads,
+            which are the backbone's output where there is no bottleneck) and `head` (the logits).
+        batch_norm: `joint` passes both domains through the network in one batch, `separate` one after the other, so
+            that each is normalised with its own batch statistics, `per_domain` keeps the running statistics apart as
+            well.
         domain_weight: Final weight of the domain loss.
         domain_schedule: From the progress of training in [0, 1] to a factor of that weight.
         **kwargs: Arguments of `TransferModule`.
 
     Raises:
-        ValueError: If the network has no layer of such a name.
+        ConfigError: If the network has no layer of such a name.
     """
 
     unlabelled = ("target",)
@@ -318,7 +322,7 @@ class AdaptationModule(TransferModule):
             if layer not in names:
                 near = difflib.get_close_matches(layer, names, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-                raise ValueError(f"layers: the network has no layer {layer!r}{hint}")
+                raise ConfigError(f"layers: the network has no layer {layer!r}{hint}")
         self._adapted = [names[layer] for layer in layers]
         self._batch_norm = batch_norm
         if batch_norm == "per_domain":
@@ -374,7 +378,5 @@ class AdaptationModule(TransferModule):
             [gather(scale_gradient(activation, weight)) for activation in source],
             [gather(scale_gradient(activation, weight)) for activation in target],
         )
-        self.log_dict(
-            {"train/task_loss": task_loss, "train/domain_loss": domain_loss, "train/domain_weight": weight}
-        )
+        self.log_dict({"train/task_loss": task_loss, "train/domain_loss": domain_loss, "train/domain_weight": weight})
         return task_loss + domain_loss

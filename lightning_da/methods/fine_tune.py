@@ -1,5 +1,6 @@
 from typing import Any, Literal
 
+from lightning_da.errors import ConfigError
 from lightning_da.methods.base import TransferModule
 from lightning_da.tracking import load_weights
 
@@ -11,13 +12,13 @@ class FineTune(TransferModule):
 
     Args:
         train_on: The domains whose labels are read.
-        init_from: An earlier run whose backbone and bottleneck the fit starts from: its checkpoint file, or its MLflow run id or
-            name. It is read when a fit begins: a checkpoint of this run does not need it.
+        init_from: An earlier run whose backbone and bottleneck the fit starts from: its checkpoint file, or its
+            MLflow run id or name. It is read when a fit begins: a checkpoint of this run does not need it.
         keep_head: Whether to start from the earlier run's head as well; otherwise the head is new.
         **kwargs: Arguments of `TransferModule`.
 
     Raises:
-        ValueError: If `keep_head` is set without `init_from`.
+        ConfigError: If `keep_head` is set without `init_from`.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class FineTune(TransferModule):
     ) -> None:
         super().__init__(**kwargs)
         if keep_head and init_from is None:
-            raise ValueError("keep_head: there is no head to keep without init_from")
+            raise ConfigError("keep_head: there is no head to keep without init_from")
         self.supervised = ("source", "target") if train_on == "both" else (train_on,)
         self._init_from = init_from
         self._initialised = ("backbone.", "bottleneck.", "head.") if keep_head else ("backbone.", "bottleneck.")

@@ -1,0 +1,49 @@
+# make demo | test | test-slow | ui: each makes the virtual environment first where it is missing or out of date.
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+
+# An environment that was copied along with the project still points to the old folder: install again.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlruns/mlflow.db
+export MLFLOW_BACKEND_STORE_URI ?= $(MLFLOW_TRACKING_URI)
+
+.PHONY: install demo test test-slow ui format
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+# The stamp is written last: without it an install has failed or was interrupted.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $@
+	@python=$$(for name in python3.11 python3.12 python3 python; do \
+	  $$name -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$name && break; done); \
+	if [ -z "$$python" ]; then echo "make: no Python 3.11 or 3.12 found; install one of them" >&2; exit 1; fi; \
+	echo "installing into $(VENV) (some minutes, 6 GB)"; \
+	$$python -m venv $(VENV)
+	$(PY) -m pip install --constraint constraints.txt --editable '.[dev]'
+	@printf %s '$(CURDIR)' > $@
+
+demo: $(STAMP)
+	$(PY) -m lightning_da sweep --config conf/data/digits.yaml
+	@printf '\nTo see the runs in the MLflow UI:\n  make ui\n  then open http://127.0.0.1:5000/#/experiments\n'
+
+test: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -m 'not slow'
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -m slow
+
+ui: $(STAMP)
+	$(PY) -m mlflow ui --port 5000
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .

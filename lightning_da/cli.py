@@ -1,0 +1,269 @@
+"""The command line: `lightning-da fit|validate|test|predict`, `sweep` and `compare`."""
+
+import argparse
+import difflib
+import logging
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lightning_da.data
+import lightning_da.methods
+from lightning_da.compare import compare
+from lightning_da.data import DomainPairDataModule
+from lightning_da.errors import ConfigError
+from lightning_da.methods import TransferModule
+from lightning_da.predictions import WritePredictions
+from lightning_da.sweep import sweep
+from lightning_da.tracking import PROJECT, RecordRun, find_fit
+
+COMMANDS = {
+    "fit": "train a method on a pair of domains",
+    "validate": "measure a fit on the validation splits",
+    "test": "measure a fit on the test splits; joins the run of the fit",
+    "predict": "classify the target; writes a CSV file",
+    "sweep": "fit and test several methods and seeds, and print the comparison",
+    "compare": "print the runs of an experiment as a table",
+}
+
+HELP = {
+    "seed_everything": "seed of weights, batches and dropout",
+    "trainer": "YAML file of the Trainer's options; those not listed here are accepted as well",
+    "trainer.accelerator": "cpu, gpu, mps or auto",
+    "trainer.devices": "number of processes, or list of GPUs",
+    "trainer.strategy": "auto, or ddp for several devices",
+    "trainer.precision": "32, bf16-mixed or 16-mixed",
+    "trainer.max_steps": "end of training, in steps",
+    "trainer.max_epochs": "end of training, in epochs",
+    "trainer.accumulate_grad_batches": "batches to a step of the optimizer",
+    "trainer.gradient_clip_val": "largest norm of the gradient",
+    "trainer.log_every_n_steps": "steps between two points of a training curve",
+    "trainer.enable_progress_bar": "whether to show progress",
+    "name": "name of the method in run names and tables",
+    "predictions": "YAML file of the option below",
+    "predictions.path": "where `predict` writes its CSV",
+    "model": "method: a class path, with --model.init_args.NAME for its arguments",
+    "data": "pair of domains: a class path, with --data.init_args.NAME for its arguments",
+    "ckpt_path": "checkpoint file, or id or name of a run (default: the run that this configuration names); "
+    "for fit, the checkpoint file to resume from",
+}
+"""Help of the options that `--help` lists."""
+
+USAGE = f"""\
+usage: lightning-da COMMAND --config conf/method/NAME.yaml --config conf/data/NAME.yaml [--OPTION VALUE ...]
+
+commands:
+{"".join(f"  {name:9} {text}{chr(10)}" for name, text in COMMANDS.items())}
+Any value of a YAML file can be given on the command line: --trainer.max_steps 1000
+`lightning-da COMMAND --help` lists the options, `lightning-da fit --model.help DANN` those of a method,
+`lightning-da fit --data.help Digits` those of a data module.
+"""
+
+
+class _Parser(LightningArgumentParser):
+    """Says of an unknown key which known one is near, in place of a page of types."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        sys.exit(f"lightning-da: error: {_plain(message, self)}")
+
+
+def _plain(message: str, parser: _Parser) -> str:
+    """The cause in an error message of the argument parser, with the nearest known name."""
+    unknown = re.search(
+        r"Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected|unrecognized arguments: --([\w.]+)",
+        message,
+    )
+    if unknown:
+        key = next(group for group in unknown.groups() if group)
+        owners = re.findall(
+            r"class_path '?([\w.]+)'?", message.split(unknown.group(0), maxsplit=1)[0] + unknown.group(0)
+        )
+        owner = re.search(re.escape(unknown.group(0)) + r"\. Got value: Namespace\(class_path='([\w.]+)'", message)
+        name = owner.group(1) if owner else owners[-1] if owners else None
+        known = _arguments(name) if name else _keys(parser)
+        near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
+            key.rsplit(".", 1)[-1], known, n=1
+        )
+        place = f" of {name}" if name else ""
+        return f"unknown key {key!r}{place}" + (
+            f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+        )
+    required = re.search(r"arguments are required: \w+\.(model|data)", message)
+    if required:
+        folder = "method" if required.group(1) == "model" else "data"
+        return f"no {required.group(1)} is given; add --config conf/{folder}/NAME.yaml"
+    choice = re.search(r'Parser key "(\w+)":\s+Expected a typing.Literal\[(.*?)\]. Got value: (\S+)', message)
+    if choice:
+        key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)
+        near = difflib.get_close_matches(value, known, n=1)
+        return f"{key}: {value!r} is none of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
+    missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
+    if missing:
+        near = difflib.get_close_matches(
+            missing.group(1), lightning_da.methods.__all__ + lightning_da.data.__all__, n=1
+        )
+        return missing.group(0) + (f"; did you mean {near[0]!r}?" if near else "")
+    lines = [line for line in message.splitlines() if "NoneType" not in line and "Given value" not in line]
+    return "\n".join(lines)
+
+
+def _arguments(class_path: str) -> list[str]:
+    parser = _Parser(exit_on_error=False)
+    module, _, name = class_path.rpartition(".")
+    parser.add_class_arguments(
+        getattr(sys.modules.get(module) or __import__(module, fromlist=[name]), name), fail_untyped=False
+    )
+    return [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+
+
+def _keys(parser: _Parser) -> list[str]:
+    return [action.dest for action in parser._actions if action.dest != "help"]
+
+
+class TransferCLI(LightningCLI):
+    """Lightning's command line for a method and a pair of domains."""
+
+    config: Any
+
+    def __init__(self, args: Sequence[str]) -> None:
+        defaults = PROJECT / "conf" / "default.yaml"
+        if not defaults.is_file():
+            sys.exit(
+                f"lightning-da: error: {defaults} is missing; install the project from its folder "
+                "with `pip install -e .`"
+            )
+        super().__init__(
+            TransferModule,
+            DomainPairDataModule,
+            save_config_callback=RecordRun,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_kwargs={name: {"default_config_files": [str(defaults)]} for name in self.subcommands()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=list(args),
+            parser_class=_Parser,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, help="Name of the method in run names and tables.")
+        parser.add_lightning_class_args(WritePredictions, "predictions")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.input_shape", "model.init_args.input_shape", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.description = COMMANDS[subcommand]
+        for action in parser._actions:
+            if action.dest in HELP:
+                action.help = HELP[action.dest]
+            elif action.dest.startswith("trainer.") or action.dest in (
+                "weights_only",
+                "verbose",
+                "return_predictions",
+            ):
+                action.help = argparse.SUPPRESS
+        return parser
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
+        logger = config.trainer.logger
+        tracked = isinstance(logger, Namespace) and "init_args" in logger and "run_name" in logger.init_args
+        name = self._run_name(config)
+        if tracked and logger.init_args.run_name is None:
+            logger.init_args.run_name = name
+        if self.subcommand != "fit":
+            experiment = logger.init_args.experiment_name if tracked else ""
+            fit = find_fit(config.ckpt_path or (logger.init_args.run_name if tracked else name), experiment)
+            config.ckpt_path = fit.checkpoint
+            if tracked:
+                logger.init_args.run_id = fit.run_id
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would overwrite the configuration with the checkpoint's; `main` reads that of the run.
+        return
+
+    @staticmethod
+    def _run_name(config: Namespace) -> str:
+        given = config.data.init_args
+        pair = [Path(str(given.get(role, role))).stem for role in ("source", "target")]
+        return f"{config.name}-{'-'.join(pair)}-s{config.seed_everything}"
+
+
+def _with_run_config(args: list[str]) -> list[str]:
+    """Puts the configuration of the run that `--ckpt_path` names in front of what is given."""
+    if args[0] not in ("validate", "test", "predict"):
+        return args
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
+    given = parser.parse_known_args(args)[0]
+    if given.ckpt_path is None:
+        return args
+    fit = find_fit(given.ckpt_path, *([given.experiment] if given.experiment else []))
+    if fit.config is None:
+        return args
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+        file.write(fit.config)
+    return [args[0], "--config", file.name, *args[1:]]
+
+
+def _quiet() -> None:
+    """Hides what neither users nor developers of a project can act on."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=".*lower than the logging interval.*")
+    for name in ("mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    tips.addFilter(lambda record: "Tip:" not in record.getMessage() and "TPU" not in record.getMessage())
+
+
+def main(args: Sequence[str] | None = None) -> Any:
+    """Runs a command.
+
+    Args:
+        args: The words behind `lightning-da`; None takes those of the process.
+
+    Returns:
+        The `TransferCLI` of fit, validate, test and predict, with its trainer, model and data; the table of sweep and
+        compare.
+
+    Raises:
+        SystemExit: With a message, where the arguments or the data are wrong.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return None
+    if args[0] not in COMMANDS:
+        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+        sys.exit(f"lightning-da: error: no command {args[0]!r}; {hint}")
+    _quiet()
+    try:
+        if args[0] == "compare":
+            return compare(args[1:])
+        if args[0] == "sweep":
+            return sweep(args[1:], main)
+        return TransferCLI(_with_run_config(args))
+    except ValueError as error:
+        # The argument parser wraps what a constructor raises.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        sys.exit(f"lightning-da: error: {cause}")

@@ -1,0 +1,296 @@
+"""Files of features, one for each domain."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.io
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_svmlight_files
+from torch import Tensor
+
+from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, TensorDomain
+from lightning_da.data.splits import Indices, list_choices, split_indices
+
+SUFFIXES = (".npz", ".mat", ".npy", ".csv", ".svmlight", ".libsvm")
+SVMLIGHT = (".svmlight", ".libsvm")
+
+Array = NDArray[Any]
+
+
+class FeatureTables(DomainPairDataModule):
+    """Two domains of feature vectors, or of small images, each in a file and held in memory.
+
+    The suffix of a file says how it is read:
+
+    - `.npz` and `.mat` (not 7.3): entries `x_key` and `y_key`; or `<x_key>_train`, `<y_key>_train`,
+      `<x_key>_test` and so on for data that come with their splits (without `_val`, that is split off
+      `_train`).
+    - `.npy`: samples; their labels are in `<stem>_labels.npy` beside it.
+    - `.csv`: a column of labels; all others are features. Both domains need the same columns.
+    - `.svmlight` or `.libsvm`: sparse vectors with labels.
+
+    Samples of two dimensions (n, d) are vectors. Those of three (n, h, w) or four (n, h, w, c) or (n, c, h,
+    w), with at most four channels, are images; images of uint8 are read as floats in [0, 1].
+
+    Labels are whole numbers from any start, or names. The classes are named by them and sorted, by value if
+    all are numbers. An empty label, or NaN, is an unknown class; a target without labels is unlabelled. A
+    file without splits is split by `seed`, stratified by class.
+
+    Args:
+        source: File of the domain with labels.
+        target: File of the domain to transfer to.
+        batch_size: Samples of each domain in a batch, on each process.
+        root: Folder that `source` and `target` are relative to.
+        x_key: Name of the samples in `.npz` and `.mat` files.
+        y_key: Name of the labels in `.npz` and `.mat` files.
+        label_column: Name of the labels in `.csv` files.
+        samples_last: Whether the last dimension of `.npz`, `.npy` and `.mat` files counts the samples, as in
+            MATLAB's (d, n) and (h, w, c, n).
+        standardize: Whether to bring each feature, or each channel of images, to zero mean and unit variance
+            over the training split of the source; the target is shifted and scaled by the same numbers.
+        seed: Seed of splitting.
+        val_share: Share of the validation samples, of all or, where the file has only a training and a test
+            split, of the training samples.
+        test_share: Share of the test samples.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        target: str,
+        batch_size: int = 64,
+        root: str = ".",
+        x_key: str = "x",
+        y_key: str = "y",
+        label_column: str = "label",
+        samples_last: bool = False,
+        standardize: bool = False,
+        seed: int = 0,
+        val_share: float = 0.1,
+        test_share: float = 0.2,
+    ) -> None:
+        super().__init__(source, target, batch_size)
+        self.root, self.x_key, self.y_key, self.label_column = Path(root), x_key, y_key, label_column
+        self.samples_last, self.standardize = samples_last, standardize
+        self.seed, self.val_share, self.test_share = seed, val_share, test_share
+        self._domains: dict[str, dict[str, TensorDomain]] = {}
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        """One split of one domain; see the base class."""
+        part = self._read(domain)[split]
+        if not self.standardize:
+            return part
+        source = self._read(self.source)["train"]
+        if part.x.shape[1:] != source.x.shape[1:]:
+            raise DataError(
+                f"samples differ in shape: {tuple(source.x.shape[1:])} in {self.root / self.source}, "
+                f"{tuple(part.x.shape[1:])} in {self.root / domain}; bring them to one shape"
+            )
+        mean, std = _moments(source.x)
+        return TensorDomain((part.x - mean) / std, part.y, part.classes)
+
+    def check(self) -> None:
+        """Checks, before the base class does, that two `.csv` files have the same columns of features.
+
+        Raises:
+            DataError: If their names or their order differ.
+        """
+        for domain in (self.source, self.target):
+            self._read(domain)
+        paths = [self.root / domain for domain in (self.source, self.target)]
+        if all(path.suffix.lower() == ".csv" for path in paths):
+            source, target = (
+                [column for column in pd.read_csv(path, nrows=0).columns if column != self.label_column]
+                for path in paths
+            )
+            alone = set(source) ^ set(target)
+            if source != target:
+                what = f"{min(alone)!r} is in one of them only" if alone else "bring them to one order"
+                raise DataError(f"{paths[0]} and {paths[1]} need the same columns of features: {what}")
+        super().check()
+
+    def _read(self, domain: str) -> dict[str, TensorDomain]:
+        """The three splits of a domain, as they are in its file."""
+        if domain not in self._domains:
+            path = self.root / domain
+            table = self._open(path)
+            parts = self._parts(path, table)
+            last = self.samples_last and path.suffix.lower() in (".npz", ".npy", ".mat")
+            xs = [_samples(path, key, table.entries[key], last) for key in (table.x_key + part for part in parts)]
+            sizes = [len(x) for x in xs]
+            if len({x.shape[1:] for x in xs}) > 1:
+                raise DataError(f"{path}: the splits differ in shape: {', '.join(str(x.shape) for x in xs)}")
+            ys = [
+                _labels(path, key, table.entries.get(key), size)
+                for key, size in zip((table.y_key + part for part in parts), sizes, strict=True)
+            ]
+            x, (y, classes) = np.concatenate(xs), _encode(path, table.y_key, np.concatenate(ys))
+            if domain == self.source and not classes:
+                raise DataError(
+                    f"{path}: the source needs labels, but there are none in {table.y_key!r}; "
+                    f"{list_choices(table.y_key, table.names)} (data.init_args.y_key or label_column)"
+                )
+            given = None if parts == [""] else np.repeat([part[1:] for part in parts], sizes)
+            splits = split_indices(y, self.seed, self.val_share, self.test_share, given)
+            names = [
+                f"{part[1:]} {row}".strip() for part, size in zip(parts, sizes, strict=True) for row in range(size)
+            ]
+            self._domains[domain] = {
+                split: TensorDomain(
+                    torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), classes, [names[row] for row in rows]
+                )
+                for split, rows in splits.items()
+            }
+        return self._domains[domain]
+
+    def _parts(self, path: Path, table: "_Table") -> list[str]:
+        """What the splits of a file add to its keys; an empty string for one without splits."""
+        if table.x_key in table.entries:
+            return [""]
+        parts = [f"_{split}" for split in SPLITS if f"{table.x_key}_{split}" in table.entries]
+        if not {"_train", "_test"} <= set(parts):
+            raise DataError(
+                f"{path}: no {table.x_key!r}, and not both of '{table.x_key}_train' and '{table.x_key}_test'; "
+                f"{list_choices(table.x_key, table.names)} (data.init_args.x_key)"
+            )
+        return parts
+
+    def _open(self, path: Path) -> "_Table":
+        """Reads a file as its suffix says."""
+        if not path.is_file():
+            there = [entry.name for entry in path.parent.glob("*.*")]
+            raise DataError(
+                f"no file {str(path)!r}; {list_choices(path.name, there)} (data.init_args.root, source, target)"
+            )
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise DataError(f"{path}: cannot read {suffix!r} files, only {' '.join(SUFFIXES)}")
+        try:
+            if suffix == ".csv":
+                return _open_csv(path, self.label_column)
+            if suffix == ".npy":
+                return _open_npy(path)
+            if suffix in SVMLIGHT:
+                return _open_svmlight(path, [self.root / self.source, self.root / self.target])
+            wanted = [key + part for key in (self.x_key, self.y_key) for part in ("", "_train", "_val", "_test")]
+            entries, names = (_open_npz if suffix == ".npz" else _open_mat)(path, wanted)
+            return _Table(entries, self.x_key, self.y_key, names)
+        except DataError:
+            raise
+        except Exception as error:  # the parsers raise exceptions of many kinds
+            raise DataError(f"{path}: not a readable {suffix} file ({error}); write it anew") from error
+
+
+class _Table(NamedTuple):
+    """A file: arrays by key, the keys of samples and of labels, and the names there are to choose from."""
+
+    entries: dict[str, Any]
+    x_key: str
+    y_key: str
+    names: list[str]
+
+
+def _open_npz(path: Path, wanted: list[str]) -> tuple[dict[str, Any], list[str]]:
+    with np.load(path) as file:
+        return {key: file[key] for key in wanted if key in file}, list(file)
+
+
+def _open_mat(path: Path, wanted: list[str]) -> tuple[dict[str, Any], list[str]]:
+    entries = scipy.io.loadmat(path, variable_names=wanted, simplify_cells=True)
+    return entries, [name for name, *_ in scipy.io.whosmat(path)]
+
+
+def _open_npy(path: Path) -> _Table:
+    labels = path.with_name(f"{path.stem}_labels.npy")
+    entries = {file.name: np.load(file) for file in (path, labels) if file.exists()}
+    return _Table(entries, path.name, labels.name, [file.name for file in path.parent.glob("*.npy")])
+
+
+def _open_svmlight(path: Path, domains: list[Path]) -> _Table:
+    # both domains at once: a file tells no more of the number of features than the last one it has a value for
+    both = [file for file in domains if file.suffix.lower() in SVMLIGHT and file.is_file()]
+    x, y, *_ = load_svmlight_files([path, *both])
+    return _Table({"x": x, "y": y}, "x", "y", ["x", "y"])
+
+
+def _open_csv(path: Path, label_column: str) -> _Table:
+    features = pd.read_csv(path)
+    names = list(features.columns)
+    entries = {}
+    if label_column in names:
+        # as text, since a class may be called "None" or "NA"
+        labels = pd.read_csv(path, usecols=[label_column], dtype=str, keep_default_na=False)
+        entries[label_column] = labels[label_column].to_numpy(dtype=object)
+        features = features.drop(columns=label_column)
+    for column in features.columns:
+        if column.startswith("Unnamed: "):
+            raise DataError(
+                f"{path}: column {names.index(column) + 1} has no name, as a column of row numbers has none; name it "
+                "if it is a feature, or remove it (pandas: to_csv(..., index=False))"
+            )
+        if features[column].dtype.kind not in "biuf":
+            value = next(v for v in features[column].dropna() if pd.isna(pd.to_numeric(v, errors="coerce")))
+            raise DataError(
+                f"{path}: column {column!r} holds {value!r}, which is not a number; remove the column, or name it in "
+                "data.init_args.label_column if it holds the labels"
+            )
+    entries[""] = features.to_numpy(dtype=np.float32)
+    return _Table(entries, "", label_column, names)
+
+
+def _samples(path: Path, key: str, entry: Any, samples_last: bool) -> Array:
+    """Vectors (n, d) of float32, or images (n, c, h, w) of uint8 or float32."""
+    x: Array = np.asarray(entry.toarray() if hasattr(entry, "toarray") else entry)
+    if x.dtype.kind not in "biuf" or x.ndim not in (2, 3, 4):
+        raise DataError(
+            f"{path}: {key!r} is of {x.dtype} and shape {x.shape}; it must be numbers of shape (n, d), (n, h, w), "
+            "(n, h, w, c) or (n, c, h, w)"
+        )
+    if samples_last:
+        x = np.moveaxis(x, -1, 0)
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[3] <= 4:
+        x = np.moveaxis(x, 3, 1)
+    if x.ndim == 4 and x.shape[1] > 4:
+        raise DataError(f"{path}: {key!r} of shape {x.shape} has no dimension of at most four channels")
+    return x if x.ndim == 4 and x.dtype == np.uint8 else x.astype(np.float32)
+
+
+def _labels(path: Path, key: str, entry: Any, size: int) -> Array:
+    """Labels of any kind, shape (size,); None where there are none."""
+    y: Array = np.full(size, None) if entry is None else np.asarray(entry)
+    if y.size != size or size not in y.shape:
+        raise DataError(
+            f"{path}: {key!r} has shape {y.shape}, but there are {size} samples; each needs one label (if the last "
+            "dimension of the samples counts them, set data.init_args.samples_last)"
+        )
+    return (y.astype(str) if y.dtype.kind == "S" else y).ravel().astype(object)
+
+
+def _encode(path: Path, key: str, labels: Array) -> tuple[Indices, list[str]]:
+    """Labels 0, 1, ... in the order of the names of the classes, and these names."""
+    values: Array = np.array(["" if pd.isna(label) else str(label).strip() for label in labels], dtype=object)
+    known = values != ""
+    numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
+    if all(value.lower() in ("", "nan") for value in values[np.isnan(numbers)]):
+        known = ~np.isnan(numbers)
+        broken = numbers[known & (numbers != np.floor(numbers))]
+        if len(broken):
+            raise DataError(f"{path}: label {broken[0]} in {key!r} is neither a whole number nor a name")
+        values = np.where(known, numbers, UNKNOWN).astype(np.int64)
+    codes = np.full(len(labels), UNKNOWN, dtype=np.int64)
+    classes, inverse = np.unique(values[known], return_inverse=True)
+    codes[known] = inverse
+    return codes, [str(name) for name in classes]
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature or channel, over the samples whose values are finite."""
+    x = x[x.flatten(1).isfinite().all(dim=1)].double()
+    over = [0, *range(2, x.ndim)]
+    mean, std = x.mean(over, keepdim=True), x.std(over, correction=0, keepdim=True)
+    return mean.float(), torch.where(std > 0, std, 1.0).float()

@@ -1,0 +1,53 @@
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from lightning_da.data.base import SPLITS
+
+
+class WritePredictions(BasePredictionWriter):
+    """Writes what `predict` finds as CSV: sample (file or index), split, class, probability.
+
+    Args:
+        path: The file to write; it appears when it is whole.
+    """
+
+    def __init__(self, path: str = "predictions.csv") -> None:
+        super().__init__("epoch")
+        self.path = Path(path)
+
+    def write_on_epoch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,  # noqa: ARG002
+        predictions: Any,
+        batch_indices: Any,
+    ) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        rows = []
+        for split, batches, places in zip(SPLITS, predictions, batch_indices, strict=True):
+            for probabilities, indices in zip(batches, places, strict=True):
+                best = probabilities.float().max(dim=1)
+                for index, label, probability in zip(indices, best.indices, best.values, strict=True):
+                    rows.append((split, int(index), data.classes[int(label)], f"{float(probability):.4f}"))
+        shares: list[list[Any]] = [rows]
+        if trainer.world_size > 1:
+            shares = [[] for _ in range(trainer.world_size)]
+            dist.all_gather_object(shares, rows)
+        if not trainer.is_global_zero:
+            return
+        order = {split: place for place, split in enumerate(SPLITS)}
+        merged = sorted((row for share in shares for row in share), key=lambda row: (order[row[0]], row[1]))
+        names = {split: data.names("target", split) for split in SPLITS}
+        part = self.path.with_name(self.path.name + ".part")
+        with part.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("sample", "split", "class", "probability"))
+            writer.writerows((names[split][index], split, name, p) for split, index, name, p in merged)
+        os.replace(part, self.path)
+        print(f"{len(merged)} predictions in {self.path}")
