@@ -97,10 +97,10 @@ def _plain(message: str, parser: _Parser) -> str:
         return f"unknown key {key!r}{place}" + (
             f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
         )
-    required = re.search(r"arguments are required: \w+\.(model|data)", message)
+    required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)$", message)
     if required:
-        folder = "method" if required.group(1) == "model" else "data"
-        return f"no {required.group(1)} is given; add --config conf/{folder}/NAME.yaml"
+        part = required.group(1)
+        return f"no {part} is given; add --config conf/{'method' if part == 'model' else part}/NAME.yaml"
     choice = re.search(r'Parser key "(\w+)":\s+Expected a typing.Literal\[(.*?)\]. Got value: (\S+)', message)
     if choice:
         key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)

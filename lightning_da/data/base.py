@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -296,9 +297,7 @@ def _only(classes: Sequence[str], others: Sequence[str]) -> str:
 
 
 def _even_batch(size: int, world: int, batch_size: int) -> int:
-    """The largest batch size that gives every process the same number of batches, so that none waits for another."""
+    """The nearest batch size with which every process has the same number of batches, so that none waits for another."""
     shares = {len(range(rank, size, world)) for rank in range(world)}
-    for candidate in range(batch_size, 0, -1):
-        if len({math.ceil(share / candidate) for share in shares}) == 1:
-            return candidate
-    return batch_size
+    near = (batch_size + sign * distance for distance in itertools.count() for sign in (-1, 1))
+    return next(b for b in near if b > 0 and len({math.ceil(share / b) for share in shares}) == 1)

@@ -25,15 +25,14 @@ class FeatureTables(DomainPairDataModule):
 
     The suffix of a file says how it is read:
 
-    - `.npz` and `.mat` (not 7.3): entries `x_key` and `y_key`; or `<x_key>_train`, `<y_key>_train`,
-      `<x_key>_test` and so on for data that come with their splits (without `_val`, that is split off
-      `_train`).
+    - `.npz` and `.mat` (not 7.3): entries `x_key` and `y_key`; or `<x_key>_train`, `<y_key>_train`, `<x_key>_test` and
+      so on for data that come with their splits (without `_val`, that is split off `_train`).
     - `.npy`: samples; their labels are in `<stem>_labels.npy` beside it.
     - `.csv`: a column of labels; all others are features. Both domains need the same columns.
     - `.svmlight` or `.libsvm`: sparse vectors with labels.
 
-    Samples of two dimensions (n, d) are vectors. Those of three (n, h, w) or four (n, h, w, c) or (n, c, h,
-    w), with at most four channels, are images; images of uint8 are read as floats in [0, 1].
+    Samples of two dimensions (n, d) are vectors. Those of three (n, h, w) or four (n, h, w, c) or (n, c, h, w), with
+    at most four channels, are images; images of uint8 are read as floats in [0, 1].
 
     Labels are whole numbers from any start, or names. The classes are named by them and sorted, by value if
     all are numbers. An empty label, or NaN, is an unknown class; a target without labels is unlabelled. A
@@ -79,7 +78,6 @@ class FeatureTables(DomainPairDataModule):
         self._domains: dict[str, dict[str, TensorDomain]] = {}
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
-        """One split of one domain; see the base class."""
         part = self._read(domain)[split]
         if not self.standardize:
             return part
@@ -90,7 +88,7 @@ class FeatureTables(DomainPairDataModule):
                 f"{tuple(part.x.shape[1:])} in {self.root / domain}; bring them to one shape"
             )
         mean, std = _moments(source.x)
-        return TensorDomain((part.x - mean) / std, part.y, part.classes)
+        return TensorDomain((part.x - mean) / std, part.y, part.classes, part.names)
 
     def check(self) -> None:
         """Checks, before the base class does, that two `.csv` files have the same columns of features.
@@ -219,7 +217,7 @@ def _open_svmlight(path: Path, domains: list[Path]) -> _Table:
 def _open_csv(path: Path, label_column: str) -> _Table:
     features = pd.read_csv(path)
     names = list(features.columns)
-    entries = {}
+    entries: dict[str, Any] = {}
     if label_column in names:
         # as text, since a class may be called "None" or "NA"
         labels = pd.read_csv(path, usecols=[label_column], dtype=str, keep_default_na=False)

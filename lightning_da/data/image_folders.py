@@ -91,8 +91,7 @@ class ImageFolders(DomainPairDataModule):
             source is validated and tested on what it was trained on.
         num_workers: Processes that read images, for each domain.
         seed: Seed of splitting.
-        val_share: Share of the validation images, of all or, where there are only `train` and `test`, of
-            `train`.
+        val_share: Share of the validation images, of all or, where there are only `train` and `test`, of `train`.
         test_share: Share of the test images.
     """
 
@@ -130,7 +129,6 @@ class ImageFolders(DomainPairDataModule):
         return (3, self.image_size, self.image_size)
 
     def dataset(self, domain: str, split: str) -> ImageFiles:
-        """One split of one domain; see the base class."""
         if domain not in self._domains:
             self._domains[domain] = self._list(domain)
         return self._domains[domain][split]

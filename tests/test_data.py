@@ -1,0 +1,185 @@
+"""The contract of the pair: what reaches a method, in which order, and what is checked before."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_da.data import DataError, TensorDomain
+from lightning_da.data.base import _even_batch, _Share, _Shuffle
+from tests.toy import Toy, build, trainer
+
+NAMES = ["class 0", "class 1", "class 2"]
+
+
+class Changed(Toy):
+    """The toy pair with one thing wrong in one split of one domain."""
+
+    def __init__(self, change: Any, domain: str = "noisy", split: str = "train", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.change, self.where = change, (domain, split)
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        data = super().dataset(domain, split)
+        return self.change(data) if (domain, split) == self.where else data  # type: ignore[no-any-return]
+
+
+def with_x(function: Any) -> Any:
+    return lambda data: TensorDomain(function(data.x.clone()), data.y, data.classes)
+
+
+def with_y(function: Any) -> Any:
+    return lambda data: TensorDomain(data.x, function(data.y.clone()), data.classes)
+
+
+def poisoned(value: float) -> Any:
+    def change(x: Tensor) -> Tensor:
+        x[7, 2] = value
+        return x
+
+    return with_x(change)
+
+
+def relabelled(label: int) -> Any:
+    def change(y: Tensor) -> Tensor:
+        y[5] = label
+        return y
+
+    return with_y(change)
+
+
+def cut(number: int) -> Any:
+    return lambda data: TensorDomain(data.x[:number], data.y[:number], data.classes)
+
+
+def renamed(names: list[str]) -> Any:
+    return lambda data: TensorDomain(data.x, data.y, names)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Changed(cut(0), split="val"), "'noisy': the val split is empty"),
+        (Changed(cut(20)), "'noisy': 20 training samples are fewer than a batch of 32.*batch_size to at most 20"),
+        (Changed(poisoned(float("nan"))), "'noisy': sample 7 of the train split holds NaN"),
+        (Changed(poisoned(float("inf")), split="test"), "'noisy': sample 7 of the test split"),
+        (Changed(relabelled(3), domain="calm"), "'calm': label 3 in the train split is out of range.* 0 to 2"),
+        (Changed(relabelled(-2)), "'noisy': label -2"),
+        (Changed(renamed(["class 0", "class 1", "kitten"])), "'calm' has 'class 2' alone.*'noisy' has 'kitten' alone"),
+        (Changed(renamed(NAMES[::-1])), "classes differ.*same order"),
+        (Changed(renamed(NAMES[:2])), "'calm' has 'class 2' alone"),
+        (Changed(with_x(lambda x: 255 * x)), "value ranges differ: values reach .* 'calm' and .* 'noisy'"),
+        (Changed(with_x(lambda x: x.reshape(-1, 2, 4))), r"shape"),
+        (Changed(with_y(lambda y: torch.full_like(y, -1)), domain="calm"), "'calm': its training labels"),
+    ],
+    ids=lambda value: value[:25] if isinstance(value, str) else "",
+)
+def test_checked_before_training(data: Toy, message: str) -> None:
+    if "shape" in message:
+        for split in ("val", "test"):
+            data._datasets["noisy", split] = Changed(data.change, split=split).dataset("noisy", split)  # type: ignore[attr-defined]
+        message = r"\(8,\) in domain 'calm', \(2, 4\) in domain 'noisy'"
+    model = build("dann")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(DataError, match=message):
+        trainer().fit(model, data)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_labelled_target_is_needed_by_those_who_read_it() -> None:
+    data = Changed(with_y(lambda y: torch.full_like(y, -1)))
+    with pytest.raises(DataError, match="'noisy': its training labels are to be read, but no sample has one"):
+        trainer().fit(build("source_only", train_on="target"), data)
+
+
+def test_good_data_pass() -> None:
+    Toy().check()
+
+
+def test_tensor_domain_batches_by_index_and_scales_images() -> None:
+    images = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    domain = TensorDomain(images, torch.tensor([3, 1, 2, 0]), list("abcd"), names=["w", "x", "y", "z"])
+    x, y = domain.__getitems__([2, 0])
+    torch.testing.assert_close(x, images[[2, 0]].float() / 255)
+    assert y.tolist() == [2, 3]
+    assert torch.equal(domain[2][0], x[0])
+    assert domain.names == ["w", "x", "y", "z"]
+    assert TensorDomain(images.float(), domain.y, list("abcd"))[1][0].max() == 127
+
+
+def test_fingerprint_follows_samples_and_labels() -> None:
+    same = Toy().fingerprint()
+    assert Toy().fingerprint() == same
+    assert Changed(poisoned(1.0), split="test").fingerprint() != same
+    assert Changed(relabelled(0), split="val").fingerprint() != same
+
+
+def batches(data: Toy, epochs: int = 1, seed: int = 0) -> list[list[Any]]:
+    t = trainer()
+    t.strategy._lightning_module = build("dann", seed)
+    data.trainer = t
+    loader = data.train_dataloader()
+    found = []
+    for epoch in range(epochs):
+        for part in loader.flattened:
+            part.sampler.set_epoch(epoch)
+        found.append([batch for batch, _, _ in loader])
+    return found
+
+
+def test_training_batches_are_full_shuffled_and_unlabelled_on_target() -> None:
+    first, second = batches(Toy(number=100), epochs=2)
+    assert len(first) == 3
+    for batch in first:
+        assert [part.shape for part in batch["source"]] == [(32, 8), (32,)]
+        assert batch["target"].shape == (32, 8)
+    x = torch.cat([batch["source"][0] for batch in first])
+    assert len(x.unique(dim=0)) == 96
+    assert not torch.equal(first[0]["target"], second[0]["target"])
+    again = batches(Toy(number=100))[0]
+    assert torch.equal(again[2]["target"], first[2]["target"])
+    assert not torch.equal(batches(Toy(number=100), seed=1)[0][0]["target"], first[0]["target"])
+
+
+def test_a_cycled_domain_is_shuffled_anew() -> None:
+    class Uneven(Toy):
+        def dataset(self, domain: str, split: str) -> TensorDomain:
+            data = super().dataset(domain, split)
+            return cut(40)(data) if domain == "noisy" else data  # type: ignore[no-any-return]
+
+    epoch = batches(Uneven(number=320))[0]
+    assert len(epoch) == 10
+    targets = [batch["target"] for batch in epoch]
+    assert all(target.shape == (32, 8) for target in targets)
+    assert not any(torch.equal(targets[0], other) for other in targets[1:])
+    assert len(torch.cat(targets).unique(dim=0)) == 40
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 7, 64, 65, 129, 130])
+def test_shares_are_disjoint_and_whole(world: int, size: int) -> None:
+    data = list(range(size))
+    shares = [list(_Share(data, world, rank)) for rank in range(world)]  # type: ignore[arg-type]
+    assert sorted(itertools.chain(*shares)) == data
+    shuffled = [list(_Shuffle(data, world, rank, seed=3, drop_last=True)) for rank in range(world)]  # type: ignore[arg-type]
+    assert len({len(share) for share in shuffled}) == 1
+    assert len(set(itertools.chain(*shuffled))) == size // world * world
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [2, 3, 32])
+def test_every_process_has_the_same_number_of_batches(world: int, batch_size: int) -> None:
+    for size in range(world, 200):
+        batch = _even_batch(size, world, batch_size)
+        numbers = {-(-len(range(rank, size, world)) // batch) for rank in range(world)}
+        assert len(numbers) == 1
+
+
+def test_predict_reads_the_whole_target() -> None:
+    data = Toy(number=50)
+    model = build("dann")
+    parts = trainer().predict(model, data)
+    assert parts is not None
+    assert [sum(len(batch) for batch in split) for split in parts] == [50, 50, 50]

@@ -1,0 +1,351 @@
+"""What every method must hold, and what the base offers to all of them."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lightning_da.backbones import FeedForward
+from lightning_da.data.base import UNKNOWN
+from lightning_da.errors import ConfigError
+from lightning_da.methods import DANN, AdaptationModule, FineTune, TransferModule
+from lightning_da.schedules import constant, inverse_decay
+from tests.toy import ADAM, ADAPTING, BACKBONE, METHODS, Toy, accuracy, build, fit, trainer
+
+NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
+
+
+def state(model: nn.Module, prefix: tuple[str, ...] = ("backbone.", "head.")) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items() if key.startswith(prefix)}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trainable_parameter_gets_a_gradient_and_moves(name: str) -> None:
+    model = build(name)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    seen: set[str] = set()
+    model.on_before_optimizer_step = lambda _optimizer: seen.update(  # type: ignore[method-assign]
+        key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    )
+    fit(model, steps=5)
+    assert seen == set(before)
+    assert all(not torch.equal(before[key], value) for key, value in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ADAPTING)
+@pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
+def test_domain_loss_sends_a_gradient_into_the_backbone(name: str, batch_norm: str) -> None:
+    model = build(name, batch_norm=batch_norm, backbone=NORMED, domain_schedule=constant)
+    model.task_loss = lambda logits, _y: logits.sum() * 0  # type: ignore[method-assign]
+    model.trainer = trainer()
+    batch = {"source": (torch.randn(16, 8), torch.zeros(16).long()), "target": torch.randn(16, 8) + 1}
+    model.log_dict = lambda *_args: None  # type: ignore[method-assign]
+    type(model).progress, kept = property(lambda _self: 0.5), type(model).__dict__.get("progress")  # type: ignore[assignment]
+    try:
+        model.training_step(batch, 0).backward()
+    finally:
+        if kept is None:
+            del type(model).progress
+    for key, parameter in model.backbone.named_parameters():
+        assert parameter.grad is not None, key
+        # a bias in front of batch norm has no effect
+        assert parameter.grad.abs().sum() > 0 or (".0.bias" in key), key
+
+
+@pytest.mark.parametrize("name", ADAPTING)
+@pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
+def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str) -> None:
+    source_only = state(fit(build("source_only"), steps=25))
+    adapted = state(fit(build(name, domain_weight=0.0, batch_norm=batch_norm), steps=25))
+    assert equal(adapted, source_only)
+    assert not equal(state(fit(build(name, domain_weight=0.1, batch_norm=batch_norm), steps=25)), source_only)
+
+
+@pytest.mark.parametrize("name", ADAPTING)
+def test_beats_source_only_on_a_shift_made_for_it(name: str) -> None:
+    gains = []
+    for seed in range(3):
+        args: dict[str, Any] = {"optimizer": ADAM}
+        lower = accuracy(fit(build("source_only", seed, **args), steps=200))["test/target/acc"]
+        found = accuracy(fit(build(name, seed, **args), steps=200))["test/target/acc"]
+        gains.append(found - lower)
+    assert sum(gains) / 3 > 0.05, gains
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_repeats_itself(name: str) -> None:
+    once, again = (fit(build(name, seed=3)) for _ in range(2))
+    assert equal(state(once), state(again))
+    assert accuracy(once) == accuracy(again)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resumed_equals_unbroken(name: str, tmp_path: Path) -> None:
+    # 10 batches an epoch; the checkpoint after the second is resumed, with the schedules on their way
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    unbroken = build(name, lr_schedule=inverse_decay)
+    trainer(40, enable_checkpointing=True, callbacks=[keep]).fit(unbroken, Toy())
+    resumed = build(name, seed=9, lr_schedule=inverse_decay)
+    L.seed_everything(0, verbose=False)
+    trainer(40).fit(resumed, Toy(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    assert resumed.trainer.global_step == 40
+    assert equal(state(resumed, ("",)), state(unbroken, ("",)))
+
+
+@pytest.mark.parametrize("name", ADAPTING)
+def test_a_training_step_cannot_read_target_labels(name: str) -> None:
+    model = build(name)
+    seen = []
+    model.on_train_batch_start = lambda batch, _idx: seen.append(batch)  # type: ignore[method-assign]
+    fit(model, steps=12)
+    assert len(seen) == 12
+    for batch in seen:
+        assert set(batch) == {"source", "target"}
+        assert isinstance(batch["target"], Tensor)
+        assert batch["target"].shape == (32, 8)
+
+
+@pytest.mark.parametrize("train_on", ["source", "target", "both"])
+def test_fine_tune_reads_the_domains_it_names(train_on: str) -> None:
+    model = build("source_only", train_on=train_on, optimizer=ADAM)
+    seen: list[Any] = []
+    model.on_train_batch_start = lambda batch, _idx: seen.append(batch)  # type: ignore[method-assign]
+    result = accuracy(fit(model, steps=150))
+    named = {"source", "target"} if train_on == "both" else {train_on}
+    assert set(seen[0]) == named
+    assert all(isinstance(batch[domain], list | tuple) for batch in seen for domain in named)
+    for domain in named:
+        assert result[f"test/{domain}/acc"] > 0.95
+
+
+def test_task_loss_counts_known_labels_only() -> None:
+    model = build("source_only", label_smoothing=0.1)
+    logits, y = torch.randn(6, 3), torch.tensor([0, UNKNOWN, 2, 1, UNKNOWN, 0])
+    known = y != UNKNOWN
+    expected = cross_entropy(logits[known], y[known], label_smoothing=0.1)
+    torch.testing.assert_close(model.task_loss(logits, y), expected)
+    assert model.task_loss(logits, torch.full((6,), UNKNOWN)).item() == 0
+
+
+def test_accuracy_is_that_of_all_samples_and_the_mean_of_classes() -> None:
+    model, data = fit(build("source_only")), Toy()
+    found = accuracy(model, data)
+    for domain, name in (("source", "calm"), ("target", "noisy")):
+        split = data.dataset(name, "test")
+        right = model.eval()(split.x).argmax(1) == split.y
+        assert found[f"test/{domain}/acc"] == pytest.approx(right.double().mean().item())
+        classes = [right[split.y == c].double().mean().item() for c in range(3)]
+        assert found[f"test/{domain}/class_acc"] == pytest.approx(sum(classes) / 3)
+
+
+def test_unlabelled_target_has_no_accuracy() -> None:
+    class Unlabelled(Toy):
+        def dataset(self, domain: str, split: str) -> Any:
+            data = super().dataset(domain, split)
+            if domain == "noisy":
+                data.y, data.classes = torch.full_like(data.y, UNKNOWN), []
+            return data
+
+    data = Unlabelled()
+    found = accuracy(fit(build("dann"), steps=5, data=data), data)
+    assert set(found) == {"test/source/acc", "test/source/class_acc"}
+
+
+# ---------------------------------------------------------------- schedules and optimizer
+
+
+def test_progress_and_learning_rate_follow_the_trainer() -> None:
+    model = build("source_only", lr_schedule=inverse_decay)
+    seen: list[tuple[float, float]] = []
+    model.on_train_batch_start = lambda _batch, _idx: seen.append(  # type: ignore[method-assign]
+        (model.progress, model.trainer.optimizers[0].param_groups[0]["lr"])
+    )
+    fit(model, steps=20)
+    assert [p for p, _ in seen] == pytest.approx([i / 20 for i in range(20)])
+    assert [lr for _, lr in seen] == pytest.approx([0.05 * (1 + 10 * i / 20) ** -0.75 for i in range(20)])
+
+
+def test_schedules_need_an_end_of_training() -> None:
+    with pytest.raises(ConfigError, match="max_steps or trainer"):
+        trainer(-1, max_epochs=-1).fit(build("dann"), Toy())
+
+
+def test_learning_rate_scales() -> None:
+    model = build(
+        "dann",
+        bottleneck=partial(FeedForward, hidden=[8]),
+        backbone_lr_scale=0.1,
+        layer_lr_decay=0.5,
+        head_lr_scale=10.0,
+    )
+    model.trainer = trainer()
+    optimizer = model.configure_optimizers()["optimizer"]
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+
+    def rate(module: nn.Module) -> float:
+        found = {rates[id(p)] for p in module.parameters()}
+        assert len(found) == 1
+        return found.pop()
+
+    assert rate(model.backbone.get_submodule("fc2")) == pytest.approx(0.005)
+    assert rate(model.backbone.get_submodule("fc1")) == pytest.approx(0.0025)
+    assert rate(model.bottleneck) == pytest.approx(0.5)
+    assert rate(model.head) == pytest.approx(0.5)
+    assert isinstance(model, DANN)
+    assert rate(model.discriminators) == pytest.approx(0.05)
+
+
+# ---------------------------------------------------------------- freezing
+
+
+@pytest.mark.parametrize(("freeze", "kept"), [(1, ["fc1"]), (2, ["fc1", "fc2"]), ("all", ["fc1", "fc2"])])
+def test_frozen_layers_keep_weights_and_statistics(freeze: Any, kept: list[str]) -> None:
+    model = build("dann", freeze=freeze, backbone=NORMED)
+    before = state(model)
+    fit(model)
+    for key, value in state(model).items():
+        same = torch.equal(before[key], value)
+        assert same == (key.split(".")[1] in kept), key
+    assert all(not m.training for layer in kept for m in model.backbone.get_submodule(layer).modules())
+    assert model.head.training
+
+
+def test_gradual_unfreezing_releases_the_deepest_first() -> None:
+    model = build("source_only", freeze="all", unfreeze_by=0.5, backbone=NORMED)
+    history: list[tuple[bool, bool]] = []
+    last = {layer: state(model, (f"backbone.{layer}.0",)) for layer in ("fc1", "fc2")}
+
+    def note(*_args: Any) -> None:
+        now = {layer: state(model, (f"backbone.{layer}.0",)) for layer in ("fc1", "fc2")}
+        history.append((not equal(now["fc1"], last["fc1"]), not equal(now["fc2"], last["fc2"])))
+        assert model.backbone.get_submodule("fc1").training == history[-1][0]
+        last.update(now)
+
+    model.on_train_batch_end = note  # type: ignore[method-assign]
+    fit(model, steps=30)
+    fc1, fc2 = ([moved[i] for moved in history] for i in (0, 1))
+    # three steps of depth (tail, fc2, fc1) over the first half: one is released every 5 steps
+    assert fc2 == [False] * 10 + [True] * 20
+    assert fc1 == [False] * 15 + [True] * 15
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"freeze": 3}, "freeze: 3 of the backbone's 2 layers"),
+        ({"freeze": -1}, "freeze: -1"),
+        ({"unfreeze_by": 0.5}, "unfreeze_by"),
+        ({"freeze": 1, "unfreeze_by": 1.5}, "unfreeze_by"),
+        ({"keep_head": True}, "keep_head"),
+    ],
+)
+def test_fine_tune_refuses(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build("source_only", **args)
+
+
+# ---------------------------------------------------------------- adapted layers and batch norm
+
+
+def test_unknown_layer_is_refused_with_the_near_name() -> None:
+    with pytest.raises(ConfigError, match="no layer 'fc9'; did you mean 'fc"):
+        build("dann", layers=("fc9",))
+
+
+def test_adapted_widths() -> None:
+    model = build("deep_coral")
+    assert isinstance(model, AdaptationModule)
+    assert model.adapted_widths() == [32, 16, 3]
+    assert model.training
+
+
+def norms(model: nn.Module) -> list[nn.BatchNorm1d]:
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+
+
+def test_joint_statistics_are_those_of_both_domains() -> None:
+    model = build("dann", batch_norm="joint", backbone=NORMED, domain_schedule=constant)
+    fit(model, steps=1)
+    batch = next(iter(_first_batches()))
+    both = torch.cat([batch["source"][0], batch["target"]])
+    fresh = build("dann", batch_norm="joint", backbone=NORMED)
+    first = fresh.backbone.get_submodule("fc1.0")(both)
+    torch.testing.assert_close(norms(model)[0].running_mean, 0.1 * first.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_per_domain_statistics_are_kept_apart_and_used() -> None:
+    model = build("dann", batch_norm="per_domain", backbone=NORMED)
+    fit(model, steps=1)
+    batch = next(iter(_first_batches()))
+    fresh = build("dann", batch_norm="per_domain", backbone=NORMED)
+    linear = fresh.backbone.get_submodule("fc1.0")
+    source, target = norms(model)[:2]
+    assert source.weight is target.weight
+    torch.testing.assert_close(source.running_mean, 0.1 * linear(batch["source"][0]).mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(target.running_mean, 0.1 * linear(batch["target"]).mean(0), rtol=1e-4, atol=1e-6)
+    model.eval()
+    x = torch.randn(4, 8)
+    answers = []
+    for domain in ("source", "target"):
+        model.set_domain(domain)
+        answers.append(model(x))
+    assert not torch.allclose(*answers)
+
+
+def _first_batches() -> Any:
+    class Peek(FineTune):
+        unlabelled = ("target",)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
+            batches.append(batch)
+            x, y = batch["source"]
+            return self.task_loss(self(x), y)
+
+    batches: list[Any] = []
+    L.seed_everything(0, verbose=False)
+    model: TransferModule = Peek(num_classes=3, input_shape=(8,), backbone=BACKBONE)
+    L.seed_everything(0, verbose=False)
+    fit(model, steps=1)
+    return batches
+
+
+# ---------------------------------------------------------------- checkpoints and earlier runs
+
+
+def test_python_checkpoint_loads_with_weights_only(tmp_path: Path) -> None:
+    model = build("dann")
+    t = trainer(3, limit_val_batches=0)
+    t.fit(model, Toy())
+    t.save_checkpoint(tmp_path / "model.ckpt")
+    given: dict[str, Any] = {"num_classes": 3, "input_shape": (8,), "backbone": BACKBONE}
+    loaded = DANN.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True, **given)
+    x = torch.randn(5, 8)
+    assert torch.equal(loaded.eval()(x), model.eval()(x))
+
+
+def test_fine_tune_starts_from_an_earlier_run(tmp_path: Path) -> None:
+    earlier = fit(build("source_only"))
+    path = tmp_path / "earlier.ckpt"
+    earlier.trainer.save_checkpoint(path)
+    for keep_head in (False, True):
+        model = build("source_only", seed=5, train_on="target", init_from=str(path), keep_head=keep_head)
+        fresh = state(model, ("head.",))
+        fit(model, steps=0)
+        assert equal(state(model, ("backbone.",)), state(earlier, ("backbone.",)))
+        assert equal(state(model, ("head.",)), state(earlier, ("head.",)) if keep_head else fresh)
+    wider = build("source_only", init_from=str(path), backbone=partial(FeedForward, hidden=[32, 17]))
+    with pytest.raises(ConfigError, match=r"earlier\.ckpt.*backbone\.fc2.*\(16, 32\) there, \(17, 32\) here"):
+        fit(wider, steps=1)
+    with pytest.raises(ConfigError, match=r"'gone\.ckpt' is no checkpoint file"):
+        fit(build("source_only", init_from="gone.ckpt"), steps=1)
