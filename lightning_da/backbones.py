@@ -133,7 +133,7 @@ class TimmBackbone(Backbone):
     Args:
         input_shape: (channels, height, width).
         model: timm's name for it, `resnet50` say.
-        weights: None for random weights, `pretrained` for those that timm downloads, or the path of a file of weights
+        weights: `random`, `pretrained` for those that timm downloads, or the path of a file of weights
             (.pth, .safetensors). They are read when a fit begins: a checkpoint of the run needs neither.
         flatten: Whether to return the flattened last feature map, instead of what the model itself hands its
             classifier.
@@ -148,7 +148,7 @@ class TimmBackbone(Backbone):
         self,
         input_shape: tuple[int, ...],
         model: str = "resnet18",
-        weights: str | None = None,
+        weights: str = "random",
         flatten: bool = False,
         model_args: dict[str, Any] | None = None,
     ) -> None:
@@ -177,7 +177,7 @@ class TimmBackbone(Backbone):
 
     def load_pretrained(self) -> None:
         """Reads `weights`, from the hub or from the file."""
-        if self._weights is None:
+        if self._weights == "random":
             return
         overlay = None
         if self._weights != "pretrained":

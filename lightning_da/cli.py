@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib
 import logging
 import re
 import sys
@@ -19,7 +20,7 @@ import lightning_da.methods
 from lightning_da.compare import compare
 from lightning_da.data import DomainPairDataModule
 from lightning_da.errors import ConfigError
-from lightning_da.methods import TransferModule
+from lightning_da.methods import AdaptationModule, TransferModule
 from lightning_da.predictions import WritePredictions
 from lightning_da.sweep import sweep
 from lightning_da.tracking import PROJECT, RecordRun, find_fit
@@ -55,6 +56,12 @@ HELP = {
     "for fit, the checkpoint file to resume from",
 }
 """Help of the options that `--help` lists."""
+
+MISSING = {
+    "model": "no method is given; add --config conf/method/NAME.yaml",
+    "data": "no data are given; add --config conf/data/NAME.yaml",
+    "backbone": "no backbone is given; add --config conf/backbone/NAME.yaml, or data that bring one (conf/data/digits.yaml)",
+}
 
 USAGE = f"""\
 usage: lightning-da COMMAND --config conf/method/NAME.yaml --config conf/data/NAME.yaml [--OPTION VALUE ...]
@@ -97,10 +104,9 @@ def _plain(message: str, parser: _Parser) -> str:
         return f"unknown key {key!r}{place}" + (
             f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
         )
-    required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)$", message)
+    required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)\b", message)
     if required:
-        part = required.group(1)
-        return f"no {part} is given; add --config conf/{'method' if part == 'model' else part}/NAME.yaml"
+        return MISSING[required.group(1)]
     choice = re.search(r'Parser key "(\w+)":\s+Expected a typing.Literal\[(.*?)\]. Got value: (\S+)', message)
     if choice:
         key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)
@@ -118,11 +124,13 @@ def _plain(message: str, parser: _Parser) -> str:
 
 def _arguments(class_path: str) -> list[str]:
     parser = _Parser(exit_on_error=False)
-    module, _, name = class_path.rpartition(".")
-    parser.add_class_arguments(
-        getattr(sys.modules.get(module) or __import__(module, fromlist=[name]), name), fail_untyped=False
-    )
+    parser.add_class_arguments(_class(class_path), fail_untyped=False)
     return [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+
+
+def _class(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _keys(parser: _Parser) -> list[str]:
@@ -177,6 +185,8 @@ class TransferCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        if config.model is None or _class(config.model.class_path) in (TransferModule, AdaptationModule):
+            sys.exit(f"lightning-da: error: {MISSING['model']}")
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
         logger = config.trainer.logger
         tracked = isinstance(logger, Namespace) and "init_args" in logger and "run_name" in logger.init_args
@@ -224,7 +234,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
-    warnings.filterwarnings("ignore", message=".*lower than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen layers
     for name in ("mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -7,8 +7,6 @@ import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lightning_da.data.base import SPLITS
-
 
 class WritePredictions(BasePredictionWriter):
     """Writes what `predict` finds as CSV: sample (file or index), split, class, probability.
@@ -29,8 +27,10 @@ class WritePredictions(BasePredictionWriter):
         batch_indices: Any,
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if len(data.predicted) == 1:  # then Lightning gives the batches themselves
+            predictions = [predictions]
         rows = []
-        for split, batches, places in zip(SPLITS, predictions, batch_indices, strict=True):
+        for split, batches, places in zip(data.predicted, predictions, batch_indices, strict=True):
             for probabilities, indices in zip(batches, places, strict=True):
                 best = probabilities.float().max(dim=1)
                 for index, label, probability in zip(indices, best.indices, best.values, strict=True):
@@ -41,9 +41,9 @@ class WritePredictions(BasePredictionWriter):
             dist.all_gather_object(shares, rows)
         if not trainer.is_global_zero:
             return
-        order = {split: place for place, split in enumerate(SPLITS)}
+        order = {split: place for place, split in enumerate(data.predicted)}
         merged = sorted((row for share in shares for row in share), key=lambda row: (order[row[0]], row[1]))
-        names = {split: data.names("target", split) for split in SPLITS}
+        names = {split: data.names("target", split) for split in data.predicted}
         part = self.path.with_name(self.path.name + ".part")
         with part.open("w", newline="") as file:
             writer = csv.writer(file)

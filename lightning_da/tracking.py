@@ -82,7 +82,7 @@ class RecordRun(SaveConfigCallback):
     _run_id: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
+        if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
             self._run_id = trainer.logger.run_id
             folder = _artifacts(trainer.logger) / "checkpoints"
             for checkpoint in trainer.checkpoint_callbacks:
@@ -111,8 +111,8 @@ class RecordRun(SaveConfigCallback):
             "data": trainer.datamodule.fingerprint() if hasattr(trainer, "datamodule") else "",
             "selection": selection,
         }
-        if trainer.ckpt_path is not None:
-            tags["resumed_from"] = str(trainer.ckpt_path)
+        if config["ckpt_path"] is not None:
+            tags["resumed_from"] = config["ckpt_path"]
         for key, value in tags.items():
             logger.experiment.set_tag(logger.run_id, key, value)
 
@@ -188,7 +188,9 @@ def parameters(config: dict[str, Any]) -> dict[str, str]:
     found |= {key: config["trainer"][key] for key in trainer if config["trainer"].get(key) is not None}
     for part in ("model", "data"):
         found[part] = config[part]["class_path"].rsplit(".", 1)[-1]
-        _flatten(config[part].get("init_args", {}), "", found)
+        inner: dict[str, Any] = {}
+        _flatten(config[part].get("init_args", {}), "", inner)
+        found |= {f"{part}.{key}" if key in found else key: value for key, value in inner.items()}
     return {key: str(value) for key, value in found.items()}
 
 

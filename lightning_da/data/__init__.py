@@ -1,4 +1,6 @@
 from lightning_da.data.base import DataError, DomainPairDataModule, TensorDomain
 from lightning_da.data.digits import Digits
+from lightning_da.data.features import FeatureTables
+from lightning_da.data.image_folders import ImageFolders
 
-__all__ = ["DataError", "Digits", "DomainPairDataModule", "TensorDomain"]
+__all__ = ["DataError", "Digits", "DomainPairDataModule", "FeatureTables", "ImageFolders", "TensorDomain"]

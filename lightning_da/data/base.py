@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -63,15 +63,22 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _Shuffle(DistributedSampler[Any]):
-    """This process's share of a new permutation at each pass: a domain that is cycled in an epoch is shuffled anew."""
+    """This process's share of a new permutation at each pass: a domain that is cycled in an epoch is shuffled anew.
 
-    passes = 0
+    The epoch is asked for, since the number that Lightning sets is one too high after a checkpoint is resumed.
+    """
 
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
+    def __init__(self, dataset: Any, world: int, rank: int, seed: int, current_epoch: Callable[[], int]) -> None:
+        super().__init__(dataset, world, rank, seed=seed, drop_last=True)
+        self.current_epoch = current_epoch
         self.passes = 0
 
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: see above."""
+
     def __iter__(self) -> Iterator[int]:
+        if self.epoch != self.current_epoch():
+            self.epoch, self.passes = self.current_epoch(), 0
         seed = np.random.SeedSequence([self.seed, self.epoch, self.passes]).generate_state(1)[0]
         self.passes += 1
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(seed)))  # type: ignore[arg-type]
@@ -108,6 +115,8 @@ class DomainPairDataModule(L.LightningDataModule):
 
     num_workers = 0
     """Processes that load samples; 0 for data held in memory."""
+    predicted: tuple[str, ...] = SPLITS
+    """The splits of the target that are predicted: together all of it, each sample once."""
 
     def __init__(self, source: str, target: str, batch_size: int = 64) -> None:
         super().__init__()
@@ -251,10 +260,15 @@ class DomainPairDataModule(L.LightningDataModule):
         dataset = self._get(getattr(self, role), split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        sampler: DistributedSampler[Any]
+        if train:
+            sampler = _Shuffle(dataset, world, rank, seed, lambda: self.trainer.current_epoch if self.trainer else 0)
+        else:
+            sampler = _Share(dataset, world, rank)
         return DataLoader(
             dataset,
             batch_size=self.batch_size if train else _even_batch(len(dataset), world, self.batch_size),
-            sampler=(_Shuffle if train else _Share)(dataset, world, rank, seed=seed, drop_last=train),
+            sampler=sampler,
             drop_last=train,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -280,8 +294,7 @@ class DomainPairDataModule(L.LightningDataModule):
         return [self._loader(role, "test") for role in DOMAINS]
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
-        """The whole target, split by split."""
-        return [self._loader("target", split) for split in SPLITS]
+        return [self._loader("target", split) for split in self.predicted]
 
 
 class _Look(NamedTuple):

@@ -121,6 +121,7 @@ class ImageFolders(DomainPairDataModule):
         self.mean, self.std, self.augment, self.protocol = mean, std, augment, protocol
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self.num_workers = num_workers
+        self.predicted = ("test",) if protocol == "all" else SPLITS
         self._domains: dict[str, dict[str, ImageFiles]] = {}
 
     @property

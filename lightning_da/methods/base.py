@@ -68,7 +68,7 @@ class TransferModule(L.LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self._frozen = 0
+        self._frozen, self._resumed = 0, False
         self.save_hyperparameters(logger=False)
         self.input_shape = tuple(input_shape)
         self.backbone = backbone(self.input_shape)
@@ -136,9 +136,16 @@ class TransferModule(L.LightningModule):
 
     # ---------------------------------------------------------------- steps
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.trainer.ckpt_path is None:
-            self.backbone.load_pretrained()
+    def initialise(self) -> None:
+        """Loads the weights that a fit starts from; not called when a checkpoint is resumed."""
+        self.backbone.load_pretrained()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        self._resumed = True
+
+    def on_fit_start(self) -> None:
+        if not self._resumed:
+            self.initialise()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         x = torch.cat([batch[domain][0] for domain in self.supervised])

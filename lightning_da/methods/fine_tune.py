@@ -35,7 +35,7 @@ class FineTune(TransferModule):
         self._init_from = init_from
         self._initialised = ("backbone.", "bottleneck.", "head.") if keep_head else ("backbone.", "bottleneck.")
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self._init_from is not None and self.trainer.ckpt_path is None:
+    def initialise(self) -> None:
+        super().initialise()
+        if self._init_from is not None:
             load_weights(self, self._init_from, self._initialised)

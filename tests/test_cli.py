@@ -1,0 +1,442 @@
+"""The command line as it is typed: every YAML, joining runs, repeating them, and what is said of mistakes."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+import yaml
+from mlflow.entities import Run
+from PIL import Image
+
+from lightning_da.backbones import TimmBackbone
+from lightning_da.cli import COMMANDS, TransferCLI, main
+from lightning_da.methods import DANN
+from lightning_da.tracking import PROJECT, client
+
+CONF = PROJECT / "conf"
+SHORT = [
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.max_steps=2",
+    "--data.init_args.batch_size=16",
+]
+
+
+def configs(*names: str) -> list[str]:
+    return [word for name in names for word in ("--config", str(CONF / f"{name}.yaml"))]
+
+
+def digits(method: str = "dann", *more: str, experiment: str = "tests") -> list[str]:
+    return [
+        *configs(f"method/{method}", "data/digits"),
+        *SHORT,
+        "--data.init_args.num_typeset=200",
+        f"--trainer.logger.init_args.experiment_name={experiment}",
+        *more,
+    ]
+
+
+def run_of(cli: TransferCLI) -> Run:
+    return client().get_run(cli.trainer.logger.run_id)  # type: ignore[union-attr,arg-type]
+
+
+def metrics(cli: TransferCLI) -> dict[str, float]:
+    return dict(run_of(cli).data.metrics)
+
+
+def complaint(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    message = str(stop.value.code) + capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.fixture
+def image_root(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for domain in ("source", "target"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / domain / name
+            folder.mkdir(parents=True)
+            for i in range(12):
+                Image.fromarray(rng.integers(256, size=(40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("source", "target"):
+        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(120, 5)), y=np.arange(120) % 3)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- every YAML
+
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
+NETWORK = "--model.init_args.backbone.init_args"
+LENET = "lightning_da.backbones.LeNet"
+
+
+def without_download(name: str) -> list[str]:
+    return [f"{NETWORK}.weights=random"] if name in ("vgg16", *BACKBONES) else []
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "vgg16"])
+def test_every_method_fits_tests_and_loads(method: str) -> None:
+    cli = main(["fit", *digits(method)])
+    fitted = run_of(cli)
+    tested = main(["test", *digits(method)])
+    assert tested.trainer.logger.run_id == fitted.info.run_id
+    found = metrics(tested)
+    assert {"test/source/acc", "test/target/acc", "test/target/class_acc", "fit/seconds"} <= set(found)
+    path = client().download_artifacts(fitted.info.run_id, "checkpoints/last.ckpt")
+    loaded = type(cli.model).load_from_checkpoint(path, weights_only=True)
+    x = torch.rand(4, 1, 28, 28)
+    assert torch.equal(loaded.eval()(x), tested.model.cpu().eval()(x))
+
+
+def test_the_textbooks_vgg16(image_root: Path) -> None:
+    args = [*configs("method/vgg16", "data/image_folders"), *SHORT, *without_download("vgg16")]
+    args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=32", "--data.init_args.num_workers=0"]
+    args += ["--trainer.max_epochs=1", "--trainer.logger=false", "--data.init_args.batch_size=8"]
+    model = main(["fit", *args]).model
+    convolutions = [m for m in model.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+    frozen = [not m.weight.requires_grad for m in convolutions]
+    assert frozen == [True] * 3 + [False] * 10
+    widths = [m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert widths == [1024, 1024, 2]
+    assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == [0.5]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_on_image_folders(backbone: str, image_root: Path) -> None:
+    args = [*configs("data/image_folders", f"backbone/{backbone}", "method/dann"), *SHORT, *without_download(backbone)]
+    args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=32", "--data.init_args.num_workers=0"]
+    cli = main(["fit", *args, "--trainer.max_steps=1", "--trainer.logger=false", "--data.init_args.batch_size=8"])
+    rates = {group["name"]: group["lr"] for group in cli.trainer.optimizers[0].param_groups}
+    assert rates["backbone"] == pytest.approx(0.1 * rates["head"])
+
+
+def test_feature_tables(tables: Path) -> None:
+    args = [*configs("data/features", "method/deep_coral"), *SHORT, f"--data.init_args.root={tables}"]
+    args += ["--model.init_args.layers=[fc1,fc2,head]"]
+    cli = main(["fit", *args])
+    assert run_of(cli).info.run_name == "deep_coral-source-target-s0"
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_trainer_files(precision: str) -> None:
+    cli = main(["fit", *digits("dann"), *configs("trainer/cpu"), f"--trainer.precision={precision}"])
+    assert cli.trainer.precision == precision
+    for name in ("gpu", "ddp"):
+        cli_args = ["fit", *digits("dann"), *configs(f"trainer/{name}"), "--print_config"]
+        with pytest.raises(SystemExit) as stop:
+            main(cli_args)
+        assert stop.value.code in (0, None)
+
+
+def test_method_and_data_in_either_order() -> None:
+    one = main(["fit", *configs("method/dann", "data/digits"), *digits()[4:]])
+    other = main(["fit", *configs("data/digits", "method/dann"), *digits()[4:]])
+    assert all(torch.equal(p, q) for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True))
+    assert run_of(one).data.params == run_of(other).data.params
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_what_is_recorded_of_a_run() -> None:
+    cli = main(["fit", *digits("deep_coral", "--seed_everything=3", "--model.init_args.domain_weight=0.5")])
+    main(["test", *digits("deep_coral", "--seed_everything=3", "--model.init_args.domain_weight=0.5")])
+    run = run_of(cli)
+    assert run.info.run_name == "deep_coral-typeset-handwritten-s3"
+    assert run.info.status == "FINISHED"
+    expected = {
+        "method": "deep_coral",
+        "model": "DeepCORAL",
+        "seed": "3",
+        "source": "typeset",
+        "target": "handwritten",
+        "batch_size": "16",
+        "optimizer": "Adam",
+        "optimizer.lr": "0.001",
+        "backbone": "LeNet",
+        "backbone.batch_norm": "True",
+        "domain_weight": "0.5",
+        "max_steps": "2",
+    }
+    assert {key: run.data.params.get(key) for key in expected} == expected
+    assert run.data.tags["data"] == cli.datamodule.fingerprint()
+    assert run.data.tags["selection"] == "last epoch"
+    assert f"torch {torch.__version__.split('+')[0]}" in run.data.tags["versions"]
+    if (PROJECT / ".git").exists() and shutil.which("git"):
+        assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+        assert run.data.tags["git.dirty"] in ("True", "False")
+    paths = {file.path for file in client().list_artifacts(run.info.run_id)}
+    assert paths == {"checkpoints", "config.yaml", "confusion.png", "embedding.png"}
+    for picture in ("confusion.png", "embedding.png"):
+        with Image.open(client().download_artifacts(run.info.run_id, picture)) as image:
+            assert min(image.size) > 300
+
+
+def test_a_run_repeats_from_its_recorded_configuration() -> None:
+    first = main(["fit", *digits("dann", "--model.init_args.domain_weight=0.3")])
+    path = client().download_artifacts(run_of(first).info.run_id, "config.yaml")
+    again = main(["fit", "--config", path])
+    assert run_of(again).info.run_id != run_of(first).info.run_id
+    assert run_of(again).data.params == run_of(first).data.params
+    assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_test_by_file_by_id_and_by_name_needs_no_other_argument() -> None:
+    cli = main(["fit", *digits("dann", "--seed_everything=11", experiment="other")])
+    run = run_of(cli)
+    file = client().download_artifacts(run.info.run_id, "checkpoints/last.ckpt")
+    experiment = "--trainer.logger.init_args.experiment_name=other"
+    found = []
+    for reference in (file, run.info.run_id, run.info.run_name):
+        tested = main(["test", "--ckpt_path", reference, experiment])
+        assert tested.trainer.logger.run_id == run.info.run_id
+        found.append(tested.trainer.callback_metrics["test/target/acc"].item())
+    assert len(set(found)) == 1
+    assert len(client().search_runs([run.info.experiment_id], "run_name = 'dann-typeset-handwritten-s11'")) == 1
+
+
+def test_sweep_equals_fit_and_test() -> None:
+    table = main(["sweep", *digits()[2:], "--methods", "source_only", "--seeds", "0", "1"])
+    assert table["seeds"].tolist() == [2]
+    main(["fit", *digits("source_only", "--seed_everything=1", experiment="alone")])
+    found = metrics(main(["test", *digits("source_only", "--seed_everything=1", experiment="alone")]))
+    runs = client().search_runs(
+        [client().get_experiment_by_name("tests").experiment_id],  # type: ignore[union-attr]
+        "run_name = 'source_only-typeset-handwritten-s1'",
+    )
+    assert runs[0].data.metrics["test/target/acc"] == found["test/target/acc"]
+
+
+def test_selection_by_target_labels_is_called_an_oracle(tmp_path: Path) -> None:
+    path = tmp_path / "oracle.yaml"
+    checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    checkpoint["init_args"] = {"monitor": "val/target/acc", "mode": "max"}  # type: ignore[assignment]
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": [checkpoint], "check_val_every_n_epoch": 1}}))
+    args = digits(
+        "dann", "--config", str(path), "--trainer.max_steps=-1", "--trainer.max_epochs=1", experiment="oracle"
+    )
+    cli = main(["fit", *args])
+    assert run_of(cli).data.tags["selection"].startswith("oracle (val/target/acc")
+    main(["test", *args])
+    table = main(["compare", "--experiment", "oracle"])
+    assert table["method"].tolist() == ["dann (oracle)"]
+
+
+def test_predict_writes_every_target_sample_once(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [*configs("method/dann", "data/features"), *SHORT, f"--data.init_args.root={tables}"]
+    main(["fit", *args])
+    cli = main(["predict", *args, "--predictions.path=found.csv"])
+    assert "120 predictions in found.csv" in capsys.readouterr().out
+    with Path("found.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(int(row["sample"]) for row in rows) == list(range(120))
+    assert list(rows[0]) == ["sample", "split", "class", "probability"]
+    sizes = {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")}
+    assert sizes == {"train": 84, "val": 12, "test": 24}
+    row = rows[-1]
+    place = cli.datamodule.names("target", row["split"]).index(row["sample"])
+    x = cli.datamodule.dataset("target.npz", row["split"])[place][0]
+    cli.model.cpu().eval().set_domain("target")
+    best = cli.model(x[None]).softmax(1).max(1)
+    assert row["class"] == cli.datamodule.classes[int(best.indices)]
+    assert float(row["probability"]) == pytest.approx(best.values.item(), abs=1e-3)
+    assert not list(Path().glob("*.part"))
+
+
+def test_predict_images_of_the_transductive_protocol_once(image_root: Path) -> None:
+    args = [*configs("method/source_only", "data/image_folders"), *SHORT, "--data.init_args.protocol=all"]
+    args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=28", "--data.init_args.num_workers=0"]
+    args += ["--model.init_args.backbone=lightning_da.backbones.LeNet"]
+    main(["fit", *args])
+    main(["predict", *args])
+    frame = pd.read_csv("predictions.csv")
+    assert sorted(frame["sample"]) == sorted(f"target/{c}/{i}.png" for c in ("cat", "dog") for i in range(12))
+
+
+def test_pretrained_weights_are_not_needed_after_the_fit(image_root: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("mobilenetv2_100").state_dict(), weights)
+    args = [*configs("method/linear_probe", "data/image_folders", "backbone/mobilenetv2"), *SHORT]
+    args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=32", "--data.init_args.num_workers=0"]
+    args += [f"{NETWORK}.weights={weights}"]
+    cli = main(["fit", *args])
+    reference = TimmBackbone((3, 32, 32), "mobilenetv2_100", weights=str(weights))
+    reference.load_pretrained()
+    assert all(torch.equal(p, q) for p, q in zip(cli.model.backbone.parameters(), reference.parameters(), strict=True))
+    weights.unlink()
+    assert "test/target/acc" in metrics(main(["test", *args]))
+
+
+def test_fine_tune_from_a_run_by_name() -> None:
+    earlier = main(["fit", *digits("source_only", "--seed_everything=21", experiment="lightning_da")])
+    name = run_of(earlier).info.run_name
+    cli = main(["fit", *digits("fine_tune", f"--model.init_args.init_from={name}", "--trainer.max_steps=1")])
+    theirs, ours = earlier.model.backbone.state_dict(), cli.model.backbone.state_dict()
+    assert torch.equal(theirs["conv1.0.weight"], ours["conv1.0.weight"])
+
+
+def test_resume() -> None:
+    args = digits("dann", "--trainer.max_steps=-1", experiment="resume")
+    cli = main(["fit", *args, "--trainer.max_epochs=1"])
+    path = client().download_artifacts(run_of(cli).info.run_id, "checkpoints/last.ckpt")
+    resumed = main(["fit", *args, "--trainer.max_epochs=2", "--ckpt_path", path])
+    assert resumed.trainer.global_step == 2 * cli.trainer.global_step
+    assert run_of(resumed).data.tags["resumed_from"] == path
+
+
+# ---------------------------------------------------------------- compare
+
+
+def log(experiment: str, method: str, seed: int, target: float, **params: Any) -> None:
+    found = client().get_experiment_by_name(experiment)
+    where = found.experiment_id if found else client().create_experiment(experiment)
+    run = client().create_run(where)
+    for key, value in {"method": method, "seed": seed, "source": "a", "target": "b", **params}.items():
+        client().log_param(run.info.run_id, key, str(value))
+    for key, number in {"test/source/acc": 0.9, "test/target/acc": target, "fit/seconds": 7.0}.items():
+        client().log_metric(run.info.run_id, key, number)
+
+
+def test_compare_has_mean_deviation_and_gap_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, (lower, middle, upper) in enumerate([(0.4, 0.7, 1.0), (0.5, 0.6, 0.9)]):
+        log("table", "source_only", seed, lower)
+        log("table", "dann", seed, middle, domain_weight=1)
+        log("table", "target_only", seed, upper)
+    log("table", "dann", 0, 0.1, domain_weight=2)
+    log("table", "dann", 0, 0.8, domain_weight=1)  # the same again: the later one counts
+    frame = main(["compare", "--experiment", "table"]).set_index("method")
+    row = frame.loc["dann (domain_weight=1)"]
+    assert row["seeds"] == 2
+    assert row["target acc"] == pytest.approx(0.7)
+    assert row["target acc std"] == pytest.approx(np.std([0.8, 0.6], ddof=1))
+    assert row["gap closed"] == pytest.approx(((0.8 - 0.4) / 0.6 + (0.6 - 0.5) / 0.4) / 2)
+    assert frame.loc["source_only", "gap closed"] == 0
+    assert frame.loc["target_only", "gap closed"] == 1
+    assert frame.loc["dann (domain_weight=2)", "target acc"] == pytest.approx(0.1)
+    printed = capsys.readouterr().out
+    assert "a -> b, test split" in printed
+    assert "0.700 ± 0.141" in printed
+
+
+def test_compare_of_an_unknown_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no experiment 'nowhere'" in complaint(["compare", "--experiment", "nowhere"], capsys)
+
+
+# ---------------------------------------------------------------- help and errors
+
+
+def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    overview = capsys.readouterr().out
+    assert all(command in overview for command in COMMANDS)
+    assert len(overview.splitlines()) < 25
+    for command in ("fit", "test", "predict"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert "--trainer.max_steps" in text
+        assert "--trainer.profiler" not in text
+        assert len(text.splitlines()) < 140
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--model.init_args.domain_wieght=3"],
+            "'domain_wieght' of lightning_da.methods.DANN; did you mean 'domain_weight'",
+        ),
+        (["--modle.x=3"], "did you mean 'model'"),
+        (["--trainer.max_stepss=3"], "did you mean 'trainer.max_steps'"),
+        (["--data.init_args.sorce=x"], "'sorce' of lightning_da.data.Digits; did you mean 'source'"),
+        (["--data.init_args.source=tipeset"], "did you mean 'typeset'"),
+        (["--model.init_args.optimizer.init_args.lrr=3"], "'lrr' of torch.optim.Adam; did you mean 'lr'"),
+        ([f"{NETWORK}.batchnorm=true"], "'batchnorm' of lightning_da.backbones.LeNet; did you mean 'batch_norm'"),
+        (["--model.class_path=lightning_da.methods.DAN2"], "did you mean 'DANN'"),
+        (["--model.init_args.layers=[fc3]"], "no layer 'fc3'; did you mean 'fc2'"),
+        (["--model.init_args.batch_norm=seperate"], "did you mean 'separate'"),
+        (["--config=nofile.yaml"], "nofile.yaml"),
+        (["--trainer.max_steps=many"], "trainer.max_steps"),
+        (["--model.init_args.lr_schedule=lightning_da.schedules.cosin"], "cosin"),
+        (["--data.init_args.batch_size=5000"], "fewer than a batch of 5000"),
+    ],
+)
+def test_a_mistake_is_named(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(["fit", *digits("dann"), *more], capsys)
+    assert message in said
+    assert len(said) < 900
+
+
+def test_a_typo_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "typo.yaml"
+    path.write_text((CONF / "method" / "deep_coral.yaml").read_text().replace("layers", "layer"))
+    said = complaint(["fit", "--config", str(path), *digits()[2:]], capsys)
+    assert "unknown key 'layer' of lightning_da.methods.DeepCORAL; did you mean 'layers'" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fti"], "did you mean 'fit'"),
+        (["fit", *configs("data/digits")], "no method is given; add --config conf/method/NAME.yaml"),
+        (
+            ["fit", *configs("method/dann"), f"--model.init_args.backbone={LENET}"],
+            "no data are given; add --config conf/data/NAME.yaml",
+        ),
+        (["fit", *configs("method/dann", "data/image_folders")], "no backbone is given; add --config conf/backbone"),
+        (["test", *digits("dann", "--seed_everything=99")], "'dann-typeset-handwritten-s99' is no checkpoint file"),
+        (["test", "--ckpt_path", "nowhere"], "'nowhere' is no checkpoint file, and neither id nor name of a run"),
+        (["sweep", *digits()[2:], "--methods", "dnan"], "invalid choice: 'dnan'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_missing_is_named(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in complaint(args, capsys)
+
+
+def test_an_interrupted_fit_is_not_taken_for_a_whole_one(capsys: pytest.CaptureFixture[str]) -> None:
+    args = digits("dann", "--seed_everything=31")
+    original = DANN.domain_loss
+    try:
+        DANN.domain_loss = lambda *_args: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+        with pytest.raises(ZeroDivisionError):
+            main(["fit", *args])
+    finally:
+        DANN.domain_loss = original  # type: ignore[method-assign]
+    assert "has no checkpoint: its fit did not end" in complaint(["test", *args], capsys)
+
+
+# ---------------------------------------------------------------- as a process
+
+
+def test_as_a_module() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "lightning_da", "fit", "--modle", "x"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        check=False,
+    )
+    assert found.returncode == 1
+    assert found.stderr.strip().endswith("unknown key 'modle'; did you mean 'model'?")
+    assert json.dumps(found.stdout) == '""'
