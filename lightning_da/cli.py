@@ -60,7 +60,7 @@ HELP = {
 MISSING = {
     "model": "no method is given; add --config conf/method/NAME.yaml",
     "data": "no data are given; add --config conf/data/NAME.yaml",
-    "backbone": "no backbone is given; add --config conf/backbone/NAME.yaml, or data that bring one (conf/data/digits.yaml)",
+    "backbone": "no backbone is given; add --config conf/backbone/NAME.yaml, or data that bring one, like digits.yaml",
 }
 
 USAGE = f"""\

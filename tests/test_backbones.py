@@ -56,7 +56,7 @@ def test_errors(make: Any, message: str) -> None:
 
 def test_weights_from_a_file_are_read_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    theirs = timm.create_model("resnet18", num_classes=7)
+    theirs: Any = timm.create_model("resnet18", num_classes=7)
     torch.save(theirs.state_dict(), path)
     backbone = TimmBackbone((3, 32, 32), "resnet18", weights=str(path))
     x = torch.rand(2, 3, 32, 32)

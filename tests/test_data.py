@@ -23,7 +23,7 @@ class Changed(Toy):
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
         data = super().dataset(domain, split)
-        return self.change(data) if (domain, split) == self.where else data  # type: ignore[no-any-return]
+        return self.change(data) if (domain, split) == self.where else data
 
 
 def with_x(function: Any) -> Any:
@@ -146,7 +146,7 @@ def test_a_cycled_domain_is_shuffled_anew() -> None:
     class Uneven(Toy):
         def dataset(self, domain: str, split: str) -> TensorDomain:
             data = super().dataset(domain, split)
-            return cut(40)(data) if domain == "noisy" else data  # type: ignore[no-any-return]
+            return cut(40)(data) if domain == "noisy" else data
 
     epoch = batches(Uneven(number=320))[0]
     assert len(epoch) == 10
@@ -162,7 +162,7 @@ def test_shares_are_disjoint_and_whole(world: int, size: int) -> None:
     data = list(range(size))
     shares = [list(_Share(data, world, rank)) for rank in range(world)]  # type: ignore[arg-type]
     assert sorted(itertools.chain(*shares)) == data
-    shuffled = [list(_Shuffle(data, world, rank, 3, lambda: 0)) for rank in range(world)]  # type: ignore[arg-type]
+    shuffled = [list(_Shuffle(data, world, rank, 3, lambda: 0)) for rank in range(world)]
     assert len({len(share) for share in shuffled}) == 1
     assert len(set(itertools.chain(*shuffled))) == size // world * world
 

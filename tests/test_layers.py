@@ -45,6 +45,6 @@ def test_depths_follow_the_order_of_registration() -> None:
     for name in ("stem", "first", "between", "second", "tail"):
         network.add_module(name, nn.Sequential(nn.Linear(2, 2)))
     depths = {id(module): depth for module, depth in module_depths(network, ["first", "second"])}
-    found = {name: depths[id(module[0])] for name, module in network.named_children()}
+    found = {name: depths[id(network.get_submodule(f"{name}.0"))] for name, _ in network.named_children()}
     assert found == {"stem": 0, "first": 0, "between": 1, "second": 1, "tail": 2}
     assert len(depths) == len(list(network.modules()))

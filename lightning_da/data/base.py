@@ -310,7 +310,7 @@ def _only(classes: Sequence[str], others: Sequence[str]) -> str:
 
 
 def _even_batch(size: int, world: int, batch_size: int) -> int:
-    """The nearest batch size with which every process has the same number of batches, so that none waits for another."""
+    """The nearest batch size that gives every process the same number of batches, so that none waits for another."""
     shares = {len(range(rank, size, world)) for rank in range(world)}
     near = (batch_size + sign * distance for distance in itertools.count() for sign in (-1, 1))
     return next(b for b in near if b > 0 and len({math.ceil(share / b) for share in shares}) == 1)

@@ -21,7 +21,11 @@ from lightning_da.data.base import DataError, DomainPairDataModule, TensorDomain
 Digit = Literal["handwritten", "typeset", "photo", "mnist", "mnist-m", "usps", "svhn"]
 Pixels = NDArray[np.uint8]
 
-SIDE, BOX = 28, 20
+SIDE = 28
+BOX = 20
+"""Side of the box that a handwritten digit is enlarged to, as in MNIST."""
+PRINT = 20
+"""Resolution of the typeset digits before they are enlarged: as soft as a scan of small print."""
 FACES = (
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -175,7 +179,7 @@ def load_handwritten() -> tuple[Pixels, NDArray[np.int64]]:
 
 @cache
 def draw_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
-    """Digits drawn with matplotlib's fonts, in random face, size, shear, rotation and position.
+    """Digits drawn with matplotlib's fonts, in random face, size, shear, rotation and position, as soft as a scan.
 
     Args:
         number: How many.
@@ -205,7 +209,8 @@ def draw_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
         offset = middle - turn @ (middle + shift)
         matrix = (*turn[0], offset[0], *turn[1], offset[1])
         canvas = canvas.transform(canvas.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-        image[..., 0] = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BOX))
+        small = canvas.resize((PRINT, PRINT), Image.Resampling.BOX)
+        image[..., 0] = np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     return images, labels
 
 
