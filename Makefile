@@ -24,7 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  $$name -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$name && break; done); \
 	if [ -z "$$python" ]; then echo "make: no Python 3.11 or 3.12 found; install one of them" >&2; exit 1; fi; \
 	echo "installing into $(VENV) (some minutes, 6 GB)"; \
-	$$python -m venv $(VENV)
+	$(PY) -c '' 2>/dev/null || clear=--clear; \
+	$$python -m venv $$clear $(VENV)
 	$(PY) -m pip install --constraint constraints.txt --editable '.[dev]'
 	@printf %s '$(CURDIR)' > $@
 
