@@ -132,7 +132,6 @@ def test_every_backbone_on_image_folders(backbone: str, image_root: Path) -> Non
 
 def test_feature_tables(tables: Path) -> None:
     args = [*configs("data/features", "method/deep_coral"), *SHORT, f"--data.init_args.root={tables}"]
-    args += ["--model.init_args.layers=[fc1,fc2,head]"]
     cli = main(["fit", *args])
     assert run_of(cli).info.run_name == "deep_coral-source-target-s0"
 
@@ -172,7 +171,7 @@ def test_what_is_recorded_of_a_run() -> None:
         "target": "handwritten",
         "batch_size": "16",
         "optimizer": "Adam",
-        "optimizer.lr": "0.001",
+        "optimizer.lr": "0.003",
         "backbone": "LeNet",
         "backbone.batch_norm": "True",
         "domain_weight": "0.5",

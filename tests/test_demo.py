@@ -1,0 +1,29 @@
+"""What the demo promises, over three seeds. Slow: six minutes on two cores."""
+
+import pytest
+
+from lightning_da.cli import main
+from lightning_da.tracking import PROJECT
+
+DIGITS = ["--config", str(PROJECT / "conf" / "data" / "digits.yaml"), "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.mark.slow
+def test_typeset_to_handwritten() -> None:
+    table = main(["sweep", *DIGITS, "--seeds", "0", "1", "2"]).set_index("method")
+    assert table["seeds"].tolist() == [3] * 4
+    found = table["target acc"]
+    assert 0.4 < found["source_only"] < 0.7
+    assert found["target_only"] >= 0.98
+    assert found["deep_coral"] >= 0.88
+    assert found["dann"] >= found["source_only"] + 0.15
+
+
+@pytest.mark.slow
+def test_the_same_configuration_gives_the_same_accuracy_to_the_digit() -> None:
+    args = [*DIGITS, "--config", str(PROJECT / "conf" / "method" / "dann.yaml"), "--trainer.max_steps", "150"]
+    found = []
+    for _ in range(2):
+        main(["fit", *args])
+        found.append(main(["test", *args]).trainer.callback_metrics)
+    assert found[0] == found[1]
