@@ -1,5 +1,6 @@
 """Backbones: networks from an input to one feature vector a sample, with their layers named in the order of depth."""
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,12 @@ class Backbone(nn.Module):
     Attributes:
         num_features: Width of the output.
         layers: Names of submodules in the order of depth: those that can be adapted, frozen and looked at.
+        pretrained: Whether `load_pretrained` has weights to load.
     """
 
     num_features: int
     layers: list[str]
+    pretrained = False
 
     def load_pretrained(self) -> None:
         """Loads the weights that the arguments name. Called when a fit begins, and not when a checkpoint is loaded."""
@@ -156,12 +159,13 @@ class TimmBackbone(Backbone):
         if len(input_shape) != 3:
             raise ConfigError(f"{model} reads images of shape (channels, height, width), not {input_shape}")
         if not timm.is_model(model):
-            near = timm.list_models(f"*{model[:6]}*")[:5]
+            near = difflib.get_close_matches(model, timm.list_models(), n=3)
             raise ConfigError(f"timm has no model {model!r}" + (f"; it has {', '.join(near)}" if near else ""))
         self._name, self._weights = model, weights
         self._args = {"in_chans": input_shape[0], **(model_args or {})}
         self._args |= {"features_only": True, "out_indices": [-1]} if flatten else {"num_classes": 0}
         self._flatten = flatten
+        self.pretrained = weights != "random"
         self.model = timm.create_model(model, pretrained=False, **self._args)
         names: list[str]
         if flatten:

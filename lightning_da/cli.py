@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import lightning_da.data
-import lightning_da.methods
 from lightning_da.compare import compare
 from lightning_da.data import DomainPairDataModule
 from lightning_da.errors import ConfigError
 from lightning_da.methods import AdaptationModule, TransferModule
 from lightning_da.predictions import WritePredictions
 from lightning_da.sweep import sweep
-from lightning_da.tracking import PROJECT, RecordRun, find_fit
+from lightning_da.tracking import PROJECT, RecordRun, find_fit, parameters
 
 COMMANDS = {
     "fit": "train a method on a pair of domains",
@@ -75,7 +75,10 @@ Any value of a YAML file can be given on the command line: --trainer.max_steps 1
 
 
 class _Parser(LightningArgumentParser):
-    """Says of an unknown key which known one is near, in place of a page of types."""
+    """Says of an unknown key which known one is near, in place of a page of types; takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -114,9 +117,8 @@ def _plain(message: str, parser: _Parser) -> str:
         return f"{key}: {value!r} is none of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
     missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
     if missing:
-        near = difflib.get_close_matches(
-            missing.group(1), lightning_da.methods.__all__ + lightning_da.data.__all__, n=1
-        )
+        module = re.search(r"module '([\w.]+)' has no", missing.group(0))
+        near = difflib.get_close_matches(missing.group(1), dir(sys.modules[module.group(1)]) if module else [], n=1)
         return missing.group(0) + (f"; did you mean {near[0]!r}?" if near else "")
     lines = [line for line in message.splitlines() if "NoneType" not in line and "Given value" not in line]
     return "\n".join(lines)
@@ -193,12 +195,27 @@ class TransferCLI(LightningCLI):
         name = self._run_name(config)
         if tracked and logger.init_args.run_name is None:
             logger.init_args.run_name = name
-        if self.subcommand != "fit":
-            experiment = logger.init_args.experiment_name if tracked else ""
-            fit = find_fit(config.ckpt_path or (logger.init_args.run_name if tracked else name), experiment)
-            config.ckpt_path = fit.checkpoint
-            if tracked:
-                logger.init_args.run_id = fit.run_id
+        experiment = logger.init_args.experiment_name if tracked else None
+        if config.ckpt_path is not None:
+            fit = find_fit(config.ckpt_path, experiment)
+        elif self.subcommand != "fit":
+            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_check=True))
+            fit = find_fit(logger.init_args.run_name if tracked else name, experiment, parameters(plain, ("model",)))
+        else:
+            return
+        config.ckpt_path = fit.checkpoint
+        if tracked and self.subcommand != "fit":
+            logger.init_args.run_id = fit.run_id
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            # The argument parser wraps what a constructor raises.
+            cause: BaseException = error
+            while (inner := cause.__cause__ or cause.__context__) is not None and not isinstance(cause, ConfigError):
+                cause = inner
+            raise ConfigError(str(cause)) from error
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would overwrite the configuration with the checkpoint's; `main` reads that of the run.
@@ -211,8 +228,8 @@ class TransferCLI(LightningCLI):
         return f"{config.name}-{'-'.join(pair)}-s{config.seed_everything}"
 
 
-def _with_run_config(args: list[str]) -> list[str]:
-    """Puts the configuration of the run that `--ckpt_path` names in front of what is given."""
+def _with_run_config(args: list[str], folder: str) -> list[str]:
+    """Puts the configuration of the run that `--ckpt_path` names, as a file in `folder`, in front of what is given."""
     if args[0] not in ("validate", "test", "predict"):
         return args
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -221,12 +238,12 @@ def _with_run_config(args: list[str]) -> list[str]:
     given = parser.parse_known_args(args)[0]
     if given.ckpt_path is None:
         return args
-    fit = find_fit(given.ckpt_path, *([given.experiment] if given.experiment else []))
+    fit = find_fit(given.ckpt_path, given.experiment)
     if fit.config is None:
         return args
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        file.write(fit.config)
-    return [args[0], "--config", file.name, *args[1:]]
+    path = Path(folder) / "config.yaml"
+    path.write_text(fit.config)
+    return [args[0], "--config", str(path), *args[1:]]
 
 
 def _quiet() -> None:
@@ -269,12 +286,7 @@ def main(args: Sequence[str] | None = None) -> Any:
             return compare(args[1:])
         if args[0] == "sweep":
             return sweep(args[1:], main)
-        return TransferCLI(_with_run_config(args))
-    except ValueError as error:
-        # The argument parser wraps what a constructor raises.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ConfigError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        sys.exit(f"lightning-da: error: {cause}")
+        with tempfile.TemporaryDirectory() as folder:
+            return TransferCLI(_with_run_config(args, folder))
+    except ConfigError as error:
+        sys.exit(f"lightning-da: error: {error}")

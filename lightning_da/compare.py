@@ -49,7 +49,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
     """Prints and returns a row for each configuration: mean and standard deviation over its seeds.
 
     Of runs with equal configuration and seed the latest counts. The gap closed is (acc - source-only) / (target-only -
-    source-only) on the target, with the accuracies of the run's own seed.
+    source-only) on the target, against runs on the same data with the same seed, backbone, batch size and length.
 
     Args:
         runs: Tested runs, the latest first.
@@ -67,6 +67,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
         {
             "configuration": key,
             "seed": seed,
+            "terms": _terms(run),
             "method": run.data.params["method"]
             + (" (oracle)" if "oracle" in run.data.tags.get("selection", "") else ""),
             "pair": f"{run.data.params.get('source')} -> {run.data.params.get('target')}",
@@ -76,13 +77,9 @@ def table(runs: list[Run]) -> pd.DataFrame:
         }
         for (key, seed), run in reversed(latest.items())
     )
-    ends = {
-        (row["pair"], row["seed"], row["method"]): row["target acc"]
-        for row in frame.to_dict("records")
-        if row["method"] in (LOWER, UPPER)
-    }
-    lower = [ends.get((pair, seed, LOWER)) for pair, seed in zip(frame["pair"], frame["seed"], strict=True)]
-    upper = [ends.get((pair, seed, UPPER)) for pair, seed in zip(frame["pair"], frame["seed"], strict=True)]
+    ends = {(row["terms"], row["method"]): row["target acc"] for row in frame.to_dict("records")}
+    lower = [ends.get((terms, LOWER)) for terms in frame["terms"]]
+    upper = [ends.get((terms, UPPER)) for terms in frame["terms"]]
     frame["gap closed"] = [
         (acc - low) / (high - low) if acc is not None and low is not None and high not in (None, low) else None
         for acc, low, high in zip(frame["target acc"], lower, upper, strict=True)
@@ -103,6 +100,13 @@ def table(runs: list[Run]) -> pd.DataFrame:
 
 def _configuration(run: Run) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((key, value) for key, value in run.data.params.items() if key != "seed"))
+
+
+def _terms(run: Run) -> tuple[tuple[str, str], ...]:
+    """What two runs must have in common for one to be the bound of the other."""
+    shared = ("seed", "source", "target", "batch_size", "max_steps", "max_epochs", "backbone")
+    terms = {k: v for k, v in run.data.params.items() if k in shared or k.startswith("backbone.")}
+    return tuple(sorted((terms | {"data": run.data.tags.get("data", "")}).items()))
 
 
 def _tell_apart(summary: pd.DataFrame) -> None:

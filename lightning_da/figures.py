@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -57,9 +58,15 @@ class TestFigures(L.Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         names = [data.source, data.target]
-        record, run_id = trainer.logger.experiment.log_figure, trainer.logger.run_id
-        record(run_id, confusion_figure(counts, names, data.classes), "confusion.png")
-        record(run_id, embedding_figure(features, labels, names, data.classes), "embedding.png")
+        tracked, run_id = trainer.logger.experiment, trainer.logger.run_id
+        figures = {"confusion.png": confusion_figure(counts, names, data.classes)}
+        if all(np.isfinite(part).all() for part in features):
+            figures["embedding.png"] = embedding_figure(features, labels, names, data.classes)
+        else:
+            rank_zero_warn("no embedding is drawn: the features hold NaN or infinite values, the network has diverged")
+        for path, figure in figures.items():
+            figure.suptitle(tracked.get_run(run_id).info.run_name)
+            tracked.log_figure(run_id, figure, path)
 
 
 def confusion_figure(counts: list[NDArray[Any]], names: list[str], classes: list[str]) -> Figure:

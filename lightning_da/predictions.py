@@ -7,6 +7,8 @@ import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lightning_da.errors import ConfigError
+
 
 class WritePredictions(BasePredictionWriter):
     """Writes what `predict` finds as CSV: sample (file or index), split, class, probability.
@@ -18,6 +20,10 @@ class WritePredictions(BasePredictionWriter):
     def __init__(self, path: str = "predictions.csv") -> None:
         super().__init__("epoch")
         self.path = Path(path)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        if stage == "predict" and not self.path.absolute().parent.is_dir():
+            raise ConfigError(f"predictions.path: there is no folder {str(self.path.absolute().parent)!r}")
 
     def write_on_epoch_end(
         self,

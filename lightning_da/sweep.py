@@ -1,6 +1,7 @@
 """Several methods and seeds, one after the other, and their comparison."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,13 +38,23 @@ def sweep(args: Sequence[str], main: Callable[[list[str]], Any]) -> pd.DataFrame
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of training (default: 0)")
     given, options = parser.parse_known_args(args)
-    runs = []
+    runs, refused = [], []
     plan = [(seed, method) for seed in given.seeds for method in given.methods]
     for place, (seed, method) in enumerate(plan, start=1):
         rank_zero_only(print)(f"\n[{place}/{len(plan)}] {method}, seed {seed}", flush=True)
         config = str(PROJECT / "conf" / "method" / f"{method}.yaml")
-        cli = main(["fit", "--config", config, *options, "--seed_everything", str(seed)])
-        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        try:
+            cli = main(["fit", "--config", config, *options, "--seed_everything", str(seed)])
+        except SystemExit as stop:
+            if len(plan) == 1:
+                raise
+            refused.append(f"{method}, seed {seed}: {stop}")
+            continue
+        best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "") or None
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         if cli.trainer.is_global_zero:
             runs.append(client().get_run(cli.trainer.logger.run_id))
-    return table(runs[::-1]) if runs else None
+    found = table(runs[::-1]) if runs else None
+    if refused:
+        rank_zero_only(print)("\nnot run:\n  " + "\n  ".join(refused), file=sys.stderr)
+    return found

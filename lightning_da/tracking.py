@@ -3,14 +3,16 @@
 import os
 import subprocess
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote, urlparse
 
 import mlflow
 import torch
 import yaml
+from filelock import FileLock
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
@@ -34,12 +36,21 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT / 'mlruns' / 'mlflow.db'}"
 
 
+@cache
+def _client(uri: str) -> mlflow.MlflowClient:
+    if not uri.startswith("sqlite:///"):
+        return mlflow.MlflowClient(uri)
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # two processes must not make the same tables
+        made = mlflow.MlflowClient(uri)
+        made.search_experiments(max_results=1)
+        return made
+
+
 def client() -> mlflow.MlflowClient:
-    """A client of the store that runs land in; an sqlite store's folder is made."""
-    uri = tracking_uri()
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return mlflow.MlflowClient(uri)
+    """A client of the store that runs land in; an sqlite store is made where there is none."""
+    return _client(tracking_uri())
 
 
 class Tracker(MLFlowLogger):
@@ -74,6 +85,12 @@ class Tracker(MLFlowLogger):
                 if tracked.get_experiment_by_name(experiment_name) is None:
                     raise
         super().__init__(experiment_name, run_name, uri, run_id=run_id, synchronous=synchronous)
+        self._joined = run_id is not None
+
+    def finalize(self, status: str = "success") -> None:
+        # a test that fails does not make the fit that it joined a failure
+        if not (self._joined and status == "failed"):
+            super().finalize(status)
 
 
 class RecordRun(SaveConfigCallback):
@@ -88,7 +105,18 @@ class RecordRun(SaveConfigCallback):
             for checkpoint in trainer.checkpoint_callbacks:
                 if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is None:
                     checkpoint.dirpath = str(folder)
+            self._check_data(trainer, stage)
         super().setup(trainer, pl_module, stage)
+
+    def _check_data(self, trainer: Trainer, stage: str) -> None:
+        """Refuses to write figures of other data into a run."""
+        logger = cast(Tracker, trainer.logger)
+        fitted_on = logger.experiment.get_run(logger.run_id).data.tags.get("data")
+        if stage in ("validate", "test") and fitted_on not in (None, trainer.datamodule.fingerprint()):  # type: ignore[attr-defined]
+            raise TrackingError(
+                f"run {logger.run_id} was fitted on other data, and these figures would take the place of its own; add "
+                "--trainer.logger false to print them only"
+            )
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         if stage != "fit" or not isinstance(trainer.logger, Tracker):
@@ -98,18 +126,12 @@ class RecordRun(SaveConfigCallback):
         config = yaml.safe_load(text)
         logger.log_hyperparams(parameters(config))
         logger.experiment.log_text(logger.run_id, text, "config.yaml")
-        checkpoint = trainer.checkpoint_callback
-        monitor = getattr(checkpoint, "monitor", None)
-        selection = f"best {monitor}" if monitor else "last epoch"
-        if monitor and monitor.startswith(("val/target", "test/")):
-            selection = f"oracle ({monitor}: target labels choose the checkpoint)"
         tags = {
             **_git(),
             "versions": ", ".join(
                 f"{name} {version(name)}" for name in ("lightning", "torch", "torchvision", "timm", "mlflow")
             ),
             "data": trainer.datamodule.fingerprint() if hasattr(trainer, "datamodule") else "",
-            "selection": selection,
         }
         if config["ckpt_path"] is not None:
             tags["resumed_from"] = config["ckpt_path"]
@@ -133,10 +155,20 @@ class RecordRun(SaveConfigCallback):
             if not _local(tracked.get_run(run_id).info.artifact_uri):
                 tracked.log_artifact(run_id, path, "checkpoints")
             tracked.set_tag(run_id, "checkpoint", Path(path).name)
+            tracked.set_tag(run_id, "selection", _selection(checkpoint))
 
     def state_dict(self) -> dict[str, Any]:
         # The checkpoint knows its run, so that a later `test` can join it.
         return {"run_id": self._run_id}
+
+
+def _selection(checkpoint: ModelCheckpoint) -> str:
+    """What chose the weights that are tested."""
+    if not checkpoint.best_model_path or checkpoint.monitor is None:
+        return "last epoch"
+    if checkpoint.monitor.startswith("val/target"):
+        return f"oracle ({checkpoint.monitor}: target labels choose the checkpoint)"
+    return f"best {checkpoint.monitor}"
 
 
 def _local(uri: str) -> bool:
@@ -145,8 +177,8 @@ def _local(uri: str) -> bool:
 
 def _artifacts(logger: Tracker) -> Path:
     """The local folder of a run's artifacts: the store's own, or one to upload from."""
-    uri = logger.experiment.get_run(logger.run_id).info.artifact_uri
-    return Path(unquote(urlparse(uri).path)) if _local(uri) else PROJECT / "mlruns" / "upload" / str(logger.run_id)
+    run = logger.experiment.get_run(logger.run_id)
+    return _file(run, "") if _local(run.info.artifact_uri) else PROJECT / "mlruns" / "upload" / str(logger.run_id)
 
 
 def _git() -> dict[str, str]:
@@ -166,7 +198,7 @@ def _git() -> dict[str, str]:
         return {}
 
 
-def parameters(config: dict[str, Any]) -> dict[str, str]:
+def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data")) -> dict[str, str]:
     """What of a configuration is recorded as parameters, with short names and values as typed.
 
     A class in the configuration is recorded by its name (`backbone: LeNet`), its arguments below it
@@ -174,6 +206,7 @@ def parameters(config: dict[str, Any]) -> dict[str, str]:
 
     Args:
         config: The configuration of a fit, as written to YAML.
+        parts: Whose arguments are wanted.
     """
     trainer = (
         "max_steps",
@@ -185,8 +218,9 @@ def parameters(config: dict[str, Any]) -> dict[str, str]:
         "gradient_clip_val",
     )
     found = {"method": config["name"], "seed": config["seed_everything"]}
-    found |= {key: config["trainer"][key] for key in trainer if config["trainer"].get(key) is not None}
-    for part in ("model", "data"):
+    if "data" in parts:
+        found |= {key: config["trainer"][key] for key in trainer if config["trainer"].get(key) is not None}
+    for part in parts:
         found[part] = config[part]["class_path"].rsplit(".", 1)[-1]
         inner: dict[str, Any] = {}
         _flatten(config[part].get("init_args", {}), "", inner)
@@ -212,31 +246,41 @@ class Fit(NamedTuple):
     config: str | None
 
 
-def find_fit(reference: str, experiment: str = EXPERIMENT) -> Fit:
+def find_fit(reference: str, experiment: str | None = None, settings: dict[str, str] | None = None) -> Fit:
     """Finds a fit by its checkpoint file, its MLflow run id, or its run's name (of several, the latest).
 
     Args:
         reference: Path, run id or run name.
-        experiment: The experiment in which a name is looked up.
+        experiment: The experiment in which a name is looked up; None looks in all.
+        settings: Parameters that the run must have been fitted with.
 
     Raises:
-        TrackingError: If there is no such file or run, or the run has no checkpoint.
+        TrackingError: If there is no such file or run, the run has no checkpoint, or it has other parameters.
     """
     if Path(reference).is_file():
         state = torch.load(reference, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
         run_id = state.get("RecordRun", {}).get("run_id")
         run = _run(run_id) if run_id else None
         return Fit(reference, run.info.run_id if run else None, _config(run) if run else None)
-    run = _run(reference) or _latest(reference, experiment)
+    run = _run(reference) or _latest(reference, experiment, settings or {})
     if run is None:
+        place = f"experiment {experiment!r} of {tracking_uri()}" if experiment else tracking_uri()
         raise TrackingError(
-            f"{reference!r} is no checkpoint file, and neither id nor name of a run in experiment {experiment!r} of "
-            f"{tracking_uri()}; fit it first, or give --ckpt_path a file, a run id or a run name"
+            f"{reference!r} is no checkpoint file, and neither id nor name of a run in {place}; fit it first, or give "
+            "--ckpt_path a file, a run id or a run name"
         )
     if "checkpoint" not in run.data.tags:
-        raise TrackingError(f"run {reference!r} has no checkpoint: its fit did not end; fit it again")
-    path = client().download_artifacts(run.info.run_id, f"checkpoints/{run.data.tags['checkpoint']}")
-    return Fit(path, run.info.run_id, _config(run))
+        left = sorted(_file(run, "checkpoints").glob("*.ckpt")) if _local(run.info.artifact_uri) else []
+        resume = f", or go on with `lightning-da fit ... --ckpt_path {left[-1]}`" if left else ""
+        raise TrackingError(f"run {reference!r} has no checkpoint: its fit did not end; fit it again{resume}")
+    differing = [key for key, value in (settings or {}).items() if run.data.params.get(key, value) != value]
+    if differing:
+        key = differing[0]
+        raise TrackingError(
+            f"run {reference!r} was fitted with {key}={run.data.params[key]}, not {(settings or {})[key]}; fit it so "
+            f"first, or test that run with --ckpt_path {run.info.run_id}"
+        )
+    return Fit(str(_file(run, f"checkpoints/{run.data.tags['checkpoint']}")), run.info.run_id, _config(run))
 
 
 def _run(run_id: str) -> Run | None:
@@ -246,18 +290,30 @@ def _run(run_id: str) -> Run | None:
         return None
 
 
-def _latest(name: str, experiment: str) -> Run | None:
-    found = client().get_experiment_by_name(experiment)
-    if found is None:
+def _file(run: Run, path: str) -> Path:
+    """An artifact of a run as a local file."""
+    if _local(run.info.artifact_uri):
+        return Path(unquote(urlparse(run.info.artifact_uri).path)) / path
+    return Path(client().download_artifacts(run.info.run_id, path))
+
+
+def _latest(name: str, experiment: str | None, settings: dict[str, str]) -> Run | None:
+    """Of the runs of a name the one that fits best: with these settings, with a checkpoint, the latest."""
+    places = [e.experiment_id for e in client().search_experiments() if experiment in (None, e.name)]
+    if not places:
         return None
     quoted = name.replace("'", "")
-    runs = client().search_runs([found.experiment_id], f"run_name = '{quoted}'", order_by=["start_time DESC"])
-    fitted = [run for run in runs if "checkpoint" in run.data.tags]
-    return fitted[0] if fitted else runs[0] if runs else None
+    runs = client().search_runs(places, f"run_name = '{quoted}'", order_by=["start_time DESC"])
+
+    def fitness(run: Run) -> tuple[bool, bool]:
+        alike = all(run.data.params.get(key, value) == value for key, value in settings.items())
+        return alike, "checkpoint" in run.data.tags
+
+    return max(runs, key=fitness, default=None)
 
 
 def _config(run: Run) -> str | None:
-    return mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml")
+    return _file(run, "config.yaml").read_text()
 
 
 def load_weights(module: torch.nn.Module, reference: str, prefixes: tuple[str, ...]) -> None:

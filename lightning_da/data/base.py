@@ -63,26 +63,25 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _Shuffle(DistributedSampler[Any]):
-    """This process's share of a new permutation at each pass: a domain that is cycled in an epoch is shuffled anew.
+    """This process's share of an endless stream of permutations, from the place that training has reached.
 
-    The epoch is asked for, since the number that Lightning sets is one too high after a checkpoint is resumed.
+    What a step reads of a domain depends on the number of the step alone: neither on the length of an epoch, which the
+    other domain may set, nor on whether a checkpoint was resumed.
     """
 
-    def __init__(self, dataset: Any, world: int, rank: int, seed: int, current_epoch: Callable[[], int]) -> None:
+    def __init__(
+        self, dataset: Any, world: int, rank: int, seed: int, batch_size: int, batches_read: Callable[[], int]
+    ) -> None:
         super().__init__(dataset, world, rank, seed=seed, drop_last=True)
-        self.current_epoch = current_epoch
-        self.passes = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Does nothing: see above."""
+        self.batch_size, self.batches_read = batch_size, batches_read
 
     def __iter__(self) -> Iterator[int]:
-        if self.epoch != self.current_epoch():
-            self.epoch, self.passes = self.current_epoch(), 0
-        seed = np.random.SeedSequence([self.seed, self.epoch, self.passes]).generate_state(1)[0]
-        self.passes += 1
+        batches = self.num_samples // self.batch_size
+        passes, place = divmod(self.batches_read(), batches)
+        seed = np.random.SeedSequence([self.seed, passes]).generate_state(1)[0]
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(seed)))  # type: ignore[arg-type]
-        return iter(order.tolist()[self.rank : self.total_size : self.num_replicas])
+        share = order.tolist()[self.rank : self.total_size : self.num_replicas]
+        return iter(share[place * self.batch_size : batches * self.batch_size])
 
 
 class _Share(DistributedSampler[Any]):
@@ -120,6 +119,8 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def __init__(self, source: str, target: str, batch_size: int = 64) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise DataError(f"data.init_args.batch_size: {batch_size} is less than 1")
         self.source, self.target, self.batch_size = source, target, batch_size
         self._datasets: dict[tuple[str, str], Any] = {}
 
@@ -169,6 +170,8 @@ class DomainPairDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.check()
+        else:
+            self._check_classes()
 
     def check(self) -> None:
         """Checks that the two domains can be trained on together.
@@ -178,9 +181,10 @@ class DomainPairDataModule(L.LightningDataModule):
                 domain whose labels are to be read has none, the shapes or the value ranges differ, or a value is not
                 finite.
         """
-        for domain in (self.source, self.target):
+        trained_on = {role for roles in self._roles() for role in roles}
+        for role in DOMAINS:
             for split in SPLITS:
-                self._check_size(domain, split)
+                self._check_size(getattr(self, role), split, split == "train" and role in trained_on)
         self._check_classes()
         source, target = self._look_at("source"), self._look_at("target")
         if source.shape != target.shape:
@@ -197,11 +201,11 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"domain {self.target!r}; scale both alike (0..1 against 0..255?)"
             )
 
-    def _check_size(self, domain: str, split: str) -> None:
+    def _check_size(self, domain: str, split: str, in_batches: bool) -> None:
         size, world = len(self._get(domain, split)), self.trainer.world_size if self.trainer else 1
         if size == 0:
             raise DataError(f"domain {domain!r}: the {split} split is empty")
-        if split == "train" and size < world * self.batch_size:
+        if in_batches and size < world * self.batch_size:
             raise DataError(
                 f"domain {domain!r}: {size} training samples are fewer than a batch of "
                 f"{self.batch_size} on each of {world} "
@@ -256,13 +260,16 @@ class DomainPairDataModule(L.LightningDataModule):
         module = self.trainer.lightning_module if self.trainer else None
         return getattr(module, "supervised", ("source",)), getattr(module, "unlabelled", ("target",))
 
+    def _batches_read(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
+
     def _loader(self, role: str, split: str, train: bool = False, labels: bool = True) -> DataLoader[Any]:
         dataset = self._get(getattr(self, role), split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         sampler: DistributedSampler[Any]
         if train:
-            sampler = _Shuffle(dataset, world, rank, seed, lambda: self.trainer.current_epoch if self.trainer else 0)
+            sampler = _Shuffle(dataset, world, rank, seed, self.batch_size, self._batches_read)
         else:
             sampler = _Share(dataset, world, rank)
         return DataLoader(

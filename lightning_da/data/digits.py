@@ -81,6 +81,8 @@ class Digits(DomainPairDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(source, target, batch_size)
+        if num_typeset < 100:
+            raise DataError(f"data.init_args.num_typeset: {num_typeset} is less than 100, too few for three splits")
         self.num_typeset, self.root, self.download = num_typeset, root, download
         self.photographs, self.seed = photographs, seed
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -49,6 +50,7 @@ class TransferModule(L.LightningModule):
 
     supervised: tuple[str, ...] = ("source",)
     """Domains whose labels a training step reads."""
+    _init_from: str | None = None
     unlabelled: ClassVar[tuple[str, ...]] = ()
     """Domains whose samples a training step reads without labels."""
 
@@ -101,6 +103,8 @@ class TransferModule(L.LightningModule):
 
         self._optimizer, self._lr_schedule = optimizer, lr_schedule
         self._lr_scales = (backbone_lr_scale, layer_lr_decay, head_lr_scale)
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"label_smoothing: {label_smoothing} is not in [0, 1)")
         self._label_smoothing = label_smoothing
 
     @property
@@ -138,6 +142,10 @@ class TransferModule(L.LightningModule):
 
     def initialise(self) -> None:
         """Loads the weights that a fit starts from; not called when a checkpoint is resumed."""
+        if self._freeze and not self.backbone.pretrained and self._init_from is None:
+            rank_zero_warn(
+                "the frozen layers have random weights; give the backbone's `weights`, or FineTune's `init_from`"
+            )
         self.backbone.load_pretrained()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
@@ -278,6 +286,14 @@ class _PerDomainNorm(nn.Module):
         self.target.weight, self.target.bias = norm.weight, norm.bias
         self.domain = "target"
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # the weights of a network without domains, pretrained ones say, are those of both
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if prefix + part in state_dict:
+                value = state_dict.pop(prefix + part)
+                state_dict |= {f"{prefix}{domain}.{part}": value for domain in ("source", "target")}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: Tensor) -> Tensor:
         normalised: Tensor = self.get_submodule(self.domain)(x)
         return normalised
@@ -323,6 +339,8 @@ class AdaptationModule(TransferModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if not layers:
+            raise ConfigError("layers: name at least one layer to adapt")
         names = {name: f"backbone.{name}" for name in self.backbone.layers}
         names |= {"bottleneck": "bottleneck", "head": "head"}
         for layer in layers:
