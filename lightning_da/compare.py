@@ -117,7 +117,8 @@ def _tell_apart(summary: pd.DataFrame) -> None:
             keys = sorted({key for s in settings for key in s if len({other.get(key) for other in settings}) > 1})
             for index, own in zip(group.index, settings, strict=True):
                 differing = ", ".join(f"{key}={own[key]}" for key in keys if key in own)
-                summary.loc[index, "method"] += f" ({differing})"
+                if differing:
+                    summary.loc[index, "method"] += f" ({differing})"
 
 
 def _print(summary: pd.DataFrame) -> None:

@@ -140,7 +140,7 @@ def test_feature_tables(tables: Path) -> None:
 def test_trainer_files(precision: str) -> None:
     cli = main(["fit", *digits("dann"), *configs("trainer/cpu"), f"--trainer.precision={precision}"])
     assert cli.trainer.precision == precision
-    for name in ("gpu", "ddp"):
+    for name in ("gpu", "ddp", "oracle"):
         cli_args = ["fit", *digits("dann"), *configs(f"trainer/{name}"), "--print_config"]
         with pytest.raises(SystemExit) as stop:
             main(cli_args)
@@ -303,13 +303,48 @@ def test_resume() -> None:
     assert run_of(resumed).data.tags["resumed_from"] == path
 
 
+def test_test_refuses_other_data_and_other_settings(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = [*configs("method/source_only", "data/features"), *SHORT, f"--data.init_args.root={tables}"]
+    args += ["--trainer.logger.init_args.experiment_name=refusals"]
+    cli = main(["fit", *args])
+    main(["test", *args])
+    before = metrics(cli)
+    said = complaint(["test", *args, "--model.init_args.optimizer.init_args.lr=0.5"], capsys)
+    assert "was fitted with optimizer.lr=0.001, not 0.5" in said
+    assert "was fitted on other data" in complaint(["test", *args, "--data.init_args.seed=9"], capsys)
+    np.savez(tables / "subset.npz", x=np.ones((120, 5)), y=1 + np.arange(120) % 2)
+    run = run_of(cli).info.run_id
+    said = complaint(["test", "--ckpt_path", run, "--data.init_args.target=subset.npz"], capsys)
+    assert "classes differ" in said
+    assert metrics(cli) == before
+    assert run_of(cli).info.status == "FINISHED"
+
+
+def test_test_finds_the_run_with_its_settings_among_others() -> None:
+    first = main(["fit", *digits("dann", "--model.init_args.domain_weight=0.7", experiment="settings")])
+    main(["fit", *digits("dann", "--model.init_args.domain_weight=0.2", experiment="settings")])
+    tested = main(["test", *digits("dann", "--model.init_args.domain_weight=0.7", experiment="settings")])
+    assert tested.trainer.logger.run_id == run_of(first).info.run_id
+
+
+def test_sweep_goes_on_without_the_method_that_cannot_run(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tables / "unlabelled.npz", x=np.random.default_rng(1).normal(size=(120, 5)))
+    args = [*configs("data/features"), *SHORT, f"--data.init_args.root={tables}"]
+    args += ["--data.init_args.target=unlabelled.npz", "--trainer.logger.init_args.experiment_name=unlabelled"]
+    table = main(["sweep", *args, "--methods", "source_only", "target_only", "dann"])
+    assert table["method"].tolist() == ["source_only", "dann"]
+    assert table["target acc"].isna().all()
+    assert "target_only, seed 0: lightning-da: error: domain 'unlabelled.npz'" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- compare
 
 
-def log(experiment: str, method: str, seed: int, target: float, **params: Any) -> None:
+def log(experiment: str, method: str, seed: int, target: float, data: str = "d", **params: Any) -> None:
     found = client().get_experiment_by_name(experiment)
     where = found.experiment_id if found else client().create_experiment(experiment)
     run = client().create_run(where)
+    client().set_tag(run.info.run_id, "data", data)
     for key, value in {"method": method, "seed": seed, "source": "a", "target": "b", **params}.items():
         client().log_param(run.info.run_id, key, str(value))
     for key, number in {"test/source/acc": 0.9, "test/target/acc": target, "fit/seconds": 7.0}.items():
@@ -322,6 +357,8 @@ def test_compare_has_mean_deviation_and_gap_by_seed(capsys: pytest.CaptureFixtur
         log("table", "dann", seed, middle, domain_weight=1)
         log("table", "target_only", seed, upper)
     log("table", "dann", 0, 0.1, domain_weight=2)
+    log("table", "source_only", 0, 0.99, max_steps=5)  # no bound of the others: shorter
+    log("table", "dann", 2, 0.5, domain_weight=3)  # no bounds of its own: its seed has none
     log("table", "dann", 0, 0.8, domain_weight=1)  # the same again: the later one counts
     frame = main(["compare", "--experiment", "table"]).set_index("method")
     row = frame.loc["dann (domain_weight=1)"]
@@ -330,6 +367,7 @@ def test_compare_has_mean_deviation_and_gap_by_seed(capsys: pytest.CaptureFixtur
     assert row["target acc std"] == pytest.approx(np.std([0.8, 0.6], ddof=1))
     assert row["gap closed"] == pytest.approx(((0.8 - 0.4) / 0.6 + (0.6 - 0.5) / 0.4) / 2)
     assert frame.loc["source_only", "gap closed"] == 0
+    assert np.isnan(frame.loc["dann (domain_weight=3)", "gap closed"])
     assert frame.loc["target_only", "gap closed"] == 1
     assert frame.loc["dann (domain_weight=2)", "target acc"] == pytest.approx(0.1)
     printed = capsys.readouterr().out
@@ -376,6 +414,12 @@ def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model.init_args.batch_norm=seperate"], "did you mean 'separate'"),
         (["--config=nofile.yaml"], "nofile.yaml"),
         (["--trainer.max_steps=many"], "trainer.max_steps"),
+        (["--trainer.max_step=9"], "did you mean 'trainer.max_steps'"),
+        (["--trainer.strategy=dpp"], "strategy"),
+        (["--data.init_args.batch_size=0"], "batch_size: 0"),
+        (["--data.init_args.num_typeset=5"], "num_typeset: 5"),
+        (["--model.init_args.layers=[]"], "name at least one layer"),
+        (["--model.init_args.optimizer=torch.optim.Adamm"], "did you mean 'Adam'"),
         (["--model.init_args.lr_schedule=lightning_da.schedules.cosin"], "cosin"),
         (["--data.init_args.batch_size=5000"], "fewer than a batch of 5000"),
     ],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_da.data import DataError, TensorDomain
 from lightning_da.data.base import _even_batch, _Share, _Shuffle
-from tests.toy import Toy, build, trainer
+from tests.toy import Toy, Uneven, build, trainer
 
 NAMES = ["class 0", "class 1", "class 2"]
 
@@ -136,18 +136,6 @@ def test_training_batches_are_full_shuffled_and_unlabelled_on_target() -> None:
     again = batches(Toy(number=100), steps=3)
     assert torch.equal(again[2]["target"], seen[2]["target"])
     assert not torch.equal(batches(Toy(number=100), steps=1, seed=1)[0]["target"], seen[0]["target"])
-
-
-class Uneven(Toy):
-    """A training split of one domain that is shorter than the other's."""
-
-    def __init__(self, short: str, number: int = 320) -> None:
-        super().__init__(number=number)
-        self.short = short
-
-    def dataset(self, domain: str, split: str) -> TensorDomain:
-        data = super().dataset(domain, split)
-        return cut(72)(data) if (domain, split) == (self.short, "train") else data
 
 
 def test_a_cycled_domain_is_read_pass_by_pass_across_epochs() -> None:

@@ -127,6 +127,25 @@ def test_every_method_trains_on_two_processes(method: str) -> None:
     assert len(client().search_runs([where.experiment_id])) == 1
 
 
+def test_a_fit_on_two_processes_is_that_of_one_with_the_whole_batch() -> None:
+    """The loss of each process's own samples would give other weights: CORAL is not a mean over samples."""
+    whole = ["--model.init_args.backbone.init_args.batch_norm", "false", "--trainer.max_steps", "4"]
+    whole += ["--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.lr", "0.1"]
+    whole += ["--model.init_args.domain_schedule", "lightning_da.schedules.constant"]
+    args = arguments("deep_coral", "one and two")
+    lightning_da("fit", *args, *whole, "--data.init_args.batch_size", "32")
+    lightning_da("fit", *args, *whole, "--data.init_args.batch_size", "16", *TWO)
+    runs = client().search_runs([client().get_experiment_by_name("one and two").experiment_id])  # type: ignore[union-attr]
+    one, two = (
+        torch.load(client().download_artifacts(run.info.run_id, "checkpoints/last.ckpt"), weights_only=True)[
+            "state_dict"
+        ]
+        for run in runs
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], rtol=1e-4, atol=1e-6, msg=key)
+
+
 def test_predictions_of_two_processes_are_those_of_one() -> None:
     args = arguments("source_only", "two predict")
     lightning_da("fit", *args)

@@ -6,17 +6,18 @@ from typing import Any
 
 import lightning as L
 import pytest
+import timm
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_da.backbones import FeedForward
+from lightning_da.backbones import FeedForward, TimmBackbone
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.methods import DANN, AdaptationModule, FineTune, TransferModule
 from lightning_da.schedules import constant, inverse_decay
-from tests.toy import ADAM, ADAPTING, BACKBONE, METHODS, Toy, accuracy, build, fit, trainer
+from tests.toy import ADAM, ADAPTING, BACKBONE, METHODS, Toy, Uneven, accuracy, build, fit, trainer
 
 NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
 
@@ -68,11 +69,14 @@ def test_domain_loss_sends_a_gradient_into_the_backbone(
 
 @pytest.mark.parametrize("name", ADAPTING)
 @pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
-def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str) -> None:
-    source_only = state(fit(build("source_only"), steps=25))
-    adapted = state(fit(build(name, domain_weight=0.0, batch_norm=batch_norm), steps=25))
-    assert equal(adapted, source_only)
-    assert not equal(state(fit(build(name, domain_weight=0.1, batch_norm=batch_norm), steps=25)), source_only)
+@pytest.mark.parametrize("short", ["calm", "noisy"])
+def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str, short: str) -> None:
+    def weights(name: str, **kwargs: Any) -> dict[str, Tensor]:
+        return state(fit(build(name, **kwargs), steps=25, data=Uneven(short)))
+
+    source_only = weights("source_only")
+    assert equal(weights(name, domain_weight=0.0, batch_norm=batch_norm), source_only)
+    assert not equal(weights(name, domain_weight=0.1, batch_norm=batch_norm), source_only)
 
 
 @pytest.mark.parametrize("name", ADAPTING)
@@ -253,6 +257,7 @@ def test_gradual_unfreezing_releases_the_deepest_first() -> None:
         ({"unfreeze_by": 0.5}, "unfreeze_by"),
         ({"freeze": 1, "unfreeze_by": 1.5}, "unfreeze_by"),
         ({"keep_head": True}, "keep_head"),
+        ({"label_smoothing": 1.5}, "label_smoothing: 1.5"),
     ],
 )
 def test_fine_tune_refuses(args: dict[str, Any], message: str) -> None:
@@ -306,6 +311,28 @@ def test_per_domain_statistics_are_kept_apart_and_used() -> None:
         model.set_domain(domain)
         answers.append(model(x))
     assert not torch.allclose(*answers)
+
+
+def test_per_domain_statistics_start_from_weights_without_domains(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    theirs: Any = timm.create_model("resnet18", num_classes=5)
+    torch.nn.init.uniform_(theirs.bn1.running_mean)
+    torch.save(theirs.state_dict(), path)
+    model = DANN(
+        num_classes=3,
+        input_shape=(3, 32, 32),
+        backbone=partial(TimmBackbone, model="resnet18", weights=str(path)),
+        batch_norm="per_domain",
+    )
+    model.initialise()
+    for domain in ("source", "target"):
+        norm = model.backbone.get_submodule(f"model.bn1.{domain}")
+        assert torch.equal(norm.get_buffer("running_mean"), theirs.bn1.running_mean)
+
+
+def test_frozen_random_layers_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="frozen layers have random weights"):
+        fit(build("source_only", freeze=1), steps=1)
 
 
 def _first_batches() -> Any:

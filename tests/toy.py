@@ -38,6 +38,20 @@ class Toy(DomainPairDataModule):
         )
 
 
+class Uneven(Toy):
+    """A training split of one domain that is shorter than the other's."""
+
+    def __init__(self, short: str, number: int = 320) -> None:
+        super().__init__(number=number)
+        self.short = short
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        data = super().dataset(domain, split)
+        if (domain, split) != (self.short, "train"):
+            return data
+        return TensorDomain(data.x[:72], data.y[:72], data.classes)
+
+
 METHODS: dict[str, Callable[..., TransferModule]] = {
     "source_only": FineTune,
     "dann": DANN,
