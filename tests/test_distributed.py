@@ -128,10 +128,14 @@ def test_every_method_trains_on_two_processes(method: str) -> None:
 
 
 def test_a_fit_on_two_processes_is_that_of_one_with_the_whole_batch() -> None:
-    """The loss of each process's own samples would give other weights: CORAL is not a mean over samples."""
+    """The loss of each process's own samples would give other weights: CORAL is not a mean over samples.
+
+    Its weight is large, since the first features of the network are small.
+    """
     whole = ["--model.init_args.backbone.init_args.batch_norm", "false", "--trainer.max_steps", "4"]
     whole += ["--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.lr", "0.1"]
     whole += ["--model.init_args.domain_schedule", "lightning_da.schedules.constant"]
+    whole += ["--model.init_args.domain_weight", "3e6"]
     args = arguments("deep_coral", "one and two")
     lightning_da("fit", *args, *whole, "--data.init_args.batch_size", "32")
     lightning_da("fit", *args, *whole, "--data.init_args.batch_size", "16", *TWO)
