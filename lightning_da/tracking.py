@@ -312,7 +312,7 @@ def _latest(name: str, experiment: str | None, settings: dict[str, str]) -> Run 
     return max(runs, key=fitness, default=None)
 
 
-def _config(run: Run) -> str | None:
+def _config(run: Run) -> str:
     return _file(run, "config.yaml").read_text()
 
 

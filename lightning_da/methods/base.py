@@ -50,7 +50,6 @@ class TransferModule(L.LightningModule):
 
     supervised: tuple[str, ...] = ("source",)
     """Domains whose labels a training step reads."""
-    _init_from: str | None = None
     unlabelled: ClassVar[tuple[str, ...]] = ()
     """Domains whose samples a training step reads without labels."""
 
@@ -140,9 +139,13 @@ class TransferModule(L.LightningModule):
 
     # ---------------------------------------------------------------- steps
 
+    def starts_random(self) -> bool:
+        """Whether a fit starts from random weights of the backbone."""
+        return not self.backbone.pretrained
+
     def initialise(self) -> None:
         """Loads the weights that a fit starts from; not called when a checkpoint is resumed."""
-        if self._freeze and not self.backbone.pretrained and self._init_from is None:
+        if self._freeze and self.starts_random():
             rank_zero_warn(
                 "the frozen layers have random weights; give the backbone's `weights`, or FineTune's `init_from`"
             )

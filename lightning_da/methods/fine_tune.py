@@ -35,6 +35,9 @@ class FineTune(TransferModule):
         self._init_from = init_from
         self._initialised = ("backbone.", "bottleneck.", "head.") if keep_head else ("backbone.", "bottleneck.")
 
+    def starts_random(self) -> bool:
+        return self._init_from is None and super().starts_random()
+
     def initialise(self) -> None:
         super().initialise()
         if self._init_from is not None:
