@@ -8,14 +8,16 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_da.compare import compare
 from lightning_da.data import DomainPairDataModule
@@ -23,7 +25,7 @@ from lightning_da.errors import ConfigError
 from lightning_da.methods import AdaptationModule, TransferModule
 from lightning_da.predictions import WritePredictions
 from lightning_da.sweep import sweep
-from lightning_da.tracking import PROJECT, RecordRun, find_fit, parameters
+from lightning_da.tracking import PROJECT, RecordRun, chosen_checkpoint, find_fit, parameters
 
 COMMANDS = {
     "fit": "train a method on a pair of domains",
@@ -48,6 +50,7 @@ HELP = {
     "trainer.log_every_n_steps": "steps between two points of a training curve",
     "trainer.enable_progress_bar": "whether to show progress",
     "name": "name of the method in run names and tables",
+    "after": "method (a YAML file of conf/method) that `fit` runs first, to start from, unless init_from names a run",
     "predictions": "YAML file of the option below",
     "predictions.path": "where `predict` writes its CSV",
     "model": "method: a class path, with --model.init_args.NAME for its arguments",
@@ -144,7 +147,8 @@ class TransferCLI(LightningCLI):
 
     config: Any
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], earlier: Mapping[str, str]) -> None:
+        self._earlier = earlier
         defaults = PROJECT / "conf" / "default.yaml"
         if not defaults.is_file():
             sys.exit(
@@ -166,7 +170,8 @@ class TransferCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, help="Name of the method in run names and tables.")
+        parser.add_argument("--name", type=str | None)
+        parser.add_argument("--after", type=str | None)
         parser.add_lightning_class_args(WritePredictions, "predictions")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.input_shape", "model.init_args.input_shape", apply_on="instantiate")
@@ -191,7 +196,7 @@ class TransferCLI(LightningCLI):
             sys.exit(f"lightning-da: error: {MISSING['model']}")
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
         logger = config.trainer.logger
-        tracked = isinstance(logger, Namespace) and "init_args" in logger and "run_name" in logger.init_args
+        tracked = self._tracked(config)
         name = self._run_name(config)
         if tracked and logger.init_args.run_name is None:
             logger.init_args.run_name = name
@@ -207,9 +212,37 @@ class TransferCLI(LightningCLI):
         if tracked and self.subcommand != "fit":
             logger.init_args.run_id = fit.run_id
 
+    def _fit_before(self, config: Namespace) -> str:
+        """The checkpoint of the method that this one starts from, on the same data and network, with the same seed."""
+        if config.after in self._earlier:
+            return self._earlier[config.after]
+        method = PROJECT / "conf" / "method" / f"{config.after}.yaml"
+        if not method.is_file():
+            known = sorted(path.stem for path in method.parent.glob("*.yaml"))
+            raise ConfigError(f"after: no method {config.after!r}; there are {', '.join(known)}")
+        rank_zero_only(print)(f"first {config.after}, from which {config.name} starts", flush=True)
+        plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False, skip_check=True))
+        before = yaml.safe_load(method.read_text())
+        before |= {key: plain[key] for key in ("seed_everything", "data", "trainer")}
+        before["model"]["init_args"] |= {key: plain["model"]["init_args"][key] for key in ("backbone", "bottleneck")}
+        if self._tracked(config):
+            before["trainer"]["logger"]["init_args"]["run_name"] = None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            path.write_text(yaml.safe_dump(before))
+            trainer = TransferCLI(["fit", "--config", str(path)], self._earlier).trainer
+        self._set_seed()
+        return chosen_checkpoint(trainer)
+
     def instantiate_classes(self) -> None:
+        config, start = self.config[self.subcommand], None
+        fresh = self.subcommand == "fit" and config.ckpt_path is None
+        if fresh and config.after and config.model.init_args.get("init_from") is None:
+            start = self._fit_before(config)
         try:
             super().instantiate_classes()
+            if start is not None:
+                self.model.init_from = start
         except (ValueError, TypeError, MisconfigurationException) as error:
             # The argument parser wraps what a constructor raises.
             cause: BaseException = error
@@ -220,6 +253,11 @@ class TransferCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning would overwrite the configuration with the checkpoint's; `main` reads that of the run.
         return
+
+    @staticmethod
+    def _tracked(config: Namespace) -> bool:
+        logger = config.trainer.logger
+        return isinstance(logger, Namespace) and "init_args" in logger and "run_name" in logger.init_args
 
     @staticmethod
     def _run_name(config: Namespace) -> str:
@@ -259,11 +297,12 @@ def _quiet() -> None:
     tips.addFilter(lambda record: "Tip:" not in record.getMessage() and "TPU" not in record.getMessage())
 
 
-def main(args: Sequence[str] | None = None) -> Any:
+def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Runs a command.
 
     Args:
         args: The words behind `lightning-da`; None takes those of the process.
+        earlier: Checkpoints of methods fitted in the same setting, by name, that a method in two stages starts from.
 
     Returns:
         The `TransferCLI` of fit, validate, test and predict, with its trainer, model and data; the table of sweep and
@@ -287,6 +326,6 @@ def main(args: Sequence[str] | None = None) -> Any:
         if args[0] == "sweep":
             return sweep(args[1:], main)
         with tempfile.TemporaryDirectory() as folder:
-            return TransferCLI(_with_run_config(args, folder))
+            return TransferCLI(_with_run_config(args, folder), earlier)
     except ConfigError as error:
         sys.exit(f"lightning-da: error: {error}")

@@ -9,17 +9,18 @@ import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_da.compare import table
-from lightning_da.tracking import PROJECT, client
+from lightning_da.tracking import PROJECT, chosen_checkpoint, client
 
-METHODS = ("source_only", "dann", "deep_coral", "target_only")
+METHODS = ("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
 
 
-def sweep(args: Sequence[str], main: Callable[[list[str]], Any]) -> pd.DataFrame | None:
+def sweep(args: Sequence[str], main: Callable[[list[str], dict[str, str]], Any]) -> pd.DataFrame | None:
     """`lightning-da sweep`: fits and tests each method with each seed, then prints and returns the table.
 
     Args:
         args: The words behind `sweep`.
-        main: Runs the command line `fit ...` and returns it, with its trainer, model and data.
+        main: Runs the command line `fit ...`, given the checkpoints that it may start from, and returns it, with its
+            trainer, model and data.
     """
     available = sorted(path.stem for path in (PROJECT / "conf" / "method").glob("*.yaml"))
     parser = argparse.ArgumentParser(
@@ -39,17 +40,19 @@ def sweep(args: Sequence[str], main: Callable[[list[str]], Any]) -> pd.DataFrame
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of training (default: 0)")
     given, options = parser.parse_known_args(args)
     runs, refused = [], []
+    fitted: dict[int, dict[str, str]] = {seed: {} for seed in given.seeds}
     plan = [(seed, method) for seed in given.seeds for method in given.methods]
     for place, (seed, method) in enumerate(plan, start=1):
         rank_zero_only(print)(f"\n[{place}/{len(plan)}] {method}, seed {seed}", flush=True)
         config = str(PROJECT / "conf" / "method" / f"{method}.yaml")
         try:
-            cli = main(["fit", "--config", config, *options, "--seed_everything", str(seed)])
+            cli = main(["fit", "--config", config, *options, "--seed_everything", str(seed)], fitted[seed])
         except SystemExit as stop:
             if len(plan) == 1:
                 raise
             refused.append(f"{method}, seed {seed}: {stop}")
             continue
+        fitted[seed][method] = chosen_checkpoint(cli.trainer)
         best = getattr(cli.trainer.checkpoint_callback, "best_model_path", "") or None
         cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         if cli.trainer.is_global_zero:

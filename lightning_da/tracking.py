@@ -118,7 +118,7 @@ class RecordRun(SaveConfigCallback):
                 "--trainer.logger false to print them only"
             )
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not isinstance(trainer.logger, Tracker):
             return
         logger = trainer.logger
@@ -135,6 +135,9 @@ class RecordRun(SaveConfigCallback):
         }
         if config["ckpt_path"] is not None:
             tags["resumed_from"] = config["ckpt_path"]
+        elif getattr(pl_module, "init_from", None) is not None:
+            start = find_fit(str(pl_module.init_from))
+            tags["started_from"] = start.run_id or start.checkpoint
         for key, value in tags.items():
             logger.experiment.set_tag(logger.run_id, key, value)
 
@@ -149,7 +152,7 @@ class RecordRun(SaveConfigCallback):
         checkpoint = trainer.checkpoint_callback
         if stage != "fit" or not isinstance(checkpoint, ModelCheckpoint) or not trainer.is_global_zero:
             return
-        path = checkpoint.best_model_path or checkpoint.last_model_path
+        path = chosen_checkpoint(trainer)
         if path and isinstance(trainer.logger, Tracker):
             run_id, tracked = trainer.logger.run_id, trainer.logger.experiment
             if not _local(tracked.get_run(run_id).info.artifact_uri):
@@ -160,6 +163,14 @@ class RecordRun(SaveConfigCallback):
     def state_dict(self) -> dict[str, Any]:
         # The checkpoint knows its run, so that a later `test` can join it.
         return {"run_id": self._run_id}
+
+
+def chosen_checkpoint(trainer: Trainer) -> str:
+    """The file that a fit ends with: the best by the monitored metric if there is one, else the last."""
+    checkpoint = trainer.checkpoint_callback
+    if not isinstance(checkpoint, ModelCheckpoint):
+        return ""
+    return checkpoint.best_model_path or checkpoint.last_model_path
 
 
 def _selection(checkpoint: ModelCheckpoint) -> str:

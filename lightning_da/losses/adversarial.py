@@ -2,6 +2,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import softplus
 
 from lightning_da.losses.precision import full_precision
@@ -49,3 +50,20 @@ def domain_classification(source: Tensor, target: Tensor, discriminator: nn.Modu
         A scalar, float32 or better: 2 log 2 = 1.386 where the discriminator cannot tell.
     """
     return softplus(-discriminator(source)).mean() + softplus(discriminator(target)).mean()
+
+
+@full_precision
+def inverted_labels(target: Tensor, discriminator: nn.Module) -> Tensor:
+    """Cross-entropy of target features that are called source; the discriminator's parameters get no gradient.
+
+    Source: Tzeng et al., "Adversarial discriminative domain adaptation", CVPR 2017, equation 9.
+
+    Args:
+        target: Features, shape (n_t, d), floating point.
+        discriminator: From (n, d) to (n, 1) logits, positive for source.
+
+    Returns:
+        A scalar, float32 or better.
+    """
+    fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    return softplus(-functional_call(discriminator, fixed, (target,))).mean()

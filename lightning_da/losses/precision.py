@@ -1,11 +1,25 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
 P = ParamSpec("P")
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _cast(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_cast(part) for part in value]
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -14,7 +28,7 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     In half precision a squared distance overflows (float16) or a difference of means is lost (bfloat16).
 
     Args:
-        loss: A function whose positional arguments include tensors.
+        loss: A function whose positional arguments include tensors, or lists of them.
 
     Returns:
         The same function, its result float32 or float64.
@@ -22,10 +36,7 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @wraps(loss)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
-        halves = (torch.float16, torch.bfloat16)
-        cast = [arg.float() if isinstance(arg, Tensor) and arg.dtype in halves else arg for arg in args]
-        with torch.autocast(device_type=device, enabled=False):
-            return loss(*cast, **kwargs)  # type: ignore[arg-type]  # a list in the place of P.args
+        with torch.autocast(device_type=next(_tensors(args)).device.type, enabled=False):
+            return loss(*_cast(args), **kwargs)
 
     return wrapped

@@ -52,6 +52,8 @@ class TransferModule(L.LightningModule):
     """Domains whose labels a training step reads."""
     unlabelled: ClassVar[tuple[str, ...]] = ()
     """Domains whose samples a training step reads without labels."""
+    always_eval: ClassVar[tuple[str, ...]] = ()
+    """Submodules that stay in evaluation mode."""
 
     def __init__(
         self,
@@ -226,6 +228,9 @@ class TransferModule(L.LightningModule):
     def train(self, mode: bool = True) -> "TransferModule":
         """Sets the training mode, in which frozen layers stay in evaluation mode."""
         super().train(mode)
+        for name, part in self.named_children():
+            if name in self.always_eval:
+                part.eval()
         depths = dict(module_depths(self.backbone, self.backbone.layers))
         for module in depths:
             if all(depths[part] < self._frozen for part in module.modules()):
@@ -331,7 +336,7 @@ class AdaptationModule(TransferModule):
         ConfigError: If the network has no layer of such a name.
     """
 
-    unlabelled = ("target",)
+    unlabelled: ClassVar[tuple[str, ...]] = ("target",)
 
     def __init__(
         self,
@@ -351,7 +356,7 @@ class AdaptationModule(TransferModule):
                 near = difflib.get_close_matches(layer, names, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
                 raise ConfigError(f"layers: the network has no layer {layer!r}{hint}")
-        self._adapted = [names[layer] for layer in layers]
+        self.adapted = {layer: names[layer] for layer in layers}
         self._batch_norm = batch_norm
         if batch_norm == "per_domain":
             _split_norms(self)
@@ -361,7 +366,7 @@ class AdaptationModule(TransferModule):
         """Width of the activations of each adapted layer."""
         training = self.training
         with torch.no_grad():
-            _, activations = self.eval()._activations(torch.zeros(1, *self.input_shape), "source")
+            _, activations = self.eval().activations(torch.zeros(1, *self.input_shape), "target")
         self.train(training)
         return [activation.shape[1] for activation in activations]
 
@@ -383,28 +388,54 @@ class AdaptationModule(TransferModule):
                 if isinstance(module, _PerDomainNorm):
                     module.domain = domain
 
-    def _activations(self, x: Tensor, domain: str) -> tuple[Tensor, list[Tensor]]:
+    def module_name(self, layer: str, domain: str) -> str:  # noqa: ARG002
+        """The submodule that is an adapted layer of the network of a domain."""
+        return self.adapted[layer]
+
+    def activations(self, x: Tensor, domain: str) -> tuple[Tensor, list[Tensor]]:
+        """Samples (B, *input_shape) of a domain to logits (B, num_classes) and to (B, width) for each adapted layer."""
         self.set_domain(domain)
-        with capture(self, self._adapted) as outputs:
+        names = [self.module_name(layer, domain) for layer in self.adapted]
+        with capture(self, names) as outputs:
             logits = self(x)
-        return logits, [as_vectors(outputs[name]) for name in self._adapted]
+        return logits, [as_vectors(outputs[name]) for name in names]
+
+    @property
+    def domain_weight(self) -> float:
+        """The weight of the domain loss at this step."""
+        return self._domain_weight * self._domain_schedule(self.progress)
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether what this step logs is written."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer itself
+        return (self.trainer.global_step + 1) % max(every, 1) == 0
+
+    def weighted_domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+        """The domain loss of all processes' samples, its gradient in the activations multiplied by the weight.
+
+        Args:
+            source: This process's activations of each adapted layer, shape (n_s, width).
+            target: The same of the target, shape (n_t, width).
+        """
+        weight = self.domain_weight
+        loss = self.domain_loss(
+            *([gather(scale_gradient(activation, weight)) for activation in part] for part in (source, target))
+        )
+        self.log_dict({"train/domain_loss": loss, "train/domain_weight": weight})
+        return loss
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         (x_source, y_source), x_target = batch["source"], batch["target"]
-        weight = self._domain_weight * self._domain_schedule(self.progress)
         # With weight 0 the target is passed apart, so that the source's arithmetic is that of source-only training.
-        if self._batch_norm == "joint" and weight:
-            logits, both = self._activations(torch.cat([x_source, x_target]), "source")
+        if self._batch_norm == "joint" and self.domain_weight:
+            logits, both = self.activations(torch.cat([x_source, x_target]), "source")
             logits = logits[: len(x_source)]
             source = [activation[: len(x_source)] for activation in both]
             target = [activation[len(x_source) :] for activation in both]
         else:
-            logits, source = self._activations(x_source, "source")
-            _, target = self._activations(x_target, "target")
+            logits, source = self.activations(x_source, "source")
+            _, target = self.activations(x_target, "target")
         task_loss = self.task_loss(logits, y_source)
-        domain_loss = self.domain_loss(
-            [gather(scale_gradient(activation, weight)) for activation in source],
-            [gather(scale_gradient(activation, weight)) for activation in target],
-        )
-        self.log_dict({"train/task_loss": task_loss, "train/domain_loss": domain_loss, "train/domain_weight": weight})
-        return task_loss + domain_loss
+        self.log("train/task_loss", task_loss)
+        return task_loss + self.weighted_domain_loss(source, target)

@@ -8,6 +8,18 @@ from lightning_da.losses.adversarial import domain_classification, scale_gradien
 from lightning_da.methods.base import AdaptationModule
 
 
+def discriminators(widths: list[int], hidden: tuple[int, ...]) -> nn.ModuleList:
+    """A domain discriminator (n, width) -> (n, 1) for each adapted layer.
+
+    Args:
+        widths: Of the adapted layers.
+        hidden: Widths of the hidden layers of each discriminator.
+    """
+    return nn.ModuleList(
+        nn.Sequential(FeedForward((width,), list(hidden)), nn.Linear(hidden[-1], 1)) for width in widths
+    )
+
+
 class DANN(AdaptationModule):
     """Domain-adversarial training: a discriminator learns to tell the domains apart, the network to prevent it.
 
@@ -21,10 +33,7 @@ class DANN(AdaptationModule):
 
     def __init__(self, discriminator: tuple[int, ...] = (100,), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.discriminators = nn.ModuleList(
-            nn.Sequential(FeedForward((width,), list(discriminator)), nn.Linear(discriminator[-1], 1))
-            for width in self.adapted_widths()
-        )
+        self.discriminators = discriminators(self.adapted_widths(), discriminator)
 
     def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
         losses = [

@@ -32,13 +32,13 @@ class FineTune(TransferModule):
         if keep_head and init_from is None:
             raise ConfigError("keep_head: there is no head to keep without init_from")
         self.supervised = ("source", "target") if train_on == "both" else (train_on,)
-        self._init_from = init_from
+        self.init_from = init_from
         self._initialised = ("backbone.", "bottleneck.", "head.") if keep_head else ("backbone.", "bottleneck.")
 
     def starts_random(self) -> bool:
-        return self._init_from is None and super().starts_random()
+        return self.init_from is None and super().starts_random()
 
     def initialise(self) -> None:
         super().initialise()
-        if self._init_from is not None:
-            load_weights(self, self._init_from, self._initialised)
+        if self.init_from is not None:
+            load_weights(self, self.init_from, self._initialised)

@@ -1,0 +1,122 @@
+import copy
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_da.data.base import DOMAINS
+from lightning_da.errors import ConfigError
+from lightning_da.gather import gather
+from lightning_da.losses.adversarial import domain_classification, inverted_labels
+from lightning_da.methods.base import AdaptationModule
+from lightning_da.methods.dann import discriminators
+from lightning_da.schedules import constant
+from lightning_da.tracking import load_weights
+
+PATIENCE = 3
+
+
+class ADDA(AdaptationModule):
+    """A network for the target, started from a trained source network that stays as it is, fools a discriminator.
+
+    Source: Tzeng et al., "Adversarial discriminative domain adaptation", CVPR 2017, equation 9. Backbone and bottleneck
+    are the target's; the source's are the fixed copy `source`. No labels are read.
+
+    Args:
+        init_from: The supervised run of the source to start from: its checkpoint file, or its MLflow run id or name.
+            It is read when a fit begins: a checkpoint of this run does not need it.
+        layers: The layers that the discriminators read, one each.
+        discriminator: Widths of the hidden layers of each domain discriminator.
+        domain_schedule: From the progress of training in [0, 1] to a factor of the target network's gradient.
+        **kwargs: Arguments of `AdaptationModule`.
+    """
+
+    supervised = ()
+    unlabelled = DOMAINS
+    always_eval = ("source", "head")
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        layers: tuple[str, ...] = ("bottleneck",),
+        discriminator: tuple[int, ...] = (500, 500),
+        domain_schedule: Callable[[float], float] = constant,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            layers=layers, domain_schedule=domain_schedule, batch_norm="separate", label_smoothing=0.0, **kwargs
+        )
+        self.discriminators = discriminators(self.adapted_widths(), discriminator)
+        parts = OrderedDict(backbone=copy.deepcopy(self.backbone), bottleneck=copy.deepcopy(self.bottleneck))
+        self.source = nn.Sequential(parts).requires_grad_(False)
+        self.head.requires_grad_(False)
+        self.train()
+        self.init_from = init_from
+        self._domain = "target"
+        self._seen: Counter[str] = Counter()
+
+    def starts_random(self) -> bool:
+        return False
+
+    def initialise(self) -> None:
+        if self.init_from is None:
+            raise ConfigError(
+                "ADDA starts from a supervised run of the source; give --model.init_args.init_from its checkpoint "
+                "file, run id or run name, or name its method with --after source_only"
+            )
+        load_weights(self, self.init_from, ("backbone.", "bottleneck.", "head."))
+        for part in ("backbone", "bottleneck"):
+            self.source.get_submodule(part).load_state_dict(self.get_submodule(part).state_dict())
+
+    def set_domain(self, domain: str) -> None:
+        self._domain = domain
+
+    def module_name(self, layer: str, domain: str) -> str:
+        name = super().module_name(layer, domain)
+        return f"source.{name}" if domain == "source" and layer != "head" else name
+
+    def features(self, x: Tensor) -> Tensor:
+        features: Tensor = self.source(x) if self._domain == "source" else super().features(x)
+        return features
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+        _, source = self.activations(batch["source"], "source")
+        logits, target = self.activations(batch["target"], "target")
+        if self.logs_now:
+            self._watch([gather(s) for s in source], [gather(t) for t in target], gather(logits))
+        return self.weighted_domain_loss(source, target)
+
+    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+        losses = []
+        for s, t, discriminator in zip(source, target, self.discriminators, strict=True):
+            losses += [
+                domain_classification(s.detach(), t.detach(), discriminator),
+                inverted_labels(t, discriminator),
+            ]
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def _watch(self, source: list[Tensor], target: list[Tensor], logits: Tensor) -> None:
+        """Logs signs of collapse, and warns of one that holds for `PATIENCE` logged steps in a row."""
+        right = [
+            torch.cat([discriminator(s) > 0, discriminator(t) <= 0])
+            for s, t, discriminator in zip(source, target, self.discriminators, strict=True)
+        ]
+        accuracy = torch.cat(right).float().mean()
+        share = logits.argmax(dim=1).bincount().max() / len(logits)
+        self.log_dict({"train/discriminator_acc": accuracy, "train/target_top_class": share})
+        signs = {
+            "the discriminator is at 100 %, so its gradient leads nowhere: train the target network faster "
+            "(backbone_lr_scale), or take a smaller discriminator": accuracy > 0.995,
+            "the discriminator is at 50 %: either the domains are aligned, or it has stopped learning (is "
+            "train/domain_loss flat from the start? then raise the learning rate)": abs(accuracy - 0.5) < 0.03,
+            "one class is predicted for nearly all of the target: the target network has collapsed; lower the learning "
+            "rate or domain_weight": share > 0.95,
+        }
+        for sign, holds in signs.items():
+            self._seen[sign] = self._seen[sign] + 1 if holds else 0
+            if self._seen[sign] == PATIENCE:
+                rank_zero_warn(f"ADDA, step {self.trainer.global_step + 1}: {sign}")

@@ -1,0 +1,61 @@
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_da.errors import ConfigError
+from lightning_da.losses.mmd import PAPER_BANDWIDTHS, GaussianKernel, linear_kernel
+from lightning_da.methods.mmd import MMDModule
+
+
+class DAN(MMDModule):
+    """Multi-kernel MMD between source and target activations of several layers, the classifier's output included.
+
+    Source: Long et al., "Learning transferable features with deep adaptation networks", ICML 2015, equations 4 to 8.
+    With `layers` [bottleneck] and the `linear` kernel it is DDC (Tzeng et al., "Deep domain confusion", 2014).
+
+    Args:
+        bandwidths: Bandwidths of the Gaussian kernels as multiples of the median squared distance; `paper` has 33, from
+            2^-8 to 2^8; `linear` is the kernel x . y instead.
+        beta: Weights of the kernels, one a bandwidth: `uniform`, `learned` in turn with the network by the paper's
+            quadratic program, or given.
+        **kwargs: Arguments of `MMDModule`.
+
+    Raises:
+        ConfigError: If the weights do not fit the bandwidths.
+    """
+
+    def __init__(
+        self,
+        bandwidths: Literal["paper", "linear"] | tuple[float, ...] = "paper",
+        beta: Literal["uniform", "learned"] | tuple[float, ...] = "learned",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._learned = beta == "learned"
+        given = None if isinstance(beta, str) else beta
+        self.kernels = nn.ModuleList()
+        if bandwidths != "linear":
+            chosen = PAPER_BANDWIDTHS if bandwidths == "paper" else bandwidths
+            try:
+                self.kernels.extend(GaussianKernel(chosen, given) for _ in self.adapted)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        elif beta != "uniform":
+            raise ConfigError("beta: the linear kernel is one kernel, which has no weights; set beta to uniform")
+
+    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+        distances = []
+        for place, (layer, s, t) in enumerate(zip(self.adapted, source, target, strict=True)):
+            kernel = self.kernels[place] if self.kernels else linear_kernel
+            if isinstance(kernel, GaussianKernel) and self._learned:
+                self._learn(layer, kernel, s, t)
+            distances.append(self.distance(layer, [s], [t], [kernel]))
+        return torch.stack(distances).sum()
+
+    def _learn(self, layer: str, kernel: GaussianKernel, source: Tensor, target: Tensor) -> None:
+        kernel.learn(source, target)
+        if self.logs_now:
+            power = kernel.mean @ kernel.beta / (kernel.beta @ kernel.covariance @ kernel.beta + 1e-12).sqrt()
+            bandwidth = kernel.beta @ torch.log2(kernel.beta.new_tensor(kernel.bandwidths))
+            self.log_dict({f"mmd/{layer}_power": power, f"mmd/{layer}_log2_bandwidth": bandwidth})

@@ -1,0 +1,34 @@
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_da.losses.mmd import GaussianKernel
+from lightning_da.methods.mmd import MMDModule
+
+
+class JAN(MMDModule):
+    """Joint MMD: one discrepancy of the joint distribution of several layers, class probabilities among them.
+
+    Source: Long et al., "Deep transfer learning with joint adaptation networks", ICML 2017, equations 8 and 9. The
+    kernels are those of the authors' code: five around the median for features, one of fixed bandwidth 1.68 for the
+    probabilities of the `head`.
+
+    Args:
+        **kwargs: Arguments of `MMDModule`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kernels = nn.ModuleList(
+            GaussianKernel((1.68,), of_median=False) if layer == "head" else GaussianKernel((0.25, 0.5, 1, 2, 4))
+            for layer in self.adapted
+        )
+
+    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+        def joint(activations: list[Tensor]) -> list[Tensor]:
+            return [
+                activation.softmax(dim=1) if layer == "head" else activation
+                for layer, activation in zip(self.adapted, activations, strict=True)
+            ]
+
+        return self.distance("joint", joint(source), joint(target), list(self.kernels))
