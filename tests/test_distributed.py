@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -15,66 +17,88 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from lightning_da.gather import gather
-from lightning_da.losses.adversarial import domain_classification
-from lightning_da.losses.coral import coral
+from lightning_da.methods import ADDA, AdaptationModule, TransferModule
 from lightning_da.tracking import PROJECT, client
+from tests import toy
 
-WIDTH = 6
-
-
-def discriminator() -> nn.Module:
-    torch.manual_seed(5)
-    return nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+SLOW = ("source_only", "deep_coral", "dan", "jan", "adda", "fine_tune")
 
 
-def adversarial(source: Tensor, target: Tensor) -> Tensor:
-    return domain_classification(source, target, discriminator())
+class Step(nn.Module):
+    """A training step as a forward pass, for DistributedDataParallel to wrap."""
+
+    def __init__(self, method: TransferModule) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.method.training_step(batch, 0)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"coral": coral, "dann": adversarial}
+def step(name: str) -> Step:
+    """In float64 and without a logger; the weights are those of the seed alone."""
+    model = toy.build(name).double()
+    model.trainer = toy.trainer()
+    model.trainer.fit_loop.max_epochs = 1
+    model.log = model.log_dict = lambda *_args: None  # type: ignore[method-assign,assignment]
+    if isinstance(model, ADDA):
+        model.initialise()
+    return Step(model)
 
 
-def activations() -> tuple[Tensor, Tensor]:
+def batch(model: TransferModule, n_source: slice, n_target: slice) -> dict[str, Any]:
+    """A share of 12 source and 16 target samples, in which the domains are far apart."""
     generator = torch.Generator().manual_seed(0)
-    source, target = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (12, 9))
-    return source, target + 1
+    source, target = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (12, 16))
+    x, y = source[n_source], (torch.arange(12) % 3)[n_source]
+    return {"source": (x, y) if "source" in model.supervised else x, "target": 2 * target[n_target] + 1}
 
 
-def network() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, WIDTH)).double()
-
-
-def stepped(model: nn.Module, source: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    value = loss(gather(model(source)), gather(model(target)))
-    value.backward()
+def stepped(model: nn.Module, content: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    loss = model(content)
+    loss.backward()
     optimizer.step()
-    return value.detach(), [p.detach().clone() for p in model.parameters()]
+    return loss.detach(), {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def work(rank: int, folder: str, name: str) -> None:
+def work(rank: int, folder: str, weight: float) -> None:
     torch.set_num_threads(1)
+    os.chdir(folder)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    source, target = activations()
-    # unequal shares of unequal content
-    mine = (source[:8], target[:2]) if rank == 0 else (source[8:], target[2:])
-    model = nn.parallel.DistributedDataParallel(network())
-    torch.save(stepped(model, *mine, LOSSES[name]), f"{folder}/{rank}.pt")
+    for name in toy.ADAPTING:
+        with steady(weight):
+            # as many source samples, but not the same number of target samples
+            mine = (slice(0, 6), slice(0, 4)) if rank == 0 else (slice(6, 12), slice(4, 16))
+            model = step(name)
+            content = batch(model.method, *mine)
+            wrapped = nn.parallel.DistributedDataParallel(model)
+            torch.save(stepped(wrapped, content), f"{folder}/{name}{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_two_processes_make_the_step_of_one(name: str, tmp_path: Path) -> None:
-    spawn(work, (str(tmp_path), name), nprocs=2)
-    value, parameters = stepped(network(), *activations(), LOSSES[name])
-    before = list(network().parameters())
-    for rank in range(2):
-        their_value, theirs = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(their_value, value, rtol=1e-12, atol=0)
-        for p, q in zip(theirs, parameters, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
-        assert any(not torch.equal(p, start) for p, start in zip(theirs, before, strict=True))
+@contextmanager
+def steady(weight: float) -> Iterator[None]:
+    """A weight of the domain loss that does not ask the trainer for its progress."""
+    with patch.object(AdaptationModule, "domain_weight", weight), patch.object(AdaptationModule, "logs_now", False):
+        yield
+
+
+def test_two_processes_make_the_step_of_one(tmp_path: Path) -> None:
+    """The same loss and, after a step, the same weights and running statistics, in float64, for every method."""
+    spawn(work, (str(tmp_path), 3.0), nprocs=2)
+    for name in toy.ADAPTING:
+        with steady(3.0):
+            model = step(name)
+            before = {key: value.clone() for key, value in model.state_dict().items()}
+            loss, state = stepped(model, batch(model.method, slice(0, 12), slice(0, 16)))
+        # the task loss is the mean over processes; what is left is the domain loss, which is equal on both
+        found = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)]
+        torch.testing.assert_close((found[0][0] + found[1][0]) / 2, loss, rtol=1e-10, atol=0, msg=name)
+        for _, theirs in found:
+            for key, value in state.items():
+                torch.testing.assert_close(theirs[f"module.{key}"], value, rtol=1e-9, atol=1e-11, msg=f"{name} {key}")
+        assert any(not torch.equal(before[key], value) for key, value in state.items()), name
 
 
 def test_one_process_gathers_nothing() -> None:
@@ -107,7 +131,14 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
 @pytest.mark.parametrize(
-    "method", ["dann", *(pytest.param(m, marks=pytest.mark.slow) for m in ("source_only", "deep_coral", "fine_tune"))]
+    "method",
+    [
+        "dann",
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("source_only", "deep_coral", "dan", "jan", "adda", "fine_tune")
+        ),
+    ],
 )
 def test_every_method_trains_on_two_processes(method: str) -> None:
     """Uneven validation and test splits, one run, and the figures of one process from the same weights."""

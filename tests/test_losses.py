@@ -1,34 +1,138 @@
+"""What every loss between two samples must hold; maximum mean discrepancy has more in test_mmd.py."""
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_da.losses.adversarial import domain_classification, scale_gradient
+from lightning_da.losses.adversarial import domain_classification, inverted_labels, scale_gradient
 from lightning_da.losses.coral import coral
+from lightning_da.losses.mmd import Estimator, GaussianKernel, joint_mmd, mmd
+from tests import references
 
-SIZES = [(40, 40, 5), (7, 30, 3), (30, 7, 64), (2, 2, 1), (64, 48, 2048)]
+SIZES = [(40, 40, 5), (7, 30, 3), (30, 7, 64), (2, 2, 1), (1, 6, 4), (6, 1, 4), (64, 48, 2048)]
+GAMMAS = (0.5, 2.0, 8.0)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def discriminator(width: int, dtype: torch.dtype) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 1)).to(dtype)
+
+
+def adversarial(source: Tensor, target: Tensor) -> Tensor:
+    """Both losses of ADDA."""
+    network = discriminator(source.shape[1], torch.float64 if source.dtype == torch.float64 else torch.float32)
+    return domain_classification(source, target, network) + inverted_labels(target, network)
+
+
+def discrepancy(estimator: Estimator) -> Loss:
+    return lambda s, t: mmd(s / s.shape[1] ** 0.5, t / t.shape[1] ** 0.5, fixed(s), estimator)
+
+
+def fixed(x: Tensor) -> GaussianKernel:
+    kernel = GaussianKernel(GAMMAS, of_median=False)
+    return kernel.double() if x.dtype == torch.float64 else kernel
+
+
+def joint(source: Tensor, target: Tensor) -> Tensor:
+    return joint_mmd([source, source[:, :2]], [target, target[:, :2]], [GaussianKernel(), GaussianKernel()], "unbiased")
+
+
+LOSSES: dict[str, Loss] = {
+    "coral": coral,
+    "dann, adda": adversarial,
+    "dan, unbiased": lambda s, t: mmd(s, t, None, "unbiased"),
+    "dan, biased": lambda s, t: mmd(s, t, None, "biased"),
+    "dan, linear": lambda s, t: mmd(s, t, None, "linear"),
+    "jan": joint,
+}
+
+
+def reference(name: str, source: Tensor, target: Tensor) -> float:
+    s, t = source.numpy(), target.numpy()
+    n, m = len(s), len(t)
+    if name == "coral":
+        return references.coral(s, t)
+    if name == "dann, adda":
+        network = discriminator(s.shape[1], torch.float64)
+        (W, b), (v, c) = ([p.detach().numpy() for p in network[i].parameters()] for i in (0, 2))  # type: ignore[index]
+        logits_s, logits_t = (np.maximum(x @ W.T + b, 0) @ v.T + c for x in (s, t))
+        return references.cross_entropy(logits_s, logits_t) + float(np.logaddexp(0, -logits_t).mean())
+    estimator = "unbiased" if name == "jan" else name.split()[1]
+    if estimator != "biased" and min(n, m) < 2:
+        return 0.0
+    median = references.linear_median if estimator == "linear" else references.median
+    factors = [2 ** (e / 2) for e in range(-16, 17)]
+    layers = [
+        (x, y, [f * median(x, y) for f in factors], [1 / 33] * 33)
+        for x, y in ([(s, t)] if name != "jan" else [(s, t), (s[:, :2], t[:, :2])])
+    ]
+    return references.joint_mmd(layers, estimator)
 
 
 def sample(n: int, d: int, seed: int, scale: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return (
-        scale
-        * torch.randn(n, d, generator=generator, dtype=torch.float64)
-        @ torch.diag(torch.linspace(0.5, 2, d, dtype=torch.float64))
-    )
+    spread = torch.linspace(0.5, 2, d, dtype=torch.float64)
+    return scale * spread * torch.randn(n, d, generator=generator, dtype=torch.float64)
 
 
-def coral_reference(source: NDArray[np.float64], target: NDArray[np.float64]) -> float:
-    gap = np.cov(source, rowvar=False) - np.cov(target, rowvar=False)
-    return float(np.sum(gap**2) / (4 * source.shape[1] ** 2))
-
-
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(("n_s", "n_t", "d"), SIZES)
-def test_coral_is_the_formula(n_s: int, n_t: int, d: int) -> None:
+def test_it_is_the_formula(name: str, n_s: int, n_t: int, d: int) -> None:
     source, target = sample(n_s, d, 0), sample(n_t, d, 1, scale=1.7)
-    expected = coral_reference(source.numpy(), target.numpy())
-    assert coral(source, target).item() == pytest.approx(expected, rel=1e-10)
+    found = LOSSES[name](source, target)
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(reference(name, source, target), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", [coral, adversarial, *(discrepancy(e) for e in ("unbiased", "biased", "linear"))])
+@pytest.mark.parametrize(("n_s", "n_t"), [(6, 5), (4, 9)])
+def test_gradient(loss: Loss, n_s: int, n_t: int) -> None:
+    source, target = sample(n_s, 4, 0).requires_grad_(), sample(n_t, 4, 1).requires_grad_()
+    assert torch.autograd.gradcheck(loss, (source, target))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (torch.randn(1, 4), torch.randn(8, 4)),
+        (torch.randn(8, 4), torch.randn(1, 4)),
+        (torch.ones(8, 4), torch.ones(8, 4)),
+        (torch.ones(8, 4), 3 * torch.ones(8, 4)),
+        (1e4 * torch.randn(8, 4), 1e4 * torch.randn(8, 4)),
+        (1e-12 * torch.randn(8, 4), 1e-12 * torch.randn(8, 4)),
+    ],
+    ids=["one source", "one target", "collapsed", "collapsed apart", "large", "tiny"],
+)
+def test_it_stays_finite(name: str, source: Tensor, target: Tensor) -> None:
+    s, t = source.clone().requires_grad_(), target.clone().requires_grad_()
+    value = LOSSES[name](s, t)
+    value.backward()
+    assert s.grad is not None
+    assert t.grad is not None
+    assert value.isfinite()
+    assert s.grad.isfinite().all()
+    assert t.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e4])
+def test_it_is_float32_under_autocast(name: str, dtype: torch.dtype, scale: float) -> None:
+    source, target = (scale * sample(32, 16, seed).float().tanh().to(dtype) for seed in (0, 1))
+    target = 0.5 * target
+    expected = LOSSES[name](source.float(), target.float())
+    with torch.autocast("cpu", dtype=dtype):
+        found = LOSSES[name](source, target)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3)
+    assert expected.item() > 0
 
 
 def test_coral_is_zero_on_equal_covariances_and_blind_to_the_mean() -> None:
@@ -39,62 +143,23 @@ def test_coral_is_zero_on_equal_covariances_and_blind_to_the_mean() -> None:
     assert coral(source, moved + 3).item() == pytest.approx(coral(source, moved).item(), rel=1e-9)
 
 
-def test_coral_gradient() -> None:
-    source, target = sample(6, 4, 0).requires_grad_(), sample(5, 4, 1).requires_grad_()
-    assert torch.autograd.gradcheck(coral, (source, target))
-
-
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        (torch.randn(1, 4), torch.randn(8, 4)),
-        (torch.ones(8, 4), torch.ones(8, 4)),
-        (1e4 * torch.randn(8, 4), 1e4 * torch.randn(8, 4)),
-        (1e-12 * torch.randn(8, 4), 1e-12 * torch.randn(8, 4)),
-    ],
-    ids=["one sample", "collapsed", "large", "tiny"],
-)
-def test_losses_stay_finite(source: Tensor, target: Tensor) -> None:
-    discriminator = nn.Linear(4, 1)
-    for loss in (coral, lambda s, t: domain_classification(s, t, discriminator)):
-        s, t = source.clone().requires_grad_(), target.clone().requires_grad_()
-        value = loss(s, t)
-        value.backward()
-        assert s.grad is not None
-        assert t.grad is not None
-        assert value.isfinite()
-        assert s.grad.isfinite().all()
-        assert t.grad.isfinite().all()
-
-
 def test_coral_refuses_different_widths() -> None:
     with pytest.raises(ValueError, match="differ in width: 3 and 4"):
         coral(torch.ones(5, 3), torch.ones(5, 4))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_losses_are_float32_under_autocast(dtype: torch.dtype, scale: float) -> None:
-    discriminator = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
-    source, target = (scale * sample(32, 16, seed).float().tanh().to(dtype) for seed in (0, 1))
-    for loss in (coral, lambda s, t: domain_classification(s, t, discriminator)):
-        expected = loss(source.float(), target.float())
-        with torch.autocast("cpu", dtype=dtype):
-            found = loss(source, target)
-        assert found.dtype == torch.float32
-        assert found.item() == pytest.approx(expected.item(), rel=1e-3)
-
-
-def test_domain_classification_is_the_cross_entropy_of_both_domains() -> None:
-    discriminator = nn.Linear(4, 1).double()
-    source, target = sample(9, 4, 0), sample(5, 4, 1)
-
-    def probability(x: Tensor) -> NDArray[np.float64]:
-        logits = (x @ discriminator.weight.T + discriminator.bias).detach().numpy()
-        return np.asarray(1 / (1 + np.exp(-logits)))
-
-    expected = -np.log(probability(source)).mean() - np.log(1 - probability(target)).mean()
-    assert domain_classification(source, target, discriminator).item() == pytest.approx(expected, rel=1e-12)
+def test_inverted_labels_teach_the_features_and_not_the_discriminator() -> None:
+    network = discriminator(4, torch.float32)
+    source, target = torch.randn(6, 4), torch.randn(6, 4, requires_grad=True)
+    loss = inverted_labels(target, network)
+    loss.backward()
+    assert all(p.grad is None for p in network.parameters())
+    assert target.grad is not None
+    with torch.no_grad():
+        nearer = network(target - 0.1 * target.grad)
+    assert nearer.mean() > network(target).mean()
+    domain_classification(source, target.detach(), network).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
 def test_domain_classification_of_an_undecided_discriminator() -> None:

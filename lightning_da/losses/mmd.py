@@ -81,7 +81,9 @@ class GaussianKernel(nn.Module):
         if not bandwidths or min(bandwidths) <= 0:
             raise ValueError(f"bandwidths: {list(bandwidths)} are not all positive")
         if len(weights) != len(bandwidths) or min(weights) < 0 or sum(weights) == 0:
-            raise ValueError(f"beta: give {len(bandwidths)} weights, one a bandwidth, not negative, not {weights}")
+            raise ValueError(
+                f"beta: give {len(bandwidths)} weights, one a bandwidth, none negative and some positive; not {weights}"
+            )
         self.bandwidths, self.of_median = tuple(bandwidths), of_median
         self.register_buffer("beta", torch.tensor(weights) / sum(weights))
         self.register_buffer("observations", torch.tensor(0.0))
@@ -109,7 +111,7 @@ class GaussianKernel(nn.Module):
             source: Shape (n_s, d).
             target: Shape (n_t, d). With fewer than four samples in a domain nothing is learned.
         """
-        distances = _quadruples(source.float(), target.float())
+        distances = _quadruples(source.to(self.mean.dtype), target.to(self.mean.dtype))
         pairs = distances.shape[1] // 2
         if not pairs:
             return

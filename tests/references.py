@@ -1,0 +1,109 @@
+"""The losses written down once more, from their formulas and in another library: numpy and scipy in float64."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist, pdist
+
+Array = NDArray[np.float64]
+
+
+def coral(source: Array, target: Array) -> float:
+    """|| C_s - C_t ||_F^2 / (4 d^2)."""
+
+    def covariance(x: Array) -> Array:
+        n = len(x)
+        if n == 1:
+            return np.zeros((x.shape[1], x.shape[1]))
+        ones = np.ones((1, n)) @ x
+        return np.asarray((x.T @ x - ones.T @ ones / n) / (n - 1))
+
+    return float(((covariance(source) - covariance(target)) ** 2).sum() / (4 * source.shape[1] ** 2))
+
+
+def cross_entropy(source_logits: Array, target_logits: Array) -> float:
+    """- mean log d(f_s) - mean log(1 - d(f_t)), d the logistic function of the logits."""
+    return float(np.logaddexp(0, -source_logits).mean() + np.logaddexp(0, target_logits).mean())
+
+
+def kernel(x: Array, y: Array, gammas: Sequence[float], beta: Sequence[float]) -> Array:
+    squared = cdist(x, y, "sqeuclidean")
+    return np.asarray(sum(b * np.exp(-squared / g) for b, g in zip(beta, gammas, strict=True)))
+
+
+def median(source: Array, target: Array) -> float:
+    """Lower median of the squared distances of all pairs of different samples."""
+    distances = np.sort(pdist(np.concatenate([source, target]), "sqeuclidean"))
+    return float(distances[(len(distances) - 1) // 2])
+
+
+def quadruples(x: Array, y: Array) -> list[tuple[Array, Array, Array, Array]]:
+    q = min(len(x), len(y)) // 2
+    return [(x[2 * i], x[2 * i + 1], y[2 * i], y[2 * i + 1]) for i in range(q)]
+
+
+def linear_median(source: Array, target: Array) -> float:
+    """The same of the pairs in the quadruples."""
+    pairs = [
+        float(((a - b) ** 2).sum())
+        for s1, s2, t1, t2 in quadruples(source, target)
+        for a, b in ((s1, s2), (t1, t2), (s1, t2), (s2, t1))
+    ]
+    return sorted(pairs)[(len(pairs) - 1) // 2]
+
+
+Layer = tuple[Array, Array, Sequence[float], Sequence[float]]
+"""Source, target, gammas and beta of one layer."""
+
+
+def joint_mmd(layers: Sequence[Layer], estimator: str) -> float:
+    """One loop a sum; the kernel of two samples is the product over layers."""
+
+    def k(one: tuple[str, int], other: tuple[str, int]) -> float:
+        product = 1.0
+        for source, target, gammas, beta in layers:
+            x, y = (({"s": source, "t": target}[domain])[i : i + 1] for domain, i in (one, other))
+            product *= float(kernel(x, y, gammas, beta)[0, 0])
+        return product
+
+    n, m = len(layers[0][0]), len(layers[0][1])
+    if estimator == "linear":
+        q = min(n, m) // 2
+        total = 0.0
+        for i in range(q):
+            s1, s2, t1, t2 = ("s", 2 * i), ("s", 2 * i + 1), ("t", 2 * i), ("t", 2 * i + 1)
+            total += k(s1, s2) + k(t1, t2) - k(s1, t2) - k(s2, t1)
+        return total / q
+    within_s, within_t, between = np.ones((n, n)), np.ones((m, m)), np.ones((n, m))
+    for source, target, gammas, beta in layers:
+        within_s *= kernel(source, source, gammas, beta)
+        within_t *= kernel(target, target, gammas, beta)
+        between *= kernel(source, target, gammas, beta)
+    if estimator == "unbiased":
+        np.fill_diagonal(within_s, 0)
+        np.fill_diagonal(within_t, 0)
+        return float(within_s.sum() / (n * (n - 1)) + within_t.sum() / (m * (m - 1)) - 2 * between.sum() / (n * m))
+    return float(within_s.mean() + within_t.mean() - 2 * between.mean())
+
+
+def kernel_statistics(source: Array, target: Array, gammas: Sequence[float]) -> tuple[Array, Array]:
+    """d and Q of the DAN paper: mean of the linear statistics, and mean product of their differences."""
+
+    def g(gamma: float, quadruple: tuple[Array, Array, Array, Array]) -> float:
+        s1, s2, t1, t2 = quadruple
+
+        def k(a: Array, b: Array) -> float:
+            return float(np.exp(-((a - b) ** 2).sum() / gamma))
+
+        return k(s1, s2) + k(t1, t2) - k(s1, t2) - k(s2, t1)
+
+    found = quadruples(source, target)
+    values = np.array([[g(gamma, z) for z in found] for gamma in gammas])
+    d = values.mean(axis=1)
+    pairs = len(found) // 2
+    Q = np.zeros((len(gammas), len(gammas)))
+    for i in range(pairs):
+        step = values[:, 2 * i] - values[:, 2 * i + 1]
+        Q += np.outer(step, step) / pairs
+    return d, Q
