@@ -1,0 +1,139 @@
+"""Accuracies on MNIST, USPS and MNIST-M beside the published ones: mean and deviation over seeds, last epoch.
+
+    python benchmarks/prepare.py --data-root FOLDER --out prepared
+    python benchmarks/digits.py --data-root prepared --out results sampled full mnist-m
+
+Each method runs with its file in `conf/method` and the same network, LeNet with batch norm. A finished cell is a line
+of `results/digits.jsonl`; what is there is not run again. `--table` prints what is there and runs nothing.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lightning_da.cli import main as lightning_da
+from lightning_da.tracking import PROJECT, chosen_checkpoint
+
+METHODS = ("source_only", "dann", "dan", "deep_coral", "adda")
+
+
+class Protocol(NamedTuple):
+    """Pairs of files, seeds, and the length of a fit; `{seed}` in a folder is the seed."""
+
+    folder: str
+    pairs: tuple[tuple[str, str], ...]
+    seeds: int
+    steps: int
+
+
+PROTOCOLS = {
+    "sampled": Protocol("sampled_{seed}", (("mnist", "usps"), ("usps", "mnist")), 5, 1000),
+    "full": Protocol("grey", (("mnist", "usps"), ("usps", "mnist")), 3, 2000),
+    "mnist-m": Protocol(".", (("mnist", "mnist_m"),), 3, 3000),
+}
+PUBLISHED = {
+    ("sampled", "mnist", "usps"): {"source_only": 0.752, "dann": 0.771, "adda": 0.894},
+    ("sampled", "usps", "mnist"): {"source_only": 0.571, "dann": 0.730, "adda": 0.901},
+    ("mnist-m", "mnist", "mnist_m"): {"source_only": 0.5225, "dann": 0.7666},
+}
+"""Tzeng et al., CVPR 2017, table 2 (sampled protocol, gradient reversal as DANN); Ganin et al., JMLR 2016, table 2."""
+
+
+def finished(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The cells that are there; a line that was cut off by an interruption is not one."""
+    cells = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        cells[row["protocol"], row["source"], row["target"], row["method"], row["seed"]] = row
+    return cells
+
+
+def run(name: str, source: str, target: str, method: str, seed: int, data: Path, before: str | None) -> dict[str, Any]:
+    protocol = PROTOCOLS[name]
+    options = {
+        "data.init_args.root": data / protocol.folder.format(seed=seed),
+        "data.init_args.source": f"{source}.npz",
+        "data.init_args.target": f"{target}.npz",
+        "data.init_args.standardize": "false",
+        "model.init_args.backbone": "lightning_da.backbones.LeNet",
+        "model.init_args.backbone.init_args.batch_norm": "true",
+        "trainer.max_steps": protocol.steps,
+        "trainer.check_val_every_n_epoch": 1000,
+        "trainer.enable_progress_bar": "false",
+        "trainer.logger.init_args.experiment_name": f"digits-{name}",
+        "seed_everything": seed,
+    }
+    configs = [PROJECT / "conf" / part for part in (f"method/{method}.yaml", "data/features.yaml")]
+    words = [word for config in configs for word in ("--config", str(config))]
+    words += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    cli = lightning_da(["fit", *words], {"source_only": before} if before else {})
+    (source_metrics, target_metrics) = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    return {
+        "protocol": name,
+        "source": source,
+        "target": target,
+        "method": method,
+        "seed": seed,
+        "steps": protocol.steps,
+        "source_acc": source_metrics["test/source/acc"],
+        "acc": target_metrics["test/target/acc"],
+        "checkpoint": chosen_checkpoint(cli.trainer),
+    }
+
+
+def show(cells: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+    if not cells:
+        print("nothing is finished yet")
+        return
+    frame = pd.DataFrame(cells.values())
+    for (name, source, target), part in frame.groupby(["protocol", "source", "target"], sort=False):
+        print(f"\n{name}: {source} -> {target}, {part['steps'].iloc[0]} steps of 64 + 64")
+        for method in METHODS:
+            acc = part.loc[part["method"] == method, "acc"]
+            if len(acc):
+                published = PUBLISHED.get((str(name), str(source), str(target)), {}).get(method)
+                beside = f"published {published:.3f}" if published else ""
+                spread = f"± {acc.std():.3f}" if len(acc) > 1 else ""
+                print(f"  {method:12} {len(acc)} seeds  {acc.mean():.3f} {spread:8} {beside}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("protocols", nargs="*", metavar="PROTOCOL", help=", ".join(PROTOCOLS))
+    parser.add_argument("--data-root", type=Path, help="the folder that prepare.py wrote")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", type=int, help="seeds of each cell, in place of those of the protocol")
+    parser.add_argument("--table", action="store_true", help="print what is finished")
+    given = parser.parse_args()
+    unknown = [name for name in given.protocols if name not in PROTOCOLS]
+    if unknown:
+        parser.error(f"no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
+    path = given.out / "digits.jsonl"
+    if not given.table:
+        if given.data_root is None or not given.protocols:
+            parser.error("name the protocols to run and give --data-root")
+        given.out.mkdir(parents=True, exist_ok=True)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.absolute() / 'mlflow.db'}"
+    for name in given.protocols if not given.table else []:
+        for seed in range(given.seeds or PROTOCOLS[name].seeds):
+            for source, target in PROTOCOLS[name].pairs:
+                for method in given.methods:
+                    cells = finished(path)
+                    if (name, source, target, method, seed) not in cells:
+                        before = cells.get((name, source, target, "source_only", seed), {}).get("checkpoint")
+                        row = run(name, source, target, method, seed, given.data_root.absolute(), before)
+                        with path.open("a") as file:
+                            file.write("\n" + json.dumps(row))
+    show(finished(path))
+
+
+if __name__ == "__main__":
+    main()

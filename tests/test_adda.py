@@ -1,0 +1,180 @@
+"""ADDA in two stages: what stays fixed, what moves, and what its checkpoint holds."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_da.backbones import FeedForward
+from lightning_da.errors import ConfigError
+from lightning_da.methods import ADDA, FineTune
+from lightning_da.schedules import inverse_decay
+from tests.toy import ADAM, BACKBONE, Toy, accuracy, build, fit, trainer
+
+NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
+
+
+@pytest.fixture
+def stage_1(tmp_path: Path) -> tuple[FineTune, str]:
+    model = fit(build("source_only", backbone=NORMED, optimizer=ADAM), steps=60)
+    path = str(tmp_path / "stage_1.ckpt")
+    model.trainer.save_checkpoint(path)
+    assert isinstance(model, FineTune)
+    return model, path
+
+
+def adda(path: str | None, **kwargs: Any) -> ADDA:
+    given: dict[str, Any] = {"num_classes": 3, "input_shape": (8,), "backbone": NORMED, "optimizer": ADAM} | kwargs
+    return ADDA(init_from=path, **given)
+
+
+def part(model: nn.Module, prefix: str) -> dict[str, Tensor]:
+    state = model.state_dict().items()
+    return {key.removeprefix(prefix): value.clone() for key, value in state if key.startswith(prefix)}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_source_network_stays_and_the_targets_starts_from_it(stage_1: tuple[FineTune, str]) -> None:
+    first, path = stage_1
+    model = adda(path)
+    fit(model, steps=0)
+    assert equal(part(model, "backbone."), part(first, "backbone."))
+    fit(model, steps=30)
+    # weights and, since it is in evaluation mode, the statistics of its batch norm
+    assert equal(part(model, "source.backbone."), part(first, "backbone."))
+    assert equal(part(model, "head."), part(first, "head."))
+    assert not equal(part(model, "backbone."), part(first, "backbone."))
+    model.train()
+    assert not any(m.training for frozen in (model.source, model.head) for m in frozen.modules())
+    assert model.backbone.training
+
+
+def test_each_domain_is_classified_by_its_own_network(stage_1: tuple[FineTune, str]) -> None:
+    first, path = stage_1
+    before = accuracy(first)
+    found = accuracy(fit(adda(path), steps=150))
+    assert found["test/source/acc"] == before["test/source/acc"]
+    assert found["test/target/acc"] > before["test/target/acc"] + 0.05
+
+
+def test_no_label_is_read(stage_1: tuple[FineTune, str]) -> None:
+    model, seen = adda(stage_1[1]), []
+    step = model.training_step
+
+    def note(batch: dict[str, Any], batch_idx: int) -> Tensor:
+        seen.append(batch)
+        return step(batch, batch_idx)
+
+    model.training_step = note  # type: ignore[method-assign]
+    fit(model, steps=3)
+    assert len(seen) == 3
+    assert all(isinstance(batch[domain], Tensor) for batch in seen for domain in ("source", "target"))
+
+
+def test_with_weight_zero_the_target_network_is_that_of_stage_1(tmp_path: Path) -> None:
+    first = fit(build("source_only"), steps=20)
+    path = str(tmp_path / "plain.ckpt")
+    first.trainer.save_checkpoint(path)
+    kept = fit(adda(path, backbone=BACKBONE, domain_weight=0.0), steps=20)
+    assert equal(part(kept, "backbone."), part(first, "backbone."))
+    assert not equal(part(kept, "discriminators."), part(adda(path, backbone=BACKBONE), "discriminators."))
+
+
+def test_its_checkpoint_needs_nothing_else(stage_1: tuple[FineTune, str], tmp_path: Path) -> None:
+    model = fit(adda(stage_1[1]), steps=10)
+    found, path = accuracy(model), tmp_path / "stage_2.ckpt"
+    model.trainer.save_checkpoint(path)
+    Path(stage_1[1]).unlink()
+    loaded = ADDA.load_from_checkpoint(path, weights_only=True, num_classes=3, input_shape=(8,), backbone=NORMED)
+    assert accuracy(loaded) == found
+    one, other = (trainer().predict(m, Toy()) for m in (model, loaded))
+    assert one is not None
+    assert other is not None
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_clipping_accumulation_schedules_and_mixed_precision(stage_1: tuple[FineTune, str]) -> None:
+    norms: list[float] = []
+    rates: list[float] = []
+    precisions: set[torch.dtype] = set()
+
+    class Watched(ADDA):
+        def on_before_zero_grad(self, optimizer: Any) -> None:
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+            rates.append(optimizer.param_groups[0]["lr"])
+
+        def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+            precisions.add(target[0].dtype)
+            return super().domain_loss(source, target)
+
+    given: dict[str, Any] = {"num_classes": 3, "input_shape": (8,), "backbone": NORMED, "optimizer": ADAM}
+    model = Watched(init_from=stage_1[1], lr_schedule=inverse_decay, **given)
+    fit(model, steps=12, gradient_clip_val=0.01, accumulate_grad_batches=2, precision="bf16-mixed")
+    assert model.trainer.global_step == 12
+    assert precisions == {torch.bfloat16}
+    assert max(norms) <= 0.0101
+    assert rates[-1] < 0.5 * rates[0]
+    assert not equal(part(model, "backbone."), part(stage_1[0], "backbone."))
+
+
+def test_without_a_first_stage_it_says_what_to_give(stage_1: tuple[FineTune, str]) -> None:
+    with pytest.raises(ConfigError, match=r"starts from a supervised run.*init_from"):
+        fit(adda(None), steps=1)
+    with pytest.raises(ConfigError, match=r"stage_1\.ckpt.*backbone\.fc2.*\(16, 32\) there, \(17, 32\) here"):
+        fit(adda(stage_1[1], backbone=partial(FeedForward, hidden=[32, 17], batch_norm=True)), steps=1)
+
+
+# ---------------------------------------------------------------- signs of collapse
+
+
+class Says(nn.Module):
+    """A discriminator that calls a fixed share of the samples of either domain right: the domain is the first value."""
+
+    def __init__(self, right: float) -> None:
+        super().__init__()
+        self.right, self.scale = right, nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers = torch.where(torch.arange(len(x)) < self.right * len(x), 1.0, -1.0)
+        return self.scale * (answers * x[:, 0].sign())[:, None]
+
+
+@pytest.mark.parametrize(
+    ("right", "one_class", "warned_of"),
+    [
+        (1.0, False, "discriminator is at 100 %"),
+        (0.5, False, "discriminator is at 50 %"),
+        (0.8, True, "one class is predicted for nearly all of the target"),
+        (0.8, False, None),
+    ],
+)
+def test_collapse_is_warned_of(
+    stage_1: tuple[FineTune, str],
+    right: float,
+    one_class: bool,
+    warned_of: str | None,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    model = adda(stage_1[1])
+    model.trainer = trainer()
+    model.discriminators = nn.ModuleList([Says(right)])
+    logged: dict[str, Tensor] = {}
+    model.log_dict = logged.update  # type: ignore[method-assign,assignment]
+    source, target = torch.ones(40, 16), -torch.ones(40, 16)
+    logits = torch.eye(3)[torch.zeros(40).long() if one_class else torch.arange(40) % 3]
+    for turn in range(5):
+        model._watch([source], [target], logits)
+        messages = [str(w.message) for w in recwarn if str(w.message).startswith("ADDA")]
+        assert len(messages) == (warned_of is not None and turn >= 2)
+    assert logged["train/discriminator_acc"] == pytest.approx(right)
+    assert logged["train/target_top_class"] == pytest.approx(1.0 if one_class else 14 / 40)
+    assert warned_of is None or warned_of in messages[0]
