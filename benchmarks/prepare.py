@@ -2,9 +2,9 @@
 
     python benchmarks/prepare.py --data-root FOLDER --out FOLDER
 
-writes, for FeatureTables, images of 28 x 28 pixels with their training and test splits: `mnist.npz` and `mnist_m.npz` in
-colour, `grey/mnist.npz` and `grey/usps.npz`, and `sampled_<seed>/` with the same but 2,000 training images of MNIST and
-1,800 of USPS (the protocol of Long et al. 2013; further 500 are for validation). For ImageFolders it writes
+writes, for FeatureTables, images of 28 x 28 pixels with their training and test splits: `mnist.npz` and `mnist_m.npz`
+in colour, `grey/mnist.npz` and `grey/usps.npz`, and `sampled_<seed>/` with the same but 2,000 training images of MNIST
+and 1,800 of USPS (the protocol of Long et al. 2013; further 500 are for validation). For ImageFolders it writes
 `office_caltech10/<domain>/<class>/*.jpg`. What is there already is not written again.
 """
 
