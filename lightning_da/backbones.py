@@ -1,6 +1,5 @@
 """Backbones: networks from an input to one feature vector a sample, with their layers named in the order of depth."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, list_choices
 
 
 class Backbone(nn.Module):
@@ -159,8 +158,7 @@ class TimmBackbone(Backbone):
         if len(input_shape) != 3:
             raise ConfigError(f"{model} reads images of shape (channels, height, width), not {input_shape}")
         if not timm.is_model(model):
-            near = difflib.get_close_matches(model, timm.list_models(), n=3)
-            raise ConfigError(f"timm has no model {model!r}" + (f"; it has {', '.join(near)}" if near else ""))
+            raise ConfigError(f"timm has no model {model!r}; {list_choices(model, timm.list_models())}")
         self._name, self._weights = model, weights
         self._args = {"in_chans": input_shape[0], **(model_args or {})}
         self._args |= {"features_only": True, "out_indices": [-1]} if flatten else {"num_classes": 0}

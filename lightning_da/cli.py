@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_da.compare import compare
 from lightning_da.data import DomainPairDataModule
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import AdaptationModule, TransferModule
 from lightning_da.predictions import WritePredictions
 from lightning_da.sweep import sweep
@@ -82,6 +82,18 @@ class _Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self.hidden: list[argparse.Action] = []
+        """Options that `--help` leaves out; what is recorded of a run has them."""
+
+    def format_help(self, formatter: Any = None) -> str:
+        help_of = {action: action.help for action in self.hidden}
+        try:
+            for action in self.hidden:
+                action.help = argparse.SUPPRESS
+            return super().format_help(formatter)
+        finally:
+            for action, text in help_of.items():
+                action.help = text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -116,13 +128,12 @@ def _plain(message: str, parser: _Parser) -> str:
     choice = re.search(r'Parser key "(\w+)":\s+Expected a typing.Literal\[(.*?)\]. Got value: (\S+)', message)
     if choice:
         key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)
-        near = difflib.get_close_matches(value, known, n=1)
-        return f"{key}: {value!r} is none of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"{key}: {value!r} is no choice; {list_choices(value, known)}"
     missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
     if missing:
         module = re.search(r"module '([\w.]+)' has no", missing.group(0))
-        near = difflib.get_close_matches(missing.group(1), dir(sys.modules[module.group(1)]) if module else [], n=1)
-        return missing.group(0) + (f"; did you mean {near[0]!r}?" if near else "")
+        there = [name for name in vars(sys.modules[module.group(1)]) if name[0].isupper()] if module else []
+        return missing.group(0) + (f"; {list_choices(missing.group(1), there)}" if there else "")
     lines = [line for line in message.splitlines() if "NoneType" not in line and "Given value" not in line]
     return "\n".join(lines)
 
@@ -177,7 +188,7 @@ class TransferCLI(LightningCLI):
         parser.link_arguments("data.input_shape", "model.init_args.input_shape", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser: Any = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.description = COMMANDS[subcommand]
         for action in parser._actions:
             if action.dest in HELP:
@@ -187,8 +198,9 @@ class TransferCLI(LightningCLI):
                 "verbose",
                 "return_predictions",
             ):
-                action.help = argparse.SUPPRESS
-        return parser
+                parser.hidden.append(action)
+        prepared: LightningArgumentParser = parser
+        return prepared
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -218,8 +230,8 @@ class TransferCLI(LightningCLI):
             return self._earlier[config.after]
         method = PROJECT / "conf" / "method" / f"{config.after}.yaml"
         if not method.is_file():
-            known = sorted(path.stem for path in method.parent.glob("*.yaml"))
-            raise ConfigError(f"after: no method {config.after!r}; there are {', '.join(known)}")
+            known = [path.stem for path in method.parent.glob("*.yaml")]
+            raise ConfigError(f"after: no method {config.after!r}; {list_choices(config.after, known)}")
         rank_zero_only(print)(f"first {config.after}, from which {config.name} starts", flush=True)
         plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False, skip_check=True))
         before = yaml.safe_load(method.read_text())
@@ -316,9 +328,7 @@ def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = Mapping
         print(USAGE, end="")
         return None
     if args[0] not in COMMANDS:
-        near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-        sys.exit(f"lightning-da: error: no command {args[0]!r}; {hint}")
+        sys.exit(f"lightning-da: error: no command {args[0]!r}; {list_choices(args[0], COMMANDS)}")
     _quiet()
     try:
         if args[0] == "compare":

@@ -108,6 +108,72 @@ def test_every_method_fits_tests_and_loads(method: str) -> None:
     assert torch.equal(loaded.eval()(x), tested.model.cpu().eval()(x))
 
 
+def runs(experiment: str) -> list[Run]:
+    found = client().get_experiment_by_name(experiment)
+    assert found is not None
+    return sorted(client().search_runs([found.experiment_id]), key=lambda run: run.info.start_time)
+
+
+def test_one_command_runs_both_stages_of_adda() -> None:
+    args = digits("adda", "--seed_everything=3", experiment="stages")
+    cli = main(["fit", *args])
+    first, second = runs("stages")
+    assert [run.info.run_name for run in (first, second)] == [
+        "source_only-typeset-handwritten-s3",
+        "adda-typeset-handwritten-s3",
+    ]
+    assert second.data.tags["started_from"] == first.info.run_id
+    start = torch.load(client().download_artifacts(first.info.run_id, "checkpoints/last.ckpt"), weights_only=True)
+    for key, value in cli.model.source.state_dict().items():
+        assert torch.equal(value.cpu(), start["state_dict"][key])
+    # what is recorded repeats both stages, and seeds of one configuration are one row of the table
+    assert second.data.params["init_from"] == "None"
+    # the checkpoint is whole
+    shutil.rmtree(Path(client().download_artifacts(first.info.run_id, "checkpoints")))
+    before = metrics(main(["test", *args]))
+    assert metrics(main(["test", "--ckpt_path", second.info.run_id, *SHORT])) == before
+    main(["predict", "--ckpt_path", second.info.run_id, *SHORT])
+    assert len(pd.read_csv("predictions.csv")) == 1797
+
+
+def test_the_second_stage_takes_a_run_or_a_file() -> None:
+    first = main(["fit", *digits("source_only", experiment="second stage")])
+    run_id, path = first.trainer.logger.run_id, first.trainer.checkpoint_callback.last_model_path
+    for reference in (run_id, path, "source_only-typeset-handwritten-s0"):
+        start = f"--model.init_args.init_from={reference}"
+        cli = main(["fit", *digits("adda", start, experiment="second stage")])
+        assert run_of(cli).data.tags["started_from"] == run_id
+    assert len(runs("second stage")) == 4
+
+
+def test_the_same_seed_gives_the_same_second_stage_whoever_ran_the_first() -> None:
+    args = digits("adda", experiment="alike")
+    alone = main(["fit", *args]).model.state_dict()
+    sweep_words = [word for word in args if "conf/method" not in word]
+    sweep_words.remove("--config")
+    main(["sweep", "--methods", "source_only", "adda", *sweep_words])
+    found = runs("alike")
+    assert [run.data.params["method"] for run in found] == ["source_only", "adda", "source_only", "adda"]
+    assert found[3].data.tags["started_from"] == found[2].info.run_id
+    path = client().download_artifacts(found[3].info.run_id, "checkpoints/last.ckpt")
+    swept = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(alone[key].cpu(), value) for key, value in swept.items())
+
+
+def test_a_resumed_second_stage_does_not_repeat_the_first() -> None:
+    args = digits("adda", experiment="resumed stage")
+    path = main(["fit", *args]).trainer.checkpoint_callback.last_model_path
+    cli = main(["fit", *args, "--trainer.max_steps=4", "--ckpt_path", path])
+    assert cli.trainer.global_step == 4
+    assert len(runs("resumed stage")) == 3
+
+
+def test_a_first_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    message = complaint(["fit", *digits("adda", "--after=source_olny")], capsys)
+    assert "after: no method 'source_olny'; did you mean 'source_only'?" in message
+    assert "ADDA starts from a supervised run" in complaint(["fit", *digits("adda", "--after=null")], capsys)
+
+
 def test_the_textbooks_vgg16(image_root: Path) -> None:
     args = [*configs("method/vgg16", "data/image_folders"), *SHORT, *without_download("vgg16")]
     args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=32", "--data.init_args.num_workers=0"]

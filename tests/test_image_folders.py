@@ -12,7 +12,8 @@ from PIL import Image
 
 from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule
 from lightning_da.data.image_folders import ImageFolders, read_image
-from lightning_da.data.splits import list_choices, split_indices
+from lightning_da.data.splits import split_indices
+from lightning_da.errors import list_choices
 
 CLASSES = ("bike", "mug")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_da.data.base import DataError, DomainPairDataModule, TensorDomain
+from lightning_da.errors import list_choices
 
 Digit = Literal["handwritten", "typeset", "photo", "mnist", "mnist-m", "usps", "svhn"]
 Pixels = NDArray[np.uint8]
@@ -98,7 +99,7 @@ class Digits(DomainPairDataModule):
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
         if domain not in get_args(Digit):
-            raise DataError(f"no digit domain {domain!r}; there are {', '.join(get_args(Digit))}")
+            raise DataError(f"no digit domain {domain!r}; {list_choices(domain, get_args(Digit))}")
         images, labels = self._images(domain, split)
         x = torch.from_numpy(images).movedim(-1, 1)
         return TensorDomain(x.expand(-1, self.input_shape[0], -1, -1), torch.from_numpy(labels), self.classes)

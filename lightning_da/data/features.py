@@ -12,7 +12,8 @@ from sklearn.datasets import load_svmlight_files
 from torch import Tensor
 
 from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, TensorDomain
-from lightning_da.data.splits import Indices, list_choices, split_indices
+from lightning_da.data.splits import Indices, split_indices
+from lightning_da.errors import list_choices
 
 SUFFIXES = (".npz", ".mat", ".npy", ".csv", ".svmlight", ".libsvm")
 SVMLIGHT = (".svmlight", ".libsvm")

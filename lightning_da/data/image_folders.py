@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule
-from lightning_da.data.splits import Indices, list_choices, split_indices
+from lightning_da.data.splits import Indices, split_indices
+from lightning_da.errors import list_choices
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}

@@ -1,8 +1,5 @@
 """What the readers of files share: the split into three, and the hint at what was meant."""
 
-import difflib
-from collections.abc import Iterable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,12 +54,3 @@ def _draw(indices: Indices, labels: Indices, size: int, generator: np.random.Gen
     indices = indices[np.argsort(labels[indices], kind="stable")]
     drawn = ((np.arange(size) + 0.5) * (len(indices) / max(size, 1))).astype(np.int64)
     return np.delete(indices, drawn), indices[drawn]
-
-
-def list_choices(name: str, choices: Iterable[str]) -> str:
-    """Ends a message on a name that is not there: the nearest of those that are, and the first of all."""
-    choices = sorted(choices)
-    near = difflib.get_close_matches(name, choices, n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    more = " ..." if len(choices) > 20 else ""
-    return f"{meant}there are: {', '.join(map(repr, choices[:20])) or 'none'}{more}"

@@ -1,7 +1,6 @@
 """What every method shares: the network, its steps, its metrics, its optimizer and its schedules."""
 
 import copy
-import difflib
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, cast
 
@@ -18,7 +17,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_da.backbones import BackboneCallable
 from lightning_da.data.base import DOMAINS, UNKNOWN
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, list_choices
 from lightning_da.gather import gather
 from lightning_da.layers import as_vectors, capture, module_depths
 from lightning_da.losses.adversarial import scale_gradient
@@ -353,9 +352,7 @@ class AdaptationModule(TransferModule):
         names |= {"bottleneck": "bottleneck", "head": "head"}
         for layer in layers:
             if layer not in names:
-                near = difflib.get_close_matches(layer, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
-                raise ConfigError(f"layers: the network has no layer {layer!r}{hint}")
+                raise ConfigError(f"layers: the network has no layer {layer!r}; {list_choices(layer, names)}")
         self.adapted = {layer: names[layer] for layer in layers}
         self._batch_norm = batch_norm
         if batch_norm == "per_domain":
