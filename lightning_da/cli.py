@@ -25,7 +25,7 @@ from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import AdaptationModule, TransferModule
 from lightning_da.predictions import WritePredictions
 from lightning_da.sweep import sweep
-from lightning_da.tracking import PROJECT, RecordRun, chosen_checkpoint, find_fit, parameters
+from lightning_da.tracking import PROJECT, RecordRun, Tracker, chosen_checkpoint, find_fit, parameters
 
 COMMANDS = {
     "fit": "train a method on a pair of domains",
@@ -209,15 +209,13 @@ class TransferCLI(LightningCLI):
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
         logger = config.trainer.logger
         tracked = self._tracked(config)
-        name = self._run_name(config)
-        if tracked and logger.init_args.run_name is None:
-            logger.init_args.run_name = name
+        name = (logger.init_args.run_name if tracked else None) or self._run_name(config)
         experiment = logger.init_args.experiment_name if tracked else None
         if config.ckpt_path is not None:
             fit = find_fit(config.ckpt_path, experiment)
         elif self.subcommand != "fit":
             plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_check=True))
-            fit = find_fit(logger.init_args.run_name if tracked else name, experiment, parameters(plain, ("model",)))
+            fit = find_fit(name, experiment, parameters(plain, ("model",)))
         else:
             return
         config.ckpt_path = fit.checkpoint
@@ -226,7 +224,7 @@ class TransferCLI(LightningCLI):
 
     def _fit_before(self, config: Namespace) -> str:
         """The checkpoint of the method that this one starts from, on the same data and network, with the same seed."""
-        if config.after in self._earlier:
+        if self._earlier.get(config.after):
             return self._earlier[config.after]
         method = PROJECT / "conf" / "method" / f"{config.after}.yaml"
         if not method.is_file():
@@ -244,7 +242,12 @@ class TransferCLI(LightningCLI):
             path.write_text(yaml.safe_dump(before))
             trainer = TransferCLI(["fit", "--config", str(path)], self._earlier).trainer
         self._set_seed()
-        return chosen_checkpoint(trainer)
+        checkpoint = chosen_checkpoint(trainer)
+        if not checkpoint:
+            raise ConfigError(
+                f"after: {config.after} leaves no checkpoint to start from; set enable_checkpointing to true"
+            )
+        return checkpoint
 
     def instantiate_classes(self) -> None:
         config, start = self.config[self.subcommand], None
@@ -255,6 +258,8 @@ class TransferCLI(LightningCLI):
             super().instantiate_classes()
             if start is not None:
                 self.model.init_from = start
+            if isinstance(self.trainer.logger, Tracker):
+                self.trainer.logger.name_run(self._run_name(config))
         except (ValueError, TypeError, MisconfigurationException) as error:
             # The argument parser wraps what a constructor raises.
             cause: BaseException = error

@@ -87,6 +87,10 @@ class Tracker(MLFlowLogger):
         super().__init__(experiment_name, run_name, uri, run_id=run_id, synchronous=synchronous)
         self._joined = run_id is not None
 
+    def name_run(self, name: str) -> None:
+        """Names the run to come, if it has no name yet."""
+        self._run_name = self._run_name or name
+
     def finalize(self, status: str = "success") -> None:
         # a test that fails does not make the fit that it joined a failure
         if not (self._joined and status == "failed"):

@@ -258,12 +258,16 @@ def test_what_is_recorded_of_a_run() -> None:
 
 
 def test_a_run_repeats_from_its_recorded_configuration() -> None:
-    first = main(["fit", *digits("dann", "--model.init_args.domain_weight=0.3")])
+    # one option that --help shows and one that it leaves out
+    clipped = ["--trainer.gradient_clip_val=0.0001", "--trainer.gradient_clip_algorithm=value"]
+    first = main(["fit", *digits("dann", "--model.init_args.domain_weight=0.3", *clipped)])
     path = client().download_artifacts(run_of(first).info.run_id, "config.yaml")
     again = main(["fit", "--config", path])
     assert run_of(again).info.run_id != run_of(first).info.run_id
     assert run_of(again).data.params == run_of(first).data.params
     assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    assert again.trainer.gradient_clip_algorithm == "value"
+    assert run_of(main(["fit", "--config", path, "--seed_everything=4"])).info.run_name == "dann-typeset-handwritten-s4"
 
 
 def test_test_by_file_by_id_and_by_name_needs_no_other_argument() -> None:
@@ -475,7 +479,7 @@ def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data.init_args.source=tipeset"], "did you mean 'typeset'"),
         (["--model.init_args.optimizer.init_args.lrr=3"], "'lrr' of torch.optim.Adam; did you mean 'lr'"),
         ([f"{NETWORK}.batchnorm=true"], "'batchnorm' of lightning_da.backbones.LeNet; did you mean 'batch_norm'"),
-        (["--model.class_path=lightning_da.methods.DAN2"], "did you mean 'DANN'"),
+        (["--model.class_path=lightning_da.methods.DAN2"], "did you mean 'DAN'"),
         (["--model.init_args.layers=[fc3]"], "no layer 'fc3'; did you mean 'fc2'"),
         (["--model.init_args.batch_norm=seperate"], "did you mean 'separate'"),
         (["--config=nofile.yaml"], "nofile.yaml"),

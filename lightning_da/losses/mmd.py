@@ -198,12 +198,13 @@ def _contrast(k: Tensor) -> Tensor:
     return k[..., 0, :] + k[..., 1, :] - k[..., 2, :] - k[..., 3, :]
 
 
-def _quadratic(k: Tensor, member: Tensor, unbiased: bool) -> Tensor:
+def _quadratic(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor:
     """The statistic for each of p ways to call samples source.
 
     Args:
         k: Kernel matrix of all samples, shape (N, N).
-        member: 1 for source and 0 for target, shape (N, p), with equal sums of columns.
+        member: 1 for source and 0 for target, shape (N, p).
+        n_s: How many are source, the sum of each column of `member`.
         unbiased: Whether the diagonal is left out.
 
     Returns:
@@ -211,7 +212,6 @@ def _quadratic(k: Tensor, member: Tensor, unbiased: bool) -> Tensor:
     """
     if unbiased:
         k = k - k.diagonal().diag()
-    n_s = int(member[:, 0].sum())
     n_t = len(k) - n_s
     row_sums = k @ torch.cat([member, 1 - member], dim=1)
     to_source, to_target = row_sums.chunk(2, dim=1)
@@ -273,7 +273,7 @@ def joint_mmd(
         return _contrast(k).mean()
     member = torch.zeros(len(k), 1, dtype=k.dtype, device=k.device)
     member[: len(source[0])] = 1
-    return _quadratic(k, member, estimator == "unbiased")[0]
+    return _quadratic(k, member, len(source[0]), estimator == "unbiased")[0]
 
 
 def mmd(source: Tensor, target: Tensor, kernel: Kernel | None = None, estimator: Estimator = "unbiased") -> Tensor:
@@ -339,4 +339,4 @@ def null_distribution(
         signs = torch.randint(2, (len(statistics), permutations), generator=generator).to(k) * 2 - 1
         return statistics @ signs / len(statistics)
     order = torch.rand(len(k), permutations, generator=generator).argsort(dim=0)
-    return _quadratic(k, (order < len(source[0])).to(k), estimator == "unbiased")
+    return _quadratic(k, (order < len(source[0])).to(k), len(source[0]), estimator == "unbiased")
