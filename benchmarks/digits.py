@@ -3,11 +3,13 @@
     python benchmarks/prepare.py --data-root FOLDER --out prepared
     python benchmarks/digits.py --data-root prepared --out results sampled full mnist-m
 
-Each method runs with its file in `conf/method` and the same network, LeNet with batch norm. A finished cell is a line
-of `results/digits.jsonl`; what is there is not run again. `--table` prints what is there and runs nothing.
+Each method runs with its file in `conf/method` and the same network, LeNet with batch norm, or the papers' without
+(`--plain`; `dann_paper` then reads the convolutions, as in the paper). A finished cell is a line of
+`results/digits.jsonl`; what is there is not run again. `--table` prints what is there and runs nothing.
 """
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
@@ -19,6 +21,8 @@ from lightning_da.cli import main as lightning_da
 from lightning_da.tracking import PROJECT, chosen_checkpoint
 
 METHODS = ("source_only", "dann", "dan", "deep_coral", "adda")
+KEYS = ("protocol", "plain", "steps", "source", "target", "method", "seed")
+"""What tells one cell from another."""
 
 
 class Protocol(NamedTuple):
@@ -38,7 +42,7 @@ PROTOCOLS = {
 PUBLISHED = {
     ("sampled", "mnist", "usps"): {"source_only": 0.752, "dann": 0.771, "adda": 0.894},
     ("sampled", "usps", "mnist"): {"source_only": 0.571, "dann": 0.730, "adda": 0.901},
-    ("mnist-m", "mnist", "mnist_m"): {"source_only": 0.5225, "dann": 0.7666},
+    ("mnist-m", "mnist", "mnist_m"): {"source_only": 0.5225, "dann": 0.7666, "dann_paper": 0.7666},
 }
 """Tzeng et al., CVPR 2017, table 2 (sampled protocol, gradient reversal as DANN); Ganin et al., JMLR 2016, table 2."""
 
@@ -51,37 +55,34 @@ def finished(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        cells[row["protocol"], row["source"], row["target"], row["method"], row["seed"]] = row
+        cells[tuple(row[key] for key in KEYS)] = row
     return cells
 
 
-def run(name: str, source: str, target: str, method: str, seed: int, data: Path, before: str | None) -> dict[str, Any]:
-    protocol = PROTOCOLS[name]
+def run(cell: dict[str, Any], data: Path, before: str | None) -> dict[str, Any]:
+    """Fits and tests one cell; a method in two stages starts from `before`, the checkpoint of the source-only fit."""
+    source, target, method, seed = (cell[key] for key in ("source", "target", "method", "seed"))
     options = {
-        "data.init_args.root": data / protocol.folder.format(seed=seed),
+        "data.init_args.root": data / PROTOCOLS[cell["protocol"]].folder.format(seed=seed),
         "data.init_args.source": f"{source}.npz",
         "data.init_args.target": f"{target}.npz",
         "data.init_args.standardize": "false",
         "model.init_args.backbone": "lightning_da.backbones.LeNet",
-        "model.init_args.backbone.init_args.batch_norm": "true",
-        "trainer.max_steps": protocol.steps,
+        "model.init_args.backbone.init_args.batch_norm": str(not cell["plain"]).lower(),
+        "trainer.max_steps": cell["steps"],
         "trainer.check_val_every_n_epoch": 1000,
         "trainer.enable_progress_bar": "false",
-        "trainer.logger.init_args.experiment_name": f"digits-{name}",
+        "trainer.logger.init_args.experiment_name": f"digits-{cell['protocol']}",
         "seed_everything": seed,
     }
+    if method == "dann_paper" and cell["plain"]:
+        options["model.init_args.layers"] = "[conv2]"
     configs = [PROJECT / "conf" / part for part in (f"method/{method}.yaml", "data/features.yaml")]
     words = [word for config in configs for word in ("--config", str(config))]
     words += [word for key, value in options.items() for word in (f"--{key}", str(value))]
     cli = lightning_da(["fit", *words], {"source_only": before} if before else {})
     (source_metrics, target_metrics) = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-    return {
-        "protocol": name,
-        "source": source,
-        "target": target,
-        "method": method,
-        "seed": seed,
-        "steps": protocol.steps,
+    return cell | {
         "source_acc": source_metrics["test/source/acc"],
         "acc": target_metrics["test/target/acc"],
         "checkpoint": chosen_checkpoint(cli.trainer),
@@ -93,15 +94,14 @@ def show(cells: dict[tuple[Any, ...], dict[str, Any]]) -> None:
         print("nothing is finished yet")
         return
     frame = pd.DataFrame(cells.values())
-    for (name, source, target), part in frame.groupby(["protocol", "source", "target"], sort=False):
-        print(f"\n{name}: {source} -> {target}, {part['steps'].iloc[0]} steps of 64 + 64")
-        for method in METHODS:
-            acc = part.loc[part["method"] == method, "acc"]
-            if len(acc):
-                published = PUBLISHED.get((str(name), str(source), str(target)), {}).get(method)
-                beside = f"published {published:.3f}" if published else ""
-                spread = f"± {acc.std():.3f}" if len(acc) > 1 else ""
-                print(f"  {method:12} {len(acc)} seeds  {acc.mean():.3f} {spread:8} {beside}")
+    for (name, source, target, plain, steps), part in frame.groupby(["protocol", "source", "target", "plain", "steps"]):
+        network = "LeNet" if plain else "LeNet with batch norm"
+        print(f"\n{name}: {source} -> {target}, {network}, {steps} steps of 64 + 64")
+        for method, acc in part.groupby("method", sort=False)["acc"]:
+            published = PUBLISHED.get((str(name), str(source), str(target)), {}).get(str(method))
+            beside = f"published {published:.3f}" if published else ""
+            spread = f"± {acc.std():.3f}" if len(acc) > 1 else ""
+            print(f"  {method:12} {len(acc)} seeds  {acc.mean():.3f} {spread:8} {beside}")
 
 
 def main() -> None:
@@ -109,8 +109,10 @@ def main() -> None:
     parser.add_argument("protocols", nargs="*", metavar="PROTOCOL", help=", ".join(PROTOCOLS))
     parser.add_argument("--data-root", type=Path, help="the folder that prepare.py wrote")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, "dann_paper", "dan_paper", "jan"], default=METHODS)
+    parser.add_argument("--plain", action="store_true", help="LeNet without batch norm")
     parser.add_argument("--seeds", type=int, help="seeds of each cell, in place of those of the protocol")
+    parser.add_argument("--steps", type=int, help="steps of a fit, in place of those of the protocol")
     parser.add_argument("--table", action="store_true", help="print what is finished")
     given = parser.parse_args()
     unknown = [name for name in given.protocols if name not in PROTOCOLS]
@@ -123,15 +125,18 @@ def main() -> None:
         given.out.mkdir(parents=True, exist_ok=True)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.absolute() / 'mlflow.db'}"
     for name in given.protocols if not given.table else []:
-        for seed in range(given.seeds or PROTOCOLS[name].seeds):
-            for source, target in PROTOCOLS[name].pairs:
-                for method in given.methods:
-                    cells = finished(path)
-                    if (name, source, target, method, seed) not in cells:
-                        before = cells.get((name, source, target, "source_only", seed), {}).get("checkpoint")
-                        row = run(name, source, target, method, seed, given.data_root.absolute(), before)
-                        with path.open("a") as file:
-                            file.write("\n" + json.dumps(row))
+        protocol = PROTOCOLS[name]
+        length = given.steps or protocol.steps
+        for seed in range(given.seeds or protocol.seeds):
+            for (source, target), method in itertools.product(protocol.pairs, given.methods):
+                cells = finished(path)
+                where = (name, given.plain, length, source, target)
+                if (*where, method, seed) not in cells:
+                    before = cells.get((*where, "source_only", seed), {}).get("checkpoint")
+                    cell = dict(zip(KEYS, (*where, method, seed), strict=True))
+                    row = run(cell, given.data_root.absolute(), before)
+                    with path.open("a") as file:
+                        file.write("\n" + json.dumps(row))
     show(finished(path))
 
 
