@@ -1,0 +1,293 @@
+"""What features say of transfer: functions on tensors of features, labels and predictions.
+
+Features are (n, d), floating point, one row a sample; everything is computed in float64 on the CPU and returned as a
+Python number. Labels are int64, `UNKNOWN` (-1) where the class is not known; such samples are left out.
+"""
+
+from typing import NamedTuple
+
+import torch
+from sklearn.covariance import ledoit_wolf
+from torch import Tensor
+
+from lightning_da.data.base import UNKNOWN
+from lightning_da.losses.coral import covariance
+from lightning_da.losses.mmd import GaussianKernel, mmd, null_distribution
+
+
+def _double(features: Tensor) -> Tensor:
+    return features.detach().double().cpu()
+
+
+def _known(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples with a label, in float64, and their labels counted from 0 without gaps."""
+    labels = labels.detach().cpu()
+    known = labels != UNKNOWN
+    _, classes = labels[known].unique(return_inverse=True)
+    return _double(features)[known.to(features.device)], classes
+
+
+# ---------------------------------------------------------------- linear models
+
+
+class _Ridge(NamedTuple):
+    """A linear map of standardised features."""
+
+    centre: Tensor
+    scale: Tensor
+    weights: Tensor
+    offset: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.centre) / self.scale @ self.weights + self.offset
+
+
+def _fit_ridge(x: Tensor, y: Tensor, penalty: float, weight: Tensor | None = None) -> _Ridge:
+    """Ridge regression of y (n, k) on x (n, d), standardised; the penalty is in units of the weight of all samples."""
+    weight = torch.ones(len(x), dtype=x.dtype) if weight is None else weight
+    weight = weight[:, None] / weight.sum()
+    centre, offset = (weight * x).sum(dim=0), (weight * y).sum(dim=0)
+    scale = (weight * (x - centre).square()).sum(dim=0).sqrt()
+    scale = torch.where(scale > 1e-9 * scale.max(), scale, torch.inf)  # what does not vary has no weight
+    z = (x - centre) / scale
+    gram = z.T @ (weight * z) + penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    return _Ridge(centre, scale, torch.linalg.solve(gram, z.T @ (weight * (y - offset))), offset)
+
+
+# ---------------------------------------------------------------- between two domains
+
+
+def a_distance(source: Tensor, target: Tensor, penalty: float = 1e-2, seed: int = 0) -> float:
+    """Proxy A-distance 2 (1 - 2 e), clipped to [0, 2], e the held-out error of a linear classifier of the domains.
+
+    The classifier is a ridge regression, fitted on a random half of each domain and judged on the other half, and the
+    other way round. Both domains count the same, however many samples they have. On equal distributions the distance
+    is 0 but for chance, of the order of 1 / sqrt(n).
+
+    Source: Ben-David et al., "A theory of learning from different domains", Machine Learning 2010; Ganin et al., JMLR
+    2016, section 5.1.4.
+
+    Args:
+        source: Features, shape (n_s, d), at least two samples.
+        target: Features, shape (n_t, d), at least two samples.
+        penalty: Of the squared weights; features are standardised.
+        seed: Of the halves.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    halves = [
+        [x[part] for part in torch.randperm(len(x), generator=generator).tensor_split(2)]
+        for x in (_double(source), _double(target))
+    ]
+    errors = []
+    for fitted in (0, 1):
+        parts = [half[fitted] for half in halves]
+        sign = torch.cat(
+            [torch.full((len(part), 1), s, dtype=torch.float64) for part, s in zip(parts, (1, -1), strict=True)]
+        )
+        weight = torch.cat([torch.full((len(part),), 1 / len(part), dtype=torch.float64) for part in parts])
+        model = _fit_ridge(torch.cat(parts), sign, penalty, weight)
+        held_source, held_target = (model(half[1 - fitted]) for half in halves)
+        errors += [(held_source <= 0).double().mean(), (held_target > 0).double().mean()]
+    return min(max(2 - 4 * float(torch.stack(errors).mean()), 0.0), 2.0)
+
+
+class Discrepancy(NamedTuple):
+    """A squared discrepancy, the probability of one as large on equal distributions, and their mean and deviation."""
+
+    value: float
+    p: float
+    null: float
+    null_std: float
+
+
+def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int = 0) -> Discrepancy:
+    """Unbiased squared MMD with the 33 kernels of the DAN paper, and its permutation test.
+
+    The p-value is (1 + how many shuffles of the domain labels give at least this value) / (1 + permutations).
+
+    Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equation 3 and section 3; Phipson and Smyth,
+    "Permutation p-values should never be zero", 2010.
+
+    Args:
+        source: Features, shape (n_s, d).
+        target: Features, shape (n_t, d).
+        permutations: How many shuffles.
+        seed: Of the shuffles.
+    """
+    s, t, kernel = _double(source), _double(target), GaussianKernel()
+    value = float(mmd(s, t, kernel))
+    null = null_distribution([s], [t], [kernel], permutations=permutations, seed=seed)
+    p = (1 + int((null >= value).sum())) / (1 + permutations)
+    return Discrepancy(value, p, float(null.mean()), float(null.std()))
+
+
+def coral_distance(source: Tensor, target: Tensor) -> float:
+    """||C_s - C_t||_F^2 / (||C_s||_F^2 + ||C_t||_F^2), C the covariances: 0 where they are equal, at most 1.
+
+    The distance of Sun and Saenko (Deep CORAL, 2016, equation 1) on a scale that does not depend on that of the
+    features, so that layers can be compared. It does not see a shift of the mean.
+
+    Args:
+        source: Features, shape (n_s, d), at least two samples.
+        target: Features, shape (n_t, d), at least two samples.
+    """
+    cs, ct = covariance(_double(source)), covariance(_double(target))
+    total = cs.square().sum() + ct.square().sum()
+    return float((cs - ct).square().sum() / total) if total > 0 else 0.0
+
+
+# ---------------------------------------------------------------- of features for a task
+
+
+class Probe:
+    """A linear classifier of features: ridge regression of the one-hot labels, the largest response wins.
+
+    Source: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
+
+    Args:
+        features: Training features, shape (n, d).
+        labels: Shape (n,).
+        penalty: Of the squared weights; features are standardised.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, penalty: float = 1e-2) -> None:
+        labels = labels.detach().cpu()
+        known = labels != UNKNOWN
+        self._classes, y = labels[known].unique(return_inverse=True)
+        self._ridge = _fit_ridge(_double(features)[known], torch.eye(len(self._classes)).double()[y], penalty)
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Share of samples with a known label that get it right; NaN if none has one.
+
+        Args:
+            features: Shape (n, d).
+            labels: Shape (n,).
+        """
+        labels = labels.detach().cpu()
+        known = labels != UNKNOWN
+        found = self._classes[self._ridge(_double(features)[known]).argmax(dim=1)]
+        return float((found == labels[known]).double().mean())
+
+
+def logme(features: Tensor, labels: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> float:
+    """LogME: the log evidence, per sample, of a Bayesian linear regression of the one-hot labels, mean over classes.
+
+    For each class alpha (of the weights) and beta (of the noise) are brought to the maximum of the evidence by the
+    fixed-point equations, to the nearest one: with more features than samples there can be several. Higher is better;
+    it compares features of equal labels only.
+
+    Source: You et al., "LogME: practical assessment of pre-trained models for transfer learning", ICML 2021, section
+    4.2 and algorithm 3.
+
+    Args:
+        features: Shape (n, d).
+        labels: Shape (n,).
+        iterations: At most so many updates of alpha and beta.
+        tolerance: Relative change of alpha / beta that ends them.
+    """
+    x, y = _known(features, labels)
+    n, d = x.shape
+    left, singular, _ = torch.linalg.svd(x, full_matrices=False)
+    eigenvalues = singular.square()
+    evidences = []
+    for label in y.unique():
+        target = (y == label).double()
+        projected = (left.T @ target).square()
+        outside = (target.square().sum() - projected.sum()).clamp(min=0)
+        alpha = beta = torch.ones((), dtype=torch.float64)
+        for _ in range(iterations):
+            ratio = alpha / beta
+            gamma = (eigenvalues / (eigenvalues + ratio)).sum()
+            weights = (eigenvalues * projected / (eigenvalues + ratio).square()).sum().clamp(min=1e-300)
+            error = ((ratio / (eigenvalues + ratio)).square() * projected).sum() + outside
+            alpha, beta = gamma / weights, (n - gamma) / error.clamp(min=1e-12)
+            if abs(alpha / beta - ratio) <= tolerance * ratio:
+                break
+        ratio = alpha / beta
+        weights = (eigenvalues * projected / (eigenvalues + ratio).square()).sum()
+        error = ((ratio / (eigenvalues + ratio)).square() * projected).sum() + outside
+        determinant = (alpha + beta * eigenvalues).log().sum() + (d - len(eigenvalues)) * alpha.log()
+        evidence = d * alpha.log() + n * beta.log() - determinant - beta * error - alpha * weights
+        evidences.append((evidence - n * torch.log(torch.tensor(2 * torch.pi))) / (2 * n))
+    return float(torch.stack(evidences).mean())
+
+
+def h_score(features: Tensor, labels: Tensor) -> float:
+    """Regularised H-score: (1 - a) tr(C_a^-1 C_between), C_a the covariance shrunk by a as Ledoit and Wolf have it.
+
+    It is the variance between the classes in units of the whole variance: 0 where features do not know the class, at
+    most the number of classes less one.
+
+    Source: Bao et al., "An information-theoretic approach to transferability in task transfer learning", ICIP 2019;
+    Ibrahim et al., "Newer is not always better", ECML 2022, equation 6.
+
+    Args:
+        features: Shape (n, d).
+        labels: Shape (n,).
+    """
+    x, y = _known(features, labels)
+    x = x - x.mean(dim=0)
+    shrunk, amount = ledoit_wolf(x.numpy(), assume_centered=True)
+    sizes = torch.bincount(y).double()
+    means = torch.zeros(len(sizes), x.shape[1], dtype=x.dtype).index_add_(0, y, x) / sizes[:, None]
+    between = means.T @ (sizes[:, None] * means) / len(x)
+    inverse = torch.linalg.pinv(torch.from_numpy(shrunk), hermitian=True)
+    return float((1 - amount) * (inverse * between).sum())
+
+
+def leep(probabilities: Tensor, labels: Tensor) -> float:
+    """LEEP: the mean log-likelihood of labels under P(y | z), weighted by the probabilities of source classes z.
+
+    P(y | z) is estimated from the same samples. At most 0, which a source head reaches that tells the labels apart.
+
+    Source: Nguyen et al., "LEEP: a new measure to evaluate transferability of learned representations", ICML 2020,
+    equation 2.
+
+    Args:
+        probabilities: What a source head gives for each sample, shape (n, source classes), rows sum to 1.
+        labels: Shape (n,).
+    """
+    theta, y = _known(probabilities, labels)
+    joint = torch.zeros(int(y.max()) + 1, theta.shape[1], dtype=theta.dtype).index_add_(0, y, theta) / len(y)
+    given = joint / joint.sum(dim=0).clamp(min=1e-300)
+    return float((given[y] * theta).sum(dim=1).log().mean())
+
+
+def nce(predictions: Tensor, labels: Tensor) -> float:
+    """Negative conditional entropy -H(Y | Z) of the labels given the source classes that are predicted, in nats.
+
+    Source: Tran et al., "Transferability and hardness of supervised classification tasks", ICCV 2019, equation 4.
+
+    Args:
+        predictions: Predicted source class of each sample, shape (n,), int64.
+        labels: Shape (n,).
+    """
+    z, y = _known(predictions[:, None], labels)
+    table = torch.zeros(int(y.max()) + 1, int(z.max()) + 1, dtype=torch.float64)
+    table.index_put_((y, z[:, 0].long()), torch.ones(len(y), dtype=torch.float64), accumulate=True)
+    table /= len(y)
+    return float(torch.special.entr(table.sum(dim=0)).sum() - torch.special.entr(table).sum())
+
+
+def cka(one: Tensor, other: Tensor) -> float:
+    """Linear centred kernel alignment of two layers' features of the same samples, in [0, 1].
+
+    ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) with centred columns. Rotations and a common scale do not change it. With
+    fewer samples than features it is near 1 for unrelated features.
+
+    Source: Kornblith et al., "Similarity of neural network representations revisited", ICML 2019, section 3.
+
+    Args:
+        one: Shape (n, d).
+        other: Shape (n, e).
+
+    Raises:
+        ValueError: If the numbers of samples differ.
+    """
+    if len(one) != len(other):
+        raise ValueError(f"CKA compares features of the same samples, not of {len(one)} and {len(other)}")
+    x, y = (_double(features) for features in (one, other))
+    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    gram_x, gram_y = x @ x.T, y @ y.T
+    size = gram_x.norm() * gram_y.norm()
+    return float((gram_x * gram_y).sum() / size) if size > 0 else 0.0
