@@ -129,6 +129,12 @@ def _plain(message: str, parser: _Parser) -> str:
     if choice:
         key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)
         return f"{key}: {value!r} is no choice; {list_choices(value, known)}"
+    nested = re.findall(r'Parser key "(\w+)":\s+Does not validate', message)
+    either = re.search(r"Subtypes: \[typing\.Literal\[(.*?)\], (.*)\]\n", message)
+    given = re.search(r"val='?(.*?)'?\)$", message)
+    if nested and either and given:
+        known, value = re.findall(r"'([^']*)'", either.group(1)), given.group(1)
+        return f"{nested[-1]}: {value!r} is neither {either.group(2)} nor a choice; {list_choices(value, known)}"
     missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
     if missing:
         module = re.search(r"module '([\w.]+)' has no", missing.group(0))
@@ -251,9 +257,14 @@ class TransferCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         config, start = self.config[self.subcommand], None
-        fresh = self.subcommand == "fit" and config.ckpt_path is None
-        if fresh and config.after and config.model.init_args.get("init_from") is None:
-            start = self._fit_before(config)
+        if self.subcommand == "fit" and config.ckpt_path is None:
+            starts_from = config.model.init_args.get("init_from")
+            if config.after and "init_from" not in config.model.init_args:
+                raise ConfigError(f"after: {config.model.class_path} starts from no other run; leave `after` out")
+            if starts_from is not None:
+                find_fit(starts_from)
+            elif config.after:
+                start = self._fit_before(config)
         try:
             super().instantiate_classes()
             if start is not None:

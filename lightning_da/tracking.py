@@ -281,8 +281,8 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
     if run is None:
         place = f"experiment {experiment!r} of {tracking_uri()}" if experiment else tracking_uri()
         raise TrackingError(
-            f"{reference!r} is no checkpoint file, and neither id nor name of a run in {place}; fit it first, or give "
-            "--ckpt_path a file, a run id or a run name"
+            f"{reference!r} is no checkpoint file, and neither id nor name of a run in {place}; fit it first, or name "
+            "one that is there"
         )
     if "checkpoint" not in run.data.tags:
         left = sorted(_file(run, "checkpoints").glob("*.ckpt")) if _local(run.info.artifact_uri) else []
@@ -295,7 +295,10 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
             f"run {reference!r} was fitted with {key}={run.data.params[key]}, not {(settings or {})[key]}; fit it so "
             f"first, or test that run with --ckpt_path {run.info.run_id}"
         )
-    return Fit(str(_file(run, f"checkpoints/{run.data.tags['checkpoint']}")), run.info.run_id, _config(run))
+    path = _file(run, f"checkpoints/{run.data.tags['checkpoint']}")
+    if not path.is_file():
+        raise TrackingError(f"run {reference!r}: its checkpoint {path} is gone; fit it again")
+    return Fit(str(path), run.info.run_id, _config(run))
 
 
 def _run(run_id: str) -> Run | None:
@@ -331,7 +334,7 @@ def _config(run: Run) -> str:
     return _file(run, "config.yaml").read_text()
 
 
-def load_weights(module: torch.nn.Module, reference: str, prefixes: tuple[str, ...]) -> None:
+def load_weights(module: torch.nn.Module, reference: str, prefixes: tuple[str, ...]) -> dict[str, Any]:
     """Copies the weights of an earlier fit whose names begin with one of the prefixes.
 
     Args:
@@ -339,18 +342,23 @@ def load_weights(module: torch.nn.Module, reference: str, prefixes: tuple[str, .
         reference: Checkpoint file, MLflow run id or run name.
         prefixes: Of parameter and buffer names.
 
+    Returns:
+        The arguments of that fit's method, as far as its checkpoint has them.
+
     Raises:
         TrackingError: If there is no such fit, or its layers are not those of the network.
     """
-    checkpoint = find_fit(reference).checkpoint
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    wanted = {key: value for key, value in module.state_dict().items() if key.startswith(prefixes)}
-    wrong = [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]
+    checkpoint = torch.load(find_fit(reference).checkpoint, map_location="cpu", weights_only=True)
+    theirs = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefixes)}
+    ours = {key: value for key, value in module.state_dict().items() if key.startswith(prefixes)}
+    shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in (theirs, ours)]
+    wrong = [key for key in {**ours, **theirs} if shapes[0].get(key) != shapes[1].get(key)]
     if wrong:
-        theirs = tuple(state[wrong[0]].shape) if wrong[0] in state else "missing"
+        there, here = (shape.get(wrong[0], "missing") for shape in shapes)
         raise TrackingError(
-            f"init_from {reference!r}: its network differs from this one, {len(wrong)} tensors do not "
-            "fit, the first is "
-            f"{wrong[0]}: {theirs} there, {tuple(wanted[wrong[0]].shape)} here; use the same backbone and bottleneck"
+            f"init_from {reference!r}: its network differs from this one, {len(wrong)} tensors do not fit, the first "
+            f"is {wrong[0]}: {there} there, {here} here; use the same backbone and bottleneck"
         )
-    module.load_state_dict({key: state[key] for key in wanted}, strict=False)
+    module.load_state_dict(theirs, strict=False)
+    settings: dict[str, Any] = checkpoint.get("hyper_parameters", {})
+    return settings

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_da.backbones import FeedForward
 from lightning_da.errors import ConfigError
+from lightning_da.losses.adversarial import inverted_labels
 from lightning_da.methods import ADDA, FineTune
 from lightning_da.schedules import inverse_decay
 from tests.toy import ADAM, BACKBONE, Toy, accuracy, build, fit, trainer
@@ -131,6 +132,24 @@ def test_without_a_first_stage_it_says_what_to_give(stage_1: tuple[FineTune, str
         fit(adda(None), steps=1)
     with pytest.raises(ConfigError, match=r"stage_1\.ckpt.*backbone\.fc2.*\(16, 32\) there, \(17, 32\) here"):
         fit(adda(stage_1[1], backbone=partial(FeedForward, hidden=[32, 17], batch_norm=True)), steps=1)
+
+
+def test_a_run_that_has_read_target_labels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "target_only.ckpt"
+    given = {"hyper_parameters": {"train_on": "target"}, "state_dict": build("source_only").state_dict()}
+    torch.save(given, path)
+    with pytest.raises(ConfigError, match="has read labels of the target"):
+        fit(adda(str(path), backbone=BACKBONE), steps=1)
+
+
+def test_the_target_network_learns_from_the_mapping_loss_alone(stage_1: tuple[FineTune, str]) -> None:
+    model = adda(stage_1[1])
+    model.log_dict = lambda *_args: None  # type: ignore[method-assign]
+    source, target = torch.randn(10, 16), torch.randn(10, 16, requires_grad=True)
+    model.domain_loss([source], [target]).backward()
+    assert target.grad is not None
+    (expected,) = torch.autograd.grad(inverted_labels(target, model.discriminators[0]), target)
+    torch.testing.assert_close(target.grad, expected)
 
 
 # ---------------------------------------------------------------- signs of collapse

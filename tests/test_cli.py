@@ -168,7 +168,26 @@ def test_a_resumed_second_stage_does_not_repeat_the_first() -> None:
     assert len(runs("resumed stage")) == 3
 
 
+def test_ddc_is_the_squared_distance_of_the_means() -> None:
+    model = main(["fit", *digits("ddc")]).model
+    source, target = torch.randn(9, 100), torch.randn(7, 100)
+    model.log = model.log_dict = lambda *_args: None
+    expected = (source.mean(0) - target.mean(0)).square().sum()
+    torch.testing.assert_close(model.domain_loss([source], [target]), expected)
+
+
 def test_a_first_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "DAN starts from no other run" in complaint(["fit", *digits("dan", "--after=source_only")], capsys)
+    start = "--model.init_args.init_from"
+    assert "'nothing' is no checkpoint file" in complaint(["fit", *digits("adda", f"{start}=nothing")], capsys)
+    gone = main(["fit", *digits("source_only", experiment="gone")])
+    Path(gone.trainer.checkpoint_callback.last_model_path).unlink()
+    message = complaint(["fit", *digits("adda", f"{start}={gone.trainer.logger.run_id}")], capsys)
+    assert "its checkpoint" in message
+    assert "is gone" in message
+    target_only = main(["fit", *digits("target_only", experiment="gone")]).trainer.logger.run_id
+    message = complaint(["fit", *digits("adda", f"{start}={target_only}")], capsys)
+    assert "has read labels of the target (train_on: target)" in message
     message = complaint(["fit", *digits("adda", "--after=source_olny")], capsys)
     assert "after: no method 'source_olny'; did you mean 'source_only'?" in message
     assert "ADDA starts from a supervised run" in complaint(["fit", *digits("adda", "--after=null")], capsys)

@@ -89,6 +89,7 @@ def test_the_distance_is_logged_beside_its_null_floor(tmp_path: Any) -> None:
         assert abs(found[f"mmd/{layer}_null"]) < found[f"mmd/{layer}_null_std"]
         assert found[f"mmd/{layer}"] > 4 * found[f"mmd/{layer}_null_std"]
         assert found[f"mmd/{layer}_power"] > 0
+        assert found[f"mmd/{layer}_linear"] > 0
         assert -8 <= found[f"mmd/{layer}_log2_bandwidth"] <= 8
     assert found["train/domain_loss"] == pytest.approx(sum(found[f"mmd/{layer}"] for layer in DEEP), rel=1e-5)
 

@@ -35,12 +35,13 @@ class Step(nn.Module):
         return self.method.training_step(batch, 0)
 
 
-def step(name: str) -> Step:
-    """In float64 and without a logger; the weights are those of the seed alone."""
+def step(name: str, logged: dict[str, Any]) -> Step:
+    """In float64 and with a dictionary for a logger; the weights are those of the seed alone."""
     model = toy.build(name).double()
     model.trainer = toy.trainer()
     model.trainer.fit_loop.max_epochs = 1
-    model.log = model.log_dict = lambda *_args: None  # type: ignore[method-assign,assignment]
+    model.log = logged.__setitem__  # type: ignore[method-assign,assignment]
+    model.log_dict = logged.update  # type: ignore[method-assign,assignment]
     if isinstance(model, ADDA):
         model.initialise()
     return Step(model)
@@ -70,17 +71,23 @@ def work(rank: int, folder: str, weight: float) -> None:
         with steady(weight):
             # as many source samples, but not the same number of target samples
             mine = (slice(0, 6), slice(0, 4)) if rank == 0 else (slice(6, 12), slice(4, 16))
-            model = step(name)
+            logged: dict[str, Any] = {}
+            model = step(name, logged)
             content = batch(model.method, *mine)
             wrapped = nn.parallel.DistributedDataParallel(model)
-            torch.save(stepped(wrapped, content), f"{folder}/{name}{rank}.pt")
+            torch.save((*stepped(wrapped, content), shared(logged)), f"{folder}/{name}{rank}.pt")
     dist.destroy_process_group()
+
+
+def shared(logged: dict[str, Any]) -> dict[str, Tensor]:
+    """What is logged of all processes' samples: everything but the task loss, a mean over each process's own."""
+    return {key: torch.as_tensor(value).detach() for key, value in logged.items() if key != "train/task_loss"}
 
 
 @contextmanager
 def steady(weight: float) -> Iterator[None]:
     """A weight of the domain loss that does not ask the trainer for its progress."""
-    with patch.object(AdaptationModule, "domain_weight", weight), patch.object(AdaptationModule, "logs_now", False):
+    with patch.object(AdaptationModule, "domain_weight", weight), patch.object(AdaptationModule, "logs_now", True):
         yield
 
 
@@ -89,13 +96,17 @@ def test_two_processes_make_the_step_of_one(tmp_path: Path) -> None:
     spawn(work, (str(tmp_path), 3.0), nprocs=2)
     for name in toy.ADAPTING:
         with steady(3.0):
-            model = step(name)
+            logged: dict[str, Any] = {}
+            model = step(name, logged)
             before = {key: value.clone() for key, value in model.state_dict().items()}
             loss, state = stepped(model, batch(model.method, slice(0, 12), slice(0, 16)))
         # the task loss is the mean over processes; what is left is the domain loss, which is equal on both
         found = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)]
         torch.testing.assert_close((found[0][0] + found[1][0]) / 2, loss, rtol=1e-10, atol=0, msg=name)
-        for _, theirs in found:
+        for _, theirs, log in found:
+            assert log.keys() == shared(logged).keys()
+            for key, value in shared(logged).items():
+                torch.testing.assert_close(log[key], value, rtol=1e-6, atol=1e-9, msg=f"{name} {key}")
             for key, value in state.items():
                 torch.testing.assert_close(theirs[f"module.{key}"], value, rtol=1e-9, atol=1e-11, msg=f"{name} {key}")
         assert any(not torch.equal(before[key], value) for key, value in state.items()), name

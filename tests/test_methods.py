@@ -100,6 +100,17 @@ def test_beats_source_only_on_a_shift_made_for_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_trains_in_mixed_precision(name: str) -> None:
+    model = build(name)
+    before: dict[str, Tensor] = {}
+    replace(model, "on_train_start", lambda: before.update(state(model)))
+    fit(model, steps=4, precision="bf16-mixed", log_every_n_steps=2)
+    after = state(model, ("",))
+    assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in after.values())
+    assert not equal(before, state(model))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_repeats_itself(name: str) -> None:
     once, again = (fit(build(name, seed=3)) for _ in range(2))
     assert equal(state(once), state(again))
@@ -282,6 +293,20 @@ def test_unknown_layer_is_refused_with_the_near_name() -> None:
         build("dann", layers=("fc9",))
 
 
+def test_layers_named_twice_are_refused() -> None:
+    with pytest.raises(ConfigError, match="each once"):
+        build("dann", layers=("fc1", "fc1"))
+
+
+def test_what_is_logged_is_computed_once_a_logged_step() -> None:
+    model = build("dan")
+    assert isinstance(model, AdaptationModule)
+    seen: list[int] = []
+    replace(model, "on_train_batch_start", lambda *_args: seen.extend([model.global_step] * model.logs_now))
+    fit(model, steps=6, log_every_n_steps=2, accumulate_grad_batches=3)
+    assert seen == [1, 3, 5]
+
+
 def test_adapted_widths() -> None:
     model = build("deep_coral")
     assert isinstance(model, AdaptationModule)
@@ -388,5 +413,11 @@ def test_fine_tune_starts_from_an_earlier_run(tmp_path: Path) -> None:
     wider = build("source_only", init_from=str(path), backbone=partial(FeedForward, hidden=[32, 17]))
     with pytest.raises(ConfigError, match=r"earlier\.ckpt.*backbone\.fc2.*\(16, 32\) there, \(17, 32\) here"):
         fit(wider, steps=1)
+    normed = build("source_only", init_from=str(path), backbone=NORMED)
+    with pytest.raises(ConfigError, match=r"differs from this one.*backbone\.fc1"):
+        fit(normed, steps=1)
+    fit(build("source_only", backbone=NORMED)).trainer.save_checkpoint(tmp_path / "normed.ckpt")
+    with pytest.raises(ConfigError, match=r"backbone\.fc1\.1\.weight: \(32,\) there, missing here"):
+        fit(build("source_only", init_from=str(tmp_path / "normed.ckpt")), steps=1)
     with pytest.raises(ConfigError, match=r"'gone\.ckpt' is no checkpoint file"):
         fit(build("source_only", init_from="gone.ckpt"), steps=1)

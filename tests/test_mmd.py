@@ -298,6 +298,43 @@ def test_learning_keeps_running_means_of_the_papers_statistics() -> None:
     torch.testing.assert_close(kernel.beta, beta)
 
 
+def test_what_is_long_ago_is_forgotten() -> None:
+    kernel = GaussianKernel((1.0,), of_median=False).double()
+    first, then = ((sample(20, 3, 0), sample(20, 3, 1, shift=shift)) for shift in (0.5, 2.0))
+    for batch in [*[first] * 60, then]:
+        kernel.learn(*batch)
+    (one,), (other,) = (references.kernel_statistics(s.numpy(), t.numpy(), (1.0,))[0] for s, t in (first, then))
+    assert kernel.mean.item() == pytest.approx(0.95 * one + 0.05 * other, rel=1e-4)
+
+
+def test_batches_that_are_not_finite_teach_nothing() -> None:
+    kernel, x = GaussianKernel(), torch.randn(16, 3)
+    before = {key: value.clone() for key, value in kernel.state_dict().items()}
+    kernel.learn(x, x / 0)
+    kernel.learn(x[:3], x)
+    assert all(torch.equal(before[key], value) for key, value in kernel.state_dict().items())
+
+
+def test_weights_are_not_learned_from_rounding() -> None:
+    """Where the domains are equal, a kernel that is 0 nearly everywhere must not win by being positive there."""
+    assert best_weights(torch.tensor([5e-21, -0.1]), torch.eye(2)) is None
+    for i in range(100):
+        kernel = GaussianKernel()
+        source, target = sample(64, 100, 2 * i).float(), sample(64, 100, 2 * i + 1).float()
+        kernel.learn(source, target)
+        assert mmd(source, target, kernel).abs() > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_learning_is_float32_under_autocast(dtype: torch.dtype) -> None:
+    source, target = sample(64, 5, 0).to(dtype), sample(64, 5, 1, shift=1).to(dtype)
+    one, other = GaussianKernel(), GaussianKernel()
+    one.learn(source.float(), target.float())
+    with torch.autocast("cpu", dtype=dtype):
+        other.learn(source, target)
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+
+
 def test_learned_weights_have_more_power_than_uniform_ones() -> None:
     """A shift that is small beside the spread along one axis: most of the 33 kernels see little of it."""
 
@@ -318,6 +355,9 @@ def test_learned_weights_have_more_power_than_uniform_ones() -> None:
     [
         (lambda: GaussianKernel((1.0, 0.0)), "not all positive"),
         (lambda: GaussianKernel(()), "not all positive"),
+        (lambda: GaussianKernel((1.0, float("nan"))), "not all positive and finite"),
+        (lambda: GaussianKernel((1.0, float("inf"))), "not all positive and finite"),
+        (lambda: GaussianKernel((1.0, 2.0), beta=(float("nan"), 1.0)), "give 2 weights"),
         (lambda: GaussianKernel((1.0, 2.0), beta=(1.0,)), "give 2 weights"),
         (lambda: GaussianKernel((1.0, 2.0), beta=(-1.0, 2.0)), "none negative"),
         (lambda: GaussianKernel((1.0, 2.0), beta=(0.0, 0.0)), "some positive"),

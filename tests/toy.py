@@ -74,7 +74,7 @@ METHODS: dict[str, Callable[..., TransferModule]] = {
     "dan": partial(DAN, layers=DEEP),
     "dan_linear": partial(DAN, layers=DEEP, estimator="linear", beta="uniform"),
     "dan_biased": partial(DAN, layers=DEEP, estimator="biased", bandwidths=(0.5, 1, 2), beta=(1.0, 2.0, 1.0)),
-    "ddc": partial(DAN, layers=("bottleneck",), bandwidths="linear", beta="uniform"),
+    "ddc": partial(DAN, layers=("bottleneck",), estimator="biased", bandwidths="linear", beta="uniform"),
     "jan": JAN,
     "dann": DANN,
     "deep_coral": partial(DeepCORAL, layers=DEEP),

@@ -23,6 +23,9 @@ PAPER_BANDWIDTHS = tuple(2 ** (exponent / 2) for exponent in range(-16, 17))
 _BLOCK = 2**18
 """Kernel values that are held at a time."""
 
+_NEGLIGIBLE = 1e-4
+"""A statistic of a kernel, whose values are in [0, 1], that says nothing: narrow kernels are 0 but for rounding."""
+
 
 def _exponentials(distances: Tensor, rates: Tensor) -> Tensor:
     """exp(rate * distance), distances (n,) to (m, n)."""
@@ -62,7 +65,8 @@ class GaussianKernel(nn.Module):
         of_median: Whether the bandwidths are multiples of the median, which carries no gradient.
 
     Raises:
-        ValueError: If a bandwidth is not positive, or the weights are not one a bandwidth, not negative, some positive.
+        ValueError: If a bandwidth is not positive and finite, or the weights are not one a bandwidth, finite, none
+            negative and some positive.
     """
 
     beta: Tensor
@@ -78,9 +82,9 @@ class GaussianKernel(nn.Module):
     ) -> None:
         super().__init__()
         weights = [1.0] * len(bandwidths) if beta is None else list(beta)
-        if not bandwidths or min(bandwidths) <= 0:
-            raise ValueError(f"bandwidths: {list(bandwidths)} are not all positive")
-        if len(weights) != len(bandwidths) or min(weights) < 0 or sum(weights) == 0:
+        if not bandwidths or not all(0 < bandwidth < math.inf for bandwidth in bandwidths):
+            raise ValueError(f"bandwidths: {list(bandwidths)} are not all positive and finite")
+        if len(weights) != len(bandwidths) or not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
             raise ValueError(
                 f"beta: give {len(bandwidths)} weights, one a bandwidth, none negative and some positive; not {weights}"
             )
@@ -101,6 +105,7 @@ class GaussianKernel(nn.Module):
         return values
 
     @torch.no_grad()
+    @full_precision
     def learn(self, source: Tensor, target: Tensor) -> None:
         """Sets the weights of the kernels by the test power that they give on the samples seen so far.
 
@@ -109,22 +114,31 @@ class GaussianKernel(nn.Module):
 
         Args:
             source: Shape (n_s, d).
-            target: Shape (n_t, d). With fewer than four samples in a domain nothing is learned.
+            target: Shape (n_t, d). Of fewer than four samples in a domain, or of values that are not finite, nothing is
+                learned.
         """
-        distances = _quadruples(source.to(self.mean.dtype), target.to(self.mean.dtype))
+        distances = _quadruples(source, target)
         pairs = distances.shape[1] // 2
-        if not pairs:
+        if not pairs or not distances.isfinite().all():
             return
         gammas = self._gammas(distances, _typical(distances))
         statistics = _contrast(_exponentials(distances.flatten(), -1 / gammas).view(-1, *distances.shape))
         differences = statistics[:, : 2 * pairs : 2] - statistics[:, 1 : 2 * pairs : 2]
         self.observations += 1
         share = (1 / self.observations).clamp(min=0.05)
-        self.mean.lerp_(statistics.mean(dim=1), share)
-        self.covariance.lerp_(differences @ differences.T / pairs, share)
+        self.mean.lerp_(statistics.mean(dim=1).to(self.mean), share)
+        self.covariance.lerp_((differences @ differences.T / pairs).to(self.covariance), share)
         beta = best_weights(self.mean, self.covariance)
         if beta is not None:
             self.beta.copy_(beta)
+
+    def summary(self) -> dict[str, Tensor]:
+        """What is learned, for a log: the linear statistic, its power (mean over deviation), log2 of the bandwidth."""
+        beta = self.beta
+        linear = (self.mean * beta).sum()
+        deviation = (self.covariance * torch.outer(beta, beta)).sum().clamp(min=1e-12).sqrt()
+        bandwidth = (beta * torch.log2(beta.new_tensor(self.bandwidths))).sum()
+        return {"linear": linear, "power": linear / deviation, "log2_bandwidth": bandwidth}
 
 
 def linear_kernel(distances: Tensor, median: Tensor) -> Tensor:  # noqa: ARG001
@@ -151,10 +165,10 @@ def best_weights(mean: Tensor, covariance: Tensor, epsilon: float = 1e-3) -> Ten
         epsilon: Added to the diagonal of Q.
 
     Returns:
-        beta, shape (m,), float64 on the CPU; None if no statistic is positive.
+        beta, shape (m,), float64 on the CPU; None if no statistic is positive, by 1e-4 at least.
     """
-    d, Q = (np.asarray(tensor.detach().cpu(), dtype=np.float64) for tensor in (mean, covariance))
-    if not (d > 0).any():
+    d, Q = (tensor.detach().cpu().double().numpy() for tensor in (mean, covariance))
+    if not (d > _NEGLIGIBLE).any():
         return None
     factor = np.linalg.cholesky(Q + epsilon * np.eye(len(d)))
     beta, _ = scipy.optimize.nnls(factor.T, np.linalg.solve(factor, d))
@@ -227,8 +241,6 @@ def _joint_kernel(
     """The product over layers of their kernels: (4, q) for the linear estimator, else (N, N)."""
     values = []
     for s, t, kernel in zip(source, target, kernels, strict=True):
-        if s.shape[1] != t.shape[1]:
-            raise ValueError(f"source and target activations differ in width: {s.shape[1]} and {t.shape[1]}")
         if estimator == "linear":
             distances = _quadruples(s, t)
             values.append(kernel(distances, _typical(distances)))
@@ -238,6 +250,12 @@ def _joint_kernel(
     for value in values[1:]:
         product = product * value
     return product
+
+
+def _check_widths(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for s, t in zip(source, target, strict=True):
+        if s.shape[1] != t.shape[1]:
+            raise ValueError(f"source and target activations differ in width: {s.shape[1]} and {t.shape[1]}")
 
 
 def _too_few(source: Sequence[Tensor], target: Sequence[Tensor], estimator: Estimator) -> bool:
@@ -266,6 +284,7 @@ def joint_mmd(
     Raises:
         ValueError: If the widths of source and target differ.
     """
+    _check_widths(source, target)
     if _too_few(source, target, estimator):
         return torch.stack([(0 * part).sum() for part in (*source, *target)]).sum()
     k = _joint_kernel(source, target, kernels, estimator)
@@ -280,9 +299,9 @@ def mmd(source: Tensor, target: Tensor, kernel: Kernel | None = None, estimator:
     """Squared maximum mean discrepancy.
 
     `unbiased` is the U-statistic over all pairs of different samples, `biased` the V-statistic with the pairs of a
-    sample and itself, `linear` the mean of k(s1, s2) + k(t1, t2) - k(s1, t2) - k(s2, t1) over disjoint quadruples
-    of neighbours in the batch, in time and memory O(n). The unbiased and the linear one average 0 on equal
-    distributions, and can be negative.
+    sample and itself, `linear` the mean of k(s1, s2) + k(t1, t2) - k(s1, t2) - k(s2, t1) over disjoint quadruples of
+    neighbours in the batch, in time and memory O(n); what the larger domain has more is left out. The unbiased and the
+    linear one average 0 on equal distributions, and can be negative.
 
     Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equations 3 and 5, lemma 14; Long et al., ICML 2015,
     equation 5.

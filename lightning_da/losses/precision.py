@@ -1,11 +1,12 @@
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
@@ -22,7 +23,7 @@ def _cast(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     """Makes a loss compute in float32 or better: half-precision tensors are cast, autocast is off inside.
 
     In half precision a squared distance overflows (float16) or a difference of means is lost (bfloat16).
@@ -31,11 +32,11 @@ def full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
         loss: A function whose positional arguments include tensors, or lists of them.
 
     Returns:
-        The same function, its result float32 or float64.
+        The same function; what it computes from these tensors is float32 or float64.
     """
 
     @wraps(loss)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         with torch.autocast(device_type=next(_tensors(args)).device.type, enabled=False):
             return loss(*_cast(args), **kwargs)
 

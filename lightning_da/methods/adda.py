@@ -1,5 +1,5 @@
 import copy
-from collections import Counter, OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +16,8 @@ from lightning_da.methods.dann import discriminators
 from lightning_da.schedules import constant
 from lightning_da.tracking import load_weights
 
-PATIENCE = 3
+LOGGED_STEPS = 3
+"""How many logged steps a sign of collapse is averaged over."""
 
 
 class ADDA(AdaptationModule):
@@ -56,7 +57,8 @@ class ADDA(AdaptationModule):
         self.train()
         self.init_from = init_from
         self._domain = "target"
-        self._seen: Counter[str] = Counter()
+        self._recent: deque[Tensor] = deque(maxlen=LOGGED_STEPS)
+        self._warned: set[str] = set()
 
     def starts_random(self) -> bool:
         return False
@@ -67,7 +69,12 @@ class ADDA(AdaptationModule):
                 "ADDA starts from a supervised run of the source; give --model.init_args.init_from its checkpoint "
                 "file, run id or run name, or name its method with --after source_only"
             )
-        load_weights(self, self.init_from, ("backbone.", "bottleneck.", "head."))
+        settings = load_weights(self, self.init_from, ("backbone.", "bottleneck.", "head."))
+        if settings.get("train_on", "source") != "source":
+            raise ConfigError(
+                f"init_from {self.init_from!r} has read labels of the target (train_on: {settings['train_on']}); ADDA "
+                "starts from a run of the source alone"
+            )
         for part in ("backbone", "bottleneck"):
             self.source.get_submodule(part).load_state_dict(self.get_submodule(part).state_dict())
 
@@ -90,17 +97,15 @@ class ADDA(AdaptationModule):
         return self.weighted_domain_loss(source, target)
 
     def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
-        losses = []
-        for s, t, discriminator in zip(source, target, self.discriminators, strict=True):
-            losses += [
-                domain_classification(s.detach(), t.detach(), discriminator),
-                inverted_labels(t, discriminator),
-            ]
-        return torch.stack(losses).sum()
+        pairs = list(zip(source, target, self.discriminators, strict=True))
+        discriminator_loss = torch.stack([domain_classification(s.detach(), t.detach(), d) for s, t, d in pairs]).sum()
+        mapping_loss = torch.stack([inverted_labels(t, d) for _, t, d in pairs]).sum()
+        self.log_dict({"train/discriminator_loss": discriminator_loss, "train/mapping_loss": mapping_loss})
+        return discriminator_loss + mapping_loss
 
     @torch.no_grad()
     def _watch(self, source: list[Tensor], target: list[Tensor], logits: Tensor) -> None:
-        """Logs signs of collapse, and warns of one that holds for `PATIENCE` logged steps in a row."""
+        """Logs signs of collapse, and warns once of each that holds over the latest logged steps."""
         right = [
             torch.cat([discriminator(s) > 0, discriminator(t) <= 0])
             for s, t, discriminator in zip(source, target, self.discriminators, strict=True)
@@ -108,15 +113,21 @@ class ADDA(AdaptationModule):
         accuracy = torch.cat(right).float().mean()
         share = logits.argmax(dim=1).bincount().max() / len(logits)
         self.log_dict({"train/discriminator_acc": accuracy, "train/target_top_class": share})
+        self._recent.append(torch.stack([accuracy, share]))
+        if len(self._recent) < LOGGED_STEPS:
+            return
+        accuracy, share = torch.stack(list(self._recent)).mean(dim=0)
         signs = {
-            "the discriminator is at 100 %, so its gradient leads nowhere: train the target network faster "
+            "the discriminator is at 100 %, so that its gradient leads nowhere: train the target network faster "
             "(backbone_lr_scale), or take a smaller discriminator": accuracy > 0.995,
-            "the discriminator is at 50 %: either the domains are aligned, or it has stopped learning (is "
-            "train/domain_loss flat from the start? then raise the learning rate)": abs(accuracy - 0.5) < 0.03,
-            "one class is predicted for nearly all of the target: the target network has collapsed; lower the learning "
-            "rate or domain_weight": share > 0.95,
+            "the discriminator is at 50 %: the domains are aligned, as they should be in the end, or, where the "
+            "target's accuracy is still that of source-only, it does not learn: raise the learning rate": (
+                abs(accuracy - 0.5) < 0.05
+            ),
+            "one class is predicted for nearly all of the target, whose network has collapsed: lower the learning rate "
+            "or domain_weight": share > 0.95,
         }
         for sign, holds in signs.items():
-            self._seen[sign] = self._seen[sign] + 1 if holds else 0
-            if self._seen[sign] == PATIENCE:
+            if holds and sign not in self._warned:
+                self._warned.add(sign)
                 rank_zero_warn(f"ADDA, step {self.trainer.global_step + 1}: {sign}")

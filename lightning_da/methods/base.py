@@ -332,7 +332,7 @@ class AdaptationModule(TransferModule):
         **kwargs: Arguments of `TransferModule`.
 
     Raises:
-        ConfigError: If the network has no layer of such a name.
+        ConfigError: If the network has no layer of such a name, or one is named twice.
     """
 
     unlabelled: ClassVar[tuple[str, ...]] = ("target",)
@@ -346,8 +346,8 @@ class AdaptationModule(TransferModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not layers:
-            raise ConfigError("layers: name at least one layer to adapt")
+        if not layers or len(set(layers)) < len(layers):
+            raise ConfigError(f"layers: name at least one layer to adapt, and each once, not {list(layers)}")
         names = {name: f"backbone.{name}" for name in self.backbone.layers}
         names |= {"bottleneck": "bottleneck", "head": "head"}
         for layer in layers:
@@ -406,7 +406,8 @@ class AdaptationModule(TransferModule):
     def logs_now(self) -> bool:
         """Whether what this step logs is written."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer itself
-        return (self.trainer.global_step + 1) % max(every, 1) == 0
+        whole = (self.trainer.fit_loop.batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        return (whole or self.trainer.is_last_batch) and (self.trainer.global_step + 1) % max(every, 1) == 0
 
     def weighted_domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
         """The domain loss of all processes' samples, its gradient in the activations multiplied by the weight.

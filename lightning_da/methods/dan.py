@@ -48,14 +48,8 @@ class DAN(MMDModule):
         distances = []
         for place, (layer, s, t) in enumerate(zip(self.adapted, source, target, strict=True)):
             kernel = self.kernels[place] if self.kernels else linear_kernel
-            if isinstance(kernel, GaussianKernel) and self._learned:
-                self._learn(layer, kernel, s, t)
             distances.append(self.distance(layer, [s], [t], [kernel]))
+            if isinstance(kernel, GaussianKernel) and self._learned:
+                kernel.learn(s, t)
+                self.log_dict({f"mmd/{layer}_{key}": value for key, value in kernel.summary().items()})
         return torch.stack(distances).sum()
-
-    def _learn(self, layer: str, kernel: GaussianKernel, source: Tensor, target: Tensor) -> None:
-        kernel.learn(source, target)
-        if self.logs_now:
-            power = kernel.mean @ kernel.beta / (kernel.beta @ kernel.covariance @ kernel.beta + 1e-12).sqrt()
-            bandwidth = kernel.beta @ torch.log2(kernel.beta.new_tensor(kernel.bandwidths))
-            self.log_dict({f"mmd/{layer}_power": power, f"mmd/{layer}_log2_bandwidth": bandwidth})

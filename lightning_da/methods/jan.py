@@ -9,9 +9,9 @@ from lightning_da.methods.mmd import MMDModule
 class JAN(MMDModule):
     """Joint MMD: one discrepancy of the joint distribution of several layers, class probabilities among them.
 
-    Source: Long et al., "Deep transfer learning with joint adaptation networks", ICML 2017, equations 8 and 9. The
-    kernels are those of the authors' code: five around the median for features, one of fixed bandwidth 1.68 for the
-    probabilities of the `head`.
+    Source: Long et al., "Deep transfer learning with joint adaptation networks", ICML 2017, equations 8 and 9. As in
+    the authors' code there are five kernels for features, here around the median where theirs are around the mean, and
+    one of fixed bandwidth 1.68 for the probabilities of the `head`.
 
     Args:
         **kwargs: Arguments of `MMDModule`.
