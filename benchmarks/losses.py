@@ -4,8 +4,8 @@
 
 Times are medians over rounds in which all implementations take turns. Peak memory is what a fresh process needs above
 its inputs (Linux only). `broadcast` forms the differences of all pairs, (2n, 2n, d), with five kernels. The peers,
-pytorch-adapt and skada, are measured where they are installed (`pip install pytorch-adapt skada skorch`). What would
-need a tensor of more than `--limit` bytes is left out.
+pytorch-adapt and skada, are measured where they are installed (`pip install -c constraints.txt '.[benchmarks]'`). What
+would need a tensor of more than `--limit` bytes is left out.
 """
 
 import argparse

@@ -224,10 +224,11 @@ def _quadratic(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor:
     Returns:
         Shape (p,).
     """
-    if unbiased:
-        k = k - k.diagonal().diag()
     n_t = len(k) - n_s
-    row_sums = k @ torch.cat([member, 1 - member], dim=1)
+    members = torch.cat([member, 1 - member], dim=1)
+    row_sums = k @ members
+    if unbiased:
+        row_sums = row_sums - k.diagonal()[:, None] * members
     to_source, to_target = row_sums.chunk(2, dim=1)
     within_source, between = (member * to_source).sum(dim=0), (member * to_target).sum(dim=0)
     within_target = ((1 - member) * to_target).sum(dim=0)
