@@ -97,7 +97,7 @@ def test_photographs_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_unknown_domain() -> None:
-    with pytest.raises(DataError, match="no digit domain 'klingon'; there are handwritten"):
+    with pytest.raises(DataError, match="no digit domain 'klingon'; there are: 'handwritten'"):
         Digits("klingon", "photo").check()  # type: ignore[arg-type]
 
 
