@@ -50,7 +50,7 @@ HELP = {
     "trainer.log_every_n_steps": "steps between two points of a training curve",
     "trainer.enable_progress_bar": "whether to show progress",
     "name": "name of the method in run names and tables",
-    "after": "method (a YAML file of conf/method) that `fit` runs first, to start from, unless init_from names a run",
+    "after": "method (a file of conf/method) that `fit` runs first, to start from",
     "predictions": "YAML file of the option below",
     "predictions.path": "where `predict` writes its CSV",
     "model": "method: a class path, with --model.init_args.NAME for its arguments",
