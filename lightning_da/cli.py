@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from jsonargparse import Namespace
@@ -194,7 +194,7 @@ class TransferCLI(LightningCLI):
         parser.link_arguments("data.input_shape", "model.init_args.input_shape", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser: Any = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = cast(_Parser, super()._prepare_subcommand_parser(klass, subcommand, **kwargs))
         parser.description = COMMANDS[subcommand]
         for action in parser._actions:
             if action.dest in HELP:
@@ -205,8 +205,7 @@ class TransferCLI(LightningCLI):
                 "return_predictions",
             ):
                 parser.hidden.append(action)
-        prepared: LightningArgumentParser = parser
-        return prepared
+        return parser
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -220,13 +219,18 @@ class TransferCLI(LightningCLI):
         if config.ckpt_path is not None:
             fit = find_fit(config.ckpt_path, experiment)
         elif self.subcommand != "fit":
-            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_check=True))
-            fit = find_fit(name, experiment, parameters(plain, ("model",)))
+            fit = find_fit(name, experiment, parameters(self._plain(config), ("model",)))
         else:
             return
         config.ckpt_path = fit.checkpoint
         if tracked and self.subcommand != "fit":
             logger.init_args.run_id = fit.run_id
+
+    def _plain(self, config: Namespace) -> dict[str, Any]:
+        """The configuration as it is written to YAML."""
+        dumped = self._parser(self.subcommand).dump(config, skip_none=False, skip_check=True)
+        plain: dict[str, Any] = yaml.safe_load(dumped)
+        return plain
 
     def _fit_before(self, config: Namespace) -> str:
         """The checkpoint of the method that this one starts from, on the same data and network, with the same seed."""
@@ -237,7 +241,7 @@ class TransferCLI(LightningCLI):
             known = [path.stem for path in method.parent.glob("*.yaml")]
             raise ConfigError(f"after: no method {config.after!r}; {list_choices(config.after, known)}")
         rank_zero_only(print)(f"first {config.after}, from which {config.name} starts", flush=True)
-        plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False, skip_check=True))
+        plain = self._plain(config)
         before = yaml.safe_load(method.read_text())
         before |= {key: plain[key] for key in ("seed_everything", "data", "trainer")}
         before["model"]["init_args"] |= {key: plain["model"]["init_args"][key] for key in ("backbone", "bottleneck")}
