@@ -164,8 +164,8 @@ class TransferCLI(LightningCLI):
 
     config: Any
 
-    def __init__(self, args: Sequence[str], earlier: Mapping[str, str]) -> None:
-        self._earlier = earlier
+    def __init__(self, args: Sequence[str], earlier: Mapping[str, str], run: bool = True) -> None:
+        self._earlier, self._runs = earlier, run
         defaults = PROJECT / "conf" / "default.yaml"
         if not defaults.is_file():
             sys.exit(
@@ -219,14 +219,14 @@ class TransferCLI(LightningCLI):
         if config.ckpt_path is not None:
             fit = find_fit(config.ckpt_path, experiment)
         elif self.subcommand != "fit":
-            fit = find_fit(name, experiment, parameters(self._plain(config), ("model",)))
+            fit = find_fit(name, experiment, parameters(self.plain(config), ("model",)))
         else:
             return
         config.ckpt_path = fit.checkpoint
         if tracked and self.subcommand != "fit":
             logger.init_args.run_id = fit.run_id
 
-    def _plain(self, config: Namespace) -> dict[str, Any]:
+    def plain(self, config: Namespace) -> dict[str, Any]:
         """The configuration as it is written to YAML."""
         dumped = self._parser(self.subcommand).dump(config, skip_none=False, skip_check=True)
         plain: dict[str, Any] = yaml.safe_load(dumped)
@@ -241,7 +241,7 @@ class TransferCLI(LightningCLI):
             known = [path.stem for path in method.parent.glob("*.yaml")]
             raise ConfigError(f"after: no method {config.after!r}; {list_choices(config.after, known)}")
         rank_zero_only(print)(f"first {config.after}, from which {config.name} starts", flush=True)
-        plain = self._plain(config)
+        plain = self.plain(config)
         before = yaml.safe_load(method.read_text())
         before |= {key: plain[key] for key in ("seed_everything", "data", "trainer")}
         before["model"]["init_args"] |= {key: plain["model"]["init_args"][key] for key in ("backbone", "bottleneck")}
@@ -261,7 +261,7 @@ class TransferCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         config, start = self.config[self.subcommand], None
-        if self.subcommand == "fit" and config.ckpt_path is None:
+        if self._runs and self.subcommand == "fit" and config.ckpt_path is None:
             starts_from = config.model.init_args.get("init_from")
             if config.after and "init_from" not in config.model.init_args:
                 raise ConfigError(f"after: {config.model.class_path} starts from no other run; leave `after` out")
@@ -281,6 +281,10 @@ class TransferCLI(LightningCLI):
             while (inner := cause.__cause__ or cause.__context__) is not None and not isinstance(cause, ConfigError):
                 cause = inner
             raise ConfigError(str(cause)) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._runs:
+            super()._run_subcommand(subcommand)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would overwrite the configuration with the checkpoint's; `main` reads that of the run.
@@ -327,6 +331,17 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     tips.addFilter(lambda record: "Tip:" not in record.getMessage() and "TPU" not in record.getMessage())
+
+
+def load(args: Sequence[str]) -> TransferCLI:
+    """The trainer, the model, the data and the configuration of a command that is not run.
+
+    Args:
+        args: The words behind `lightning-da`: `fit` makes the model as a fit begins, `test` that of a finished run,
+            whose checkpoint `config.test.ckpt_path` then is.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return TransferCLI(_with_run_config(list(args), folder), {}, run=False)
 
 
 def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = MappingProxyType({})) -> Any:
