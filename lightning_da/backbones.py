@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_da.errors import ConfigError, list_choices
+from lightning_da.layers import find_layers
 
 
 class Backbone(nn.Module):
@@ -19,11 +20,13 @@ class Backbone(nn.Module):
     Attributes:
         num_features: Width of the output.
         layers: Names of submodules in the order of depth: those that can be adapted, frozen and looked at.
+        channels_last: Whether their feature maps are (B, H, W, C) instead of (B, C, H, W).
         pretrained: Whether `load_pretrained` has weights to load.
     """
 
     num_features: int
     layers: list[str]
+    channels_last = False
     pretrained = False
 
     def load_pretrained(self) -> None:
@@ -159,23 +162,21 @@ class TimmBackbone(Backbone):
             raise ConfigError(f"{model} reads images of shape (channels, height, width), not {input_shape}")
         if not timm.is_model(model):
             raise ConfigError(f"timm has no model {model!r}; {list_choices(model, timm.list_models())}")
-        self._name, self._weights = model, weights
+        self.name, self._weights = model, weights
         self._args = {"in_chans": input_shape[0], **(model_args or {})}
         self._args |= {"features_only": True, "out_indices": [-1]} if flatten else {"num_classes": 0}
         self._flatten = flatten
         self.pretrained = weights != "random"
         self.model = timm.create_model(model, pretrained=False, **self._args)
-        names: list[str]
+        self.channels_last = getattr(self.model, "output_fmt", None) == "NHWC"
         if flatten:
             with torch.no_grad():
                 self.num_features = self.eval()(torch.zeros(1, *input_shape)).shape[1]
             self.train()
-            names = [name for name, _ in self.model.named_children()]
         else:
             network: Any = self.model
             self.num_features = getattr(network, "head_hidden_size", None) or network.num_features
-            names = [stage["module"] for stage in network.feature_info]
-        self.layers = [f"model.{name}" for name in names]
+        self.layers = [f"model.{name}" for name in find_layers(self.model)]
 
     def load_pretrained(self) -> None:
         """Reads `weights`, from the hub or from the file."""
@@ -188,7 +189,7 @@ class TimmBackbone(Backbone):
                     f"backbone weights: no file {self._weights!r}; give a path, or `pretrained` to download timm's"
                 )
             overlay = {"file": self._weights}
-        donor = timm.create_model(self._name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
+        donor = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
         self.model.load_state_dict(donor.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: `lightning-da fit|validate|test|predict`, `sweep` and `compare`."""
+"""The command line: `lightning-da fit|validate|test|predict`, `sweep`, `curve` and `compare`."""
 
 import argparse
 import difflib
@@ -26,6 +26,7 @@ from lightning_da.methods import AdaptationModule, TransferModule
 from lightning_da.predictions import WritePredictions
 from lightning_da.sweep import sweep
 from lightning_da.tracking import PROJECT, RecordRun, Tracker, chosen_checkpoint, find_fit, parameters
+from lightning_da.transferability.command import curve
 
 COMMANDS = {
     "fit": "train a method on a pair of domains",
@@ -33,6 +34,7 @@ COMMANDS = {
     "test": "measure a fit on the test splits; joins the run of the fit",
     "predict": "classify the target; writes a CSV file",
     "sweep": "fit and test several methods and seeds, and print the comparison",
+    "curve": "draw what each layer of a network says of the two domains; nothing is trained",
     "compare": "print the runs of an experiment as a table",
 }
 
@@ -352,8 +354,8 @@ def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = Mapping
         earlier: Checkpoints of methods fitted in the same setting, by name, that a method in two stages starts from.
 
     Returns:
-        The `TransferCLI` of fit, validate, test and predict, with its trainer, model and data; the table of sweep and
-        compare.
+        The `TransferCLI` of fit, validate, test and predict, with its trainer, model and data; the table of sweep,
+        curve and compare.
 
     Raises:
         SystemExit: With a message, where the arguments or the data are wrong.
@@ -370,6 +372,8 @@ def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = Mapping
             return compare(args[1:])
         if args[0] == "sweep":
             return sweep(args[1:], main)
+        if args[0] == "curve":
+            return curve(args[1:], load)
         with tempfile.TemporaryDirectory() as folder:
             return TransferCLI(_with_run_config(args, folder), earlier)
     except ConfigError as error:

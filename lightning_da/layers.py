@@ -1,18 +1,43 @@
-"""Reading the output of a network's layers, and what lies at which depth."""
+"""The layers of a network: which there are, what they return, and what lies at which depth."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 
+def find_layers(network: nn.Module) -> list[str]:
+    """Names of submodules at which to look at a network, in the order of depth.
+
+    Of a timm model they are the stages or blocks that its `feature_info` names. Of any other network they are its
+    children, each with the activation, norm and pooling that follow it: the name is that of the last of them, whose
+    output is what the next layer reads.
+
+    Args:
+        network: A timm model, an `nn.Sequential`, or a network that calls its children in the order of registration.
+    """
+    stages = [stage["module"] for stage in getattr(network, "feature_info", [])]
+    if stages and set(stages) <= dict(network.named_modules()).keys():
+        return list(dict.fromkeys(stages))
+    layers: list[str] = []
+    for name, child in network.named_children():
+        if layers and not any(parameter.ndim > 1 for parameter in child.parameters()):
+            layers[-1] = name
+        else:
+            layers.append(name)
+    return layers
+
+
 @contextmanager
-def capture(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def capture(
+    module: nn.Module, names: Iterable[str], keep: Callable[[Tensor], Tensor] = lambda output: output
+) -> Iterator[dict[str, Tensor]]:
     """Records what the named submodules return while the block runs.
 
     Args:
         module: Any network.
         names: Names of its submodules, as in `named_modules()`.
+        keep: What is kept of an output, a smaller tensor say.
 
     Yields:
         A dictionary from name to the output of the latest call, gradient attached.
@@ -23,7 +48,7 @@ def capture(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
     outputs: dict[str, Tensor] = {}
     handles = [
         module.get_submodule(name).register_forward_hook(
-            lambda _module, _args, output, name=name: outputs.__setitem__(name, output)
+            lambda _module, _args, output, name=name: outputs.__setitem__(name, keep(output))
         )
         for name in names
     ]
@@ -34,17 +59,23 @@ def capture(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
             handle.remove()
 
 
-def as_vectors(activation: Tensor) -> Tensor:
+def as_vectors(activation: Tensor, channels_last: bool = False) -> Tensor:
     """One vector a sample: feature maps (B, C, H, W) and tokens (B, N, C) are averaged over positions.
 
     Args:
         activation: Shape (B, d), (B, N, C) or (B, C, H, W).
+        channels_last: Whether feature maps are (B, H, W, C).
 
     Returns:
         Shape (B, d) or (B, C).
+
+    Raises:
+        TypeError: If it is no tensor: a layer that returns several is not supported.
     """
+    if not isinstance(activation, Tensor):
+        raise TypeError(f"a layer returns {type(activation).__name__}, not a tensor; name another one")
     if activation.ndim == 4:
-        return activation.mean(dim=(2, 3))
+        return activation.mean(dim=(1, 2) if channels_last else (2, 3))
     if activation.ndim == 3:
         return activation.mean(dim=1)
     return activation

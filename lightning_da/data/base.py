@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_da.errors import ConfigError
@@ -281,6 +281,28 @@ class DomainPairDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             collate_fn=functools.partial(_collate, labels=labels),
             pin_memory=torch.cuda.is_available(),
+        )
+
+    def sample_dataloader(self, role: str, split: str, number: int, seed: int = 0) -> DataLoader[Any]:
+        """This process's share of a fixed random sample of a split, every sample once.
+
+        Process r of N has the samples r, r + N, ... of it. The global random state is left alone.
+
+        Args:
+            role: `source` or `target`.
+            split: `train`, `val` or `test`.
+            number: How many samples at most, over all processes.
+            seed: Equal seeds give equal samples.
+        """
+        dataset = self._get(getattr(self, role), split)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        return DataLoader(
+            Subset(dataset, order[:number][rank::world].tolist()),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=functools.partial(_collate, labels=True),
+            generator=torch.Generator().manual_seed(seed),
         )
 
     def train_dataloader(self) -> CombinedLoader:

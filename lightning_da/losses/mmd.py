@@ -212,8 +212,13 @@ def _contrast(k: Tensor) -> Tensor:
     return k[..., 0, :] + k[..., 1, :] - k[..., 2, :] - k[..., 3, :]
 
 
-def _quadratic(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor:
-    """The statistic for each of p ways to call samples source.
+def kernel_matrix(samples: Tensor, kernel: Kernel) -> Tensor:
+    """Kernel values (N, N) of all pairs of N samples (N, d), bandwidths taken from the median of their distances."""
+    return kernel(*_all_pairs(samples))
+
+
+def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor:
+    """The squared discrepancy for each of p ways to call samples source.
 
     Args:
         k: Kernel matrix of all samples, shape (N, N).
@@ -246,7 +251,7 @@ def _joint_kernel(
             distances = _quadruples(s, t)
             values.append(kernel(distances, _typical(distances)))
         else:
-            values.append(kernel(*_all_pairs(torch.cat([s, t]))))
+            values.append(kernel_matrix(torch.cat([s, t]), kernel))
     product = values[0]
     for value in values[1:]:
         product = product * value
@@ -293,7 +298,7 @@ def joint_mmd(
         return _contrast(k).mean()
     member = torch.zeros(len(k), 1, dtype=k.dtype, device=k.device)
     member[: len(source[0])] = 1
-    return _quadratic(k, member, len(source[0]), estimator == "unbiased")[0]
+    return quadratic_mmd(k, member, len(source[0]), estimator == "unbiased")[0]
 
 
 def mmd(source: Tensor, target: Tensor, kernel: Kernel | None = None, estimator: Estimator = "unbiased") -> Tensor:
@@ -359,4 +364,4 @@ def null_distribution(
         signs = torch.randint(2, (len(statistics), permutations), generator=generator).to(k) * 2 - 1
         return statistics @ signs / len(statistics)
     order = torch.rand(len(k), permutations, generator=generator).argsort(dim=0)
-    return _quadratic(k, (order < len(source[0])).to(k), len(source[0]), estimator == "unbiased")
+    return quadratic_mmd(k, (order < len(source[0])).to(k), len(source[0]), estimator == "unbiased")

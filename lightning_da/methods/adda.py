@@ -90,8 +90,8 @@ class ADDA(AdaptationModule):
         return features
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
-        _, source = self.activations(batch["source"], "source")
-        logits, target = self.activations(batch["target"], "target")
+        _, source = self.activations(batch["source"], "source", self.adapted)
+        logits, target = self.activations(batch["target"], "target", self.adapted)
         if self.logs_now:
             self._watch([gather(s) for s in source], [gather(t) for t in target], gather(logits))
         return self.weighted_domain_loss(source, target)

@@ -1,7 +1,8 @@
 """What every method shares: the network, its steps, its metrics, its optimizer and its schedules."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import lightning as L
@@ -127,6 +128,42 @@ class TransferModule(L.LightningModule):
 
     def set_domain(self, domain: str) -> None:
         """Tells the network the domain of the samples that come next."""
+
+    @property
+    def depths(self) -> list[str]:
+        """The layers by name in the order of depth.
+
+        The backbone's layers, `bottleneck` (the features that the head reads, which are the backbone's output where
+        there is no bottleneck) and `head` (the logits).
+        """
+        return [*self.backbone.layers, "bottleneck", "head"]
+
+    def module_name(self, layer: str, domain: str) -> str:  # noqa: ARG002
+        """The submodule that is a layer of the network of a domain."""
+        return layer if layer in ("bottleneck", "head") else f"backbone.{layer}"
+
+    def activations(self, x: Tensor, domain: str, layers: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
+        """What the network and its layers make of samples, one vector a sample (see `lightning_da.layers.as_vectors`).
+
+        Args:
+            x: Samples of one domain, shape (B, *input_shape).
+            domain: `source` or `target`.
+            layers: Names of layers.
+
+        Returns:
+            Logits (B, num_classes), and (B, width) for each layer.
+
+        Raises:
+            ConfigError: If a layer takes no part in the forward pass.
+        """
+        self.set_domain(domain)
+        names = {layer: self.module_name(layer, domain) for layer in layers}
+        with capture(self, names.values(), partial(as_vectors, channels_last=self.backbone.channels_last)) as outputs:
+            logits = self(x)
+        for layer, name in names.items():
+            if name not in outputs:
+                raise ConfigError(f"layers: the forward pass does not call {layer!r}; name other layers")
+        return logits, [outputs[name] for name in names.values()]
 
     def task_loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy over the samples with a known label, 0 if there is none.
@@ -348,12 +385,10 @@ class AdaptationModule(TransferModule):
         super().__init__(**kwargs)
         if not layers or len(set(layers)) < len(layers):
             raise ConfigError(f"layers: name at least one layer to adapt, and each once, not {list(layers)}")
-        names = {name: f"backbone.{name}" for name in self.backbone.layers}
-        names |= {"bottleneck": "bottleneck", "head": "head"}
         for layer in layers:
-            if layer not in names:
-                raise ConfigError(f"layers: the network has no layer {layer!r}; {list_choices(layer, names)}")
-        self.adapted = {layer: names[layer] for layer in layers}
+            if layer not in self.depths:
+                raise ConfigError(f"layers: the network has no layer {layer!r}; {list_choices(layer, self.depths)}")
+        self.adapted = tuple(layers)
         self._batch_norm = batch_norm
         if batch_norm == "per_domain":
             _split_norms(self)
@@ -363,7 +398,7 @@ class AdaptationModule(TransferModule):
         """Width of the activations of each adapted layer."""
         training = self.training
         with torch.no_grad():
-            _, activations = self.eval().activations(torch.zeros(1, *self.input_shape), "target")
+            _, activations = self.eval().activations(torch.zeros(1, *self.input_shape), "target", self.adapted)
         self.train(training)
         return [activation.shape[1] for activation in activations]
 
@@ -384,18 +419,6 @@ class AdaptationModule(TransferModule):
             for module in self.modules():
                 if isinstance(module, _PerDomainNorm):
                     module.domain = domain
-
-    def module_name(self, layer: str, domain: str) -> str:  # noqa: ARG002
-        """The submodule that is an adapted layer of the network of a domain."""
-        return self.adapted[layer]
-
-    def activations(self, x: Tensor, domain: str) -> tuple[Tensor, list[Tensor]]:
-        """Samples (B, *input_shape) of a domain to logits (B, num_classes) and to (B, width) for each adapted layer."""
-        self.set_domain(domain)
-        names = [self.module_name(layer, domain) for layer in self.adapted]
-        with capture(self, names) as outputs:
-            logits = self(x)
-        return logits, [as_vectors(outputs[name]) for name in names]
 
     @property
     def domain_weight(self) -> float:
@@ -427,13 +450,13 @@ class AdaptationModule(TransferModule):
         (x_source, y_source), x_target = batch["source"], batch["target"]
         # With weight 0 the target is passed apart, so that the source's arithmetic is that of source-only training.
         if self._batch_norm == "joint" and self.domain_weight:
-            logits, both = self.activations(torch.cat([x_source, x_target]), "source")
+            logits, both = self.activations(torch.cat([x_source, x_target]), "source", self.adapted)
             logits = logits[: len(x_source)]
             source = [activation[: len(x_source)] for activation in both]
             target = [activation[len(x_source) :] for activation in both]
         else:
-            logits, source = self.activations(x_source, "source")
-            _, target = self.activations(x_target, "target")
+            logits, source = self.activations(x_source, "source", self.adapted)
+            _, target = self.activations(x_target, "target", self.adapted)
         task_loss = self.task_loss(logits, y_source)
         self.log("train/task_loss", task_loss)
         return task_loss + self.weighted_domain_loss(source, target)

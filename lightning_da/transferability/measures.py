@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_da.data.base import UNKNOWN
 from lightning_da.losses.coral import covariance
-from lightning_da.losses.mmd import GaussianKernel, mmd, null_distribution
+from lightning_da.losses.mmd import GaussianKernel, kernel_matrix, quadratic_mmd
 
 
 def _double(features: Tensor) -> Tensor:
@@ -92,16 +92,29 @@ def a_distance(source: Tensor, target: Tensor, penalty: float = 1e-2, seed: int 
 
 
 class Discrepancy(NamedTuple):
-    """A squared discrepancy, the probability of one as large on equal distributions, and their mean and deviation."""
+    """A squared discrepancy and its permutation test.
+
+    Attributes:
+        value: The discrepancy.
+        p: The probability of one as large on equal distributions.
+        null: What shuffled domain labels give, shape (permutations,).
+        halves: What random halves of both domains give, with the same kernel, shape (halves,).
+    """
 
     value: float
     p: float
-    null: float
-    null_std: float
+    null: Tensor
+    halves: Tensor
 
 
-def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int = 0) -> Discrepancy:
-    """Unbiased squared MMD with the 33 kernels of the DAN paper, and its permutation test.
+BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Multiples of the median squared distance."""
+
+
+def mmd_test(
+    source: Tensor, target: Tensor, permutations: int = 200, seed: int = 0, halves: int = 0
+) -> Discrepancy:
+    """Unbiased squared MMD with five Gaussian kernels, and its permutation test.
 
     The p-value is (1 + how many shuffles of the domain labels give at least this value) / (1 + permutations).
 
@@ -112,13 +125,27 @@ def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int 
         source: Features, shape (n_s, d).
         target: Features, shape (n_t, d).
         permutations: How many shuffles.
-        seed: Of the shuffles.
+        seed: Of the shuffles and the halves.
+        halves: How many random halves to repeat it on.
     """
-    s, t, kernel = _double(source), _double(target), GaussianKernel()
-    value = float(mmd(s, t, kernel))
-    null = null_distribution([s], [t], [kernel], permutations=permutations, seed=seed)
+    n, generator = len(source), torch.Generator().manual_seed(seed)
+    k = kernel_matrix(torch.cat([_double(source), _double(target)]), GaussianKernel(BANDWIDTHS))
+    order = torch.rand(len(k), permutations, generator=generator).argsort(dim=0)
+    shuffled = torch.cat([torch.arange(len(k))[:, None], order], dim=1) < n
+    found = quadratic_mmd(k, shuffled.to(k), n, unbiased=True)
+    value, null = float(found[0]), found[1:]
+    parts = [k.new_zeros(0)]
+    for _ in range(halves):
+        rows = torch.cat([half(n, generator), n + half(len(k) - n, generator)])
+        member = (rows < n).to(k)[:, None]
+        parts.append(quadratic_mmd(k[rows][:, rows], member, int(member.sum()), unbiased=True))
     p = (1 + int((null >= value).sum())) / (1 + permutations)
-    return Discrepancy(value, p, float(null.mean()), float(null.std()))
+    return Discrepancy(value, p, null, torch.cat(parts))
+
+
+def half(n: int, generator: torch.Generator) -> Tensor:
+    """Indices of a random half of n samples, ascending."""
+    return torch.randperm(n, generator=generator)[: (n + 1) // 2].sort().values
 
 
 def coral_distance(source: Tensor, target: Tensor) -> float:

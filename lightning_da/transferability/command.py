@@ -1,0 +1,172 @@
+"""`lightning-da curve`: the curves of networks that are there, without training."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import pandas as pd
+import torch
+
+from lightning_da.data.base import DOMAINS
+from lightning_da.errors import ConfigError
+from lightning_da.tracking import PROJECT, Tracker, client, find_fit, parameters
+from lightning_da.transferability.curve import (
+    DEFAULT_MEASURES,
+    Features,
+    Measure,
+    check_layers,
+    check_measures,
+    collect,
+    depth_table,
+    record,
+)
+from lightning_da.transferability.measures import cka
+from lightning_da.transferability.plots import curve_figure, curve_html
+
+FILES = ("curve.csv", "curve.png", "curve.html")
+
+
+class _Network(NamedTuple):
+    """A network with what it makes of the sample.
+
+    Attributes:
+        name: In legends.
+        run_id: Its run, if it has one.
+        untrained: Features of the same network with random weights.
+        features: Its own.
+    """
+
+    name: str
+    run_id: str | None
+    untrained: dict[str, Features]
+    features: dict[str, Features]
+
+
+def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataFrame:
+    """`lightning-da curve`: measures the layers of one network, or of two side by side, and draws the curves.
+
+    Args:
+        args: The words behind `curve`.
+        load: From the words of a command to its `TransferCLI`, not run.
+
+    Returns:
+        The table that is written as `curve.csv`.
+    """
+    parser = argparse.ArgumentParser(
+        "lightning-da curve",
+        description="Measure what each layer of a network says of the two domains, and draw it; nothing is trained. "
+        "With --ckpt_path the network and the data are those of a finished run; of two, both networks see the data of "
+        "the first, and their layers are compared. Without, it is the network of the configuration as a fit of it "
+        "begins: a timm model with its pretrained weights, say. Further options are those of `fit`.",
+        usage="lightning-da curve --ckpt_path RUN [RUN] [--OPTION VALUE ...]\n"
+        "       lightning-da curve --config conf/backbone/NAME.yaml --config conf/data/NAME.yaml [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt_path", nargs="+", metavar="RUN", help="checkpoint file, or id or name of a run")
+    parser.add_argument("--out", type=Path, default=Path("curve"), help=f"folder for {', '.join(FILES)} (default: curve)")
+    parser.add_argument("--samples", type=int, default=1000, help="samples of each domain (default: 1000)")
+    parser.add_argument("--layers", nargs="+", metavar="NAME", help="layers, by name (default: those of the backbone)")
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        metavar="NAME",
+        default=DEFAULT_MEASURES,
+        help=f"of {', '.join(get_args(Measure))} (default: {' '.join(DEFAULT_MEASURES)})",
+    )
+    given, options = parser.parse_known_args(args)
+    check_measures(given.measures)
+    references = given.ckpt_path or [None]
+    if len(references) > 2:
+        raise ConfigError(f"ckpt_path: one network or two are drawn, not {len(references)}")
+    if any((given.out / name).is_dir() for name in FILES) or (given.out.exists() and not given.out.is_dir()):
+        raise ConfigError(f"out: {given.out} is not a folder to write {', '.join(FILES)} into")
+
+    first = _open(references[0], options, load)
+    networks = [_look(first, first, given.layers, given.samples)]
+    if len(references) == 2:
+        networks.append(_look(_open(references[1], options, load), first, given.layers, given.samples))
+    table = _table(networks, given.measures)
+    title = " and ".join(network.name for network in networks)
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(FILES, (table.to_csv(index=False), None, curve_html(table, title)), strict=True):
+        part = given.out / f".{name}"
+        if content is None:
+            curve_figure(table, title).savefig(part, format="png")
+        else:
+            part.write_text(content)
+        os.replace(part, given.out / name)
+    _print(table)
+    print(f"\nin {given.out}: {', '.join(FILES)}")
+    if len(networks) == 1 and isinstance(first.trainer.logger, Tracker):
+        _record(first, networks[0], table)
+    return table
+
+
+def _open(reference: str | None, options: list[str], load: Callable[[Sequence[str]], Any]) -> Any:
+    if reference is not None:
+        return load(["test", "--ckpt_path", reference, *options])
+    source_only = PROJECT / "conf" / "method" / "source_only.yaml"
+    return load(["fit", "--config", str(source_only), *options])
+
+
+def _look(cli: Any, on: Any, layers: list[str] | None, samples: int) -> _Network:
+    """Passes the data of `on` through the network of `cli`."""
+    module, data, trainer = cli.model, on.datamodule, cli.trainer
+    if module.input_shape != tuple(data.input_shape):
+        raise ConfigError(f"ckpt_path: a network for samples {module.input_shape} cannot see {data.input_shape}")
+    module.to(trainer.strategy.root_device)
+    names = check_layers(module, layers or "auto")
+    untrained = collect(trainer, module, data, names, samples)
+    reference = cli.config[cli.subcommand].ckpt_path
+    if reference is None:
+        module.initialise()
+        name, run_id = getattr(module.backbone, "name", type(module.backbone).__name__), None
+    else:
+        module.load_state_dict(torch.load(reference, map_location="cpu", weights_only=True)["state_dict"])
+        run_id = find_fit(reference).run_id
+        name = client().get_run(run_id).info.run_name if run_id else Path(reference).stem
+    return _Network(name, run_id, untrained, collect(trainer, module, data, names, samples))
+
+
+def _table(networks: list[_Network], measures: Sequence[Measure]) -> pd.DataFrame:
+    if len(networks) == 1:
+        untrained = depth_table(networks[0].untrained, measures, spread=False).assign(network="untrained")
+        trained = depth_table(networks[0].features, measures).assign(network="trained")
+        return pd.concat([untrained, trained], ignore_index=True)
+    names = [network.name for network in networks]
+    if names[0] == names[1]:
+        names = [f"{name} ({place})" for place, name in enumerate(names, start=1)]
+    parts = [depth_table(n.features, measures).assign(network=name) for name, n in zip(names, networks, strict=True)]
+    one, other = (network.features for network in networks)
+    rows = [
+        {"depth": depth, "layer": layer, "measure": f"cka_{domain}", "network": "both"}
+        | {"value": cka(getattr(one[layer], domain), getattr(other[layer], domain))}
+        for depth, layer in enumerate(one, start=1)
+        if layer in other
+        for domain in DOMAINS
+    ]
+    return pd.concat([*parts, pd.DataFrame(rows)], ignore_index=True)
+
+
+def _print(table: pd.DataFrame) -> None:
+    for network, rows in table.groupby("network", sort=False):
+        wide = rows.pivot_table(index=["depth", "layer"], columns="measure", values="value", sort=False)
+        print(f"\n{network}\n{wide.droplevel('depth').rename_axis(columns=None, index=None).to_string(float_format='%.3f')}")
+
+
+def _record(cli: Any, network: _Network, table: pd.DataFrame) -> None:
+    """Adds the curves to the network's run, unless it has some; a network without a run gets one."""
+    logger, config = cli.trainer.logger, cli.config[cli.subcommand]
+    if network.run_id is None:
+        if config.ckpt_path is not None:
+            return
+        pair = f"{cli.datamodule.source}-{cli.datamodule.target}"
+        logger = Tracker(config.trainer.logger.init_args.experiment_name, f"{network.name}-{Path(pair).name}")
+        logger.log_hyperparams(parameters(cli.plain(config), ("data",)) | {"network": network.name})
+    elif any(key.startswith("depth/") for key in client().get_run(network.run_id).data.metrics):
+        return
+    record(logger, table, network.name)
+    logger.finalize()
+    print(f"and in the run {network.name} of {logger.name}")

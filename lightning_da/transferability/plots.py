@@ -1,0 +1,131 @@
+"""Curves over depth as a picture and as an interactive page."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pandas as pd
+import plotly.graph_objects as go
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from plotly.subplots import make_subplots
+
+PANELS = {
+    "proxy A-distance": ("a_distance",),
+    "squared MMD": ("mmd",),
+    "CORAL distance": ("coral",),
+    "accuracy of a linear probe of the source": ("probe_source", "probe_target"),
+    "LogME on the target": ("logme",),
+    "H-score on the target": ("h_score",),
+    "log-likelihood of the target's labels given the head's classes": ("leep", "nce"),
+    "CKA of the two networks": ("cka_source", "cka_target"),
+}
+"""Titles of the panels and the measures that share one."""
+CAPTION = "band: ± 1.96 standard deviations (random halves); dotted: shuffled domains or labels, mean and 95th percentile"
+
+
+class _Curve(NamedTuple):
+    """A network's curve of one measure, and how it is drawn."""
+
+    name: str
+    colour: str
+    dash: str
+    width: float
+    rows: pd.DataFrame
+
+
+def _panels(table: pd.DataFrame) -> list[str]:
+    return [title for title, measures in PANELS.items() if set(measures) & set(table["measure"])]
+
+
+def _curves(table: pd.DataFrame, title: str) -> Iterator[_Curve]:
+    """The curves of a panel: networks on the way of training are light, the trained ones strong."""
+    networks = list(dict.fromkeys(table["network"]))
+    on_the_way = [name for name in networks if name == "start" or name.startswith("step ")]
+    ends = [name for name in networks if name not in (*on_the_way, "untrained")]
+    measures = [measure for measure in PANELS[title] if measure in set(table["measure"])]
+    for place, measure in enumerate(measures):
+        for network in networks:
+            rows = table[(table["measure"] == measure) & (table["network"] == network)].sort_values("depth")
+            if rows.empty:
+                continue
+            name = network if len(measures) == 1 else f"{measure.rsplit('_', maxsplit=1)[-1]}, {network}"
+            if network == "untrained":
+                yield _Curve(name, "#888888", "dash" if place == 0 else "dashdot", 1.2, rows)
+            elif network in on_the_way:
+                shade = 0.25 + 0.4 * (on_the_way.index(network) + 1) / len(on_the_way)
+                yield _Curve(name, to_hex(colormaps[("Blues", "Oranges")[place]](shade)), "solid", 0.8, rows)
+            else:
+                yield _Curve(name, f"C{place + len(measures) * ends.index(network)}", "solid", 2.2, rows)
+
+
+def curve_figure(table: pd.DataFrame, title: str) -> Figure:
+    """The curves, a panel for each measure.
+
+    Args:
+        table: Rows of `depth_table` with a column `network`: `untrained`, `start` and `step N` on the way of training,
+            any other name for a network at its end.
+        title: Of the figure.
+    """
+    panels = _panels(table)
+    layers = table.drop_duplicates("depth").sort_values("depth")
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    width = max(4.5, 0.45 * len(layers) + 2)
+    figure = Figure(figsize=(columns * width, 3.4 * rows + 0.5), layout="constrained")
+    figure.suptitle(title)
+    figure.supxlabel(CAPTION, fontsize=8, color="grey")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, axes in zip(panels, grid, strict=False):
+        for curve in _curves(table, panel):
+            style = {"solid": "-", "dash": "--", "dashdot": "-."}[curve.dash]
+            x, part = curve.rows["depth"], curve.rows
+            axes.plot(x, part["value"], style, color=curve.colour, lw=curve.width, label=curve.name, marker=".")
+            if part["low"].notna().any():
+                axes.fill_between(x, part["low"], part["high"], color=curve.colour, alpha=0.2, lw=0)
+                axes.plot(x, part["null"], ":", color=curve.colour, lw=1)
+                axes.fill_between(x, part["null"], part["null_high"], color="grey", alpha=0.15, lw=0)
+        axes.set_title(panel, fontsize=10)
+        axes.set_xticks(
+            layers["depth"], layers["layer"], rotation=0 if len(layers) < 8 else 90, fontsize=8 if len(layers) < 8 else 7
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=6.5, framealpha=0.5, edgecolor="none")
+    for axes in list(grid):
+        axes.axis("off")
+    return figure
+
+
+def curve_html(table: pd.DataFrame, title: str) -> str:
+    """The same as an interactive page that needs no network: values under the pointer, curves to be switched off.
+
+    Args:
+        table: As for `curve_figure`.
+        title: Of the page.
+    """
+    panels = _panels(table)
+    page = make_subplots(rows=len(panels), cols=1, subplot_titles=panels, vertical_spacing=0.3 / len(panels))
+    for place, panel in enumerate(panels, start=1):
+        for curve in _curves(table, panel):
+            rows, colour = curve.rows, to_hex(curve.colour)
+            reach = {"array": rows["high"] - rows["value"], "arrayminus": rows["value"] - rows["low"]}
+            page.add_trace(
+                go.Scatter(
+                    x=rows["layer"],
+                    y=rows["value"],
+                    error_y={**reach, "visible": bool(rows["low"].notna().any())},
+                    name=curve.name,
+                    legendgroup=panel,
+                    legendgrouptitle_text=panel,
+                    line={"color": colour, "dash": curve.dash, "width": curve.width},
+                    customdata=rows[["null", "null_high"]],
+                    hovertemplate="%{x}: %{y:.3f}<br>shuffled: %{customdata[0]:.3f}, "
+                    "95th percentile %{customdata[1]:.3f}",
+                ),
+                row=place,
+                col=1,
+            )
+    page.update_layout(title=title, height=120 + 340 * len(panels), template="plotly_white")
+    html: str = page.to_html(include_plotlyjs=True)
+    return html
