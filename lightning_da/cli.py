@@ -216,7 +216,7 @@ class TransferCLI(LightningCLI):
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
         logger = config.trainer.logger
         tracked = self._tracked(config)
-        name = (logger.init_args.run_name if tracked else None) or self._run_name(config)
+        name = (logger.init_args.run_name if tracked else None) or self.run_name(config)
         experiment = logger.init_args.experiment_name if tracked else None
         if config.ckpt_path is not None:
             fit = find_fit(config.ckpt_path, experiment)
@@ -276,7 +276,7 @@ class TransferCLI(LightningCLI):
             if start is not None:
                 self.model.init_from = start
             if isinstance(self.trainer.logger, Tracker):
-                self.trainer.logger.name_run(self._run_name(config))
+                self.trainer.logger.name_run(self.run_name(config))
         except (ValueError, TypeError, MisconfigurationException) as error:
             # The argument parser wraps what a constructor raises.
             cause: BaseException = error
@@ -298,7 +298,8 @@ class TransferCLI(LightningCLI):
         return isinstance(logger, Namespace) and "init_args" in logger and "run_name" in logger.init_args
 
     @staticmethod
-    def _run_name(config: Namespace) -> str:
+    def run_name(config: Namespace) -> str:
+        """The name of the run of a configuration: method, domains and seed."""
         given = config.data.init_args
         pair = [Path(str(given.get(role, role))).stem for role in ("source", "target")]
         return f"{config.name}-{'-'.join(pair)}-s{config.seed_everything}"

@@ -25,6 +25,7 @@ from lightning_da.tracking import PROJECT, client
 
 CONF = PROJECT / "conf"
 SHORT = [
+    *("--config", str(PROJECT / "tests" / "short.yaml")),
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.max_steps=2",

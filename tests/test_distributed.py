@@ -192,6 +192,15 @@ def test_a_fit_on_two_processes_is_that_of_one_with_the_whole_batch() -> None:
     )
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], rtol=1e-4, atol=1e-6, msg=key)
+    # the curves: of the same sample, in the same order, logged once
+    tables = [pd.read_csv(client().download_artifacts(run.info.run_id, "curve/curve.csv")) for run in runs]
+    assert len(tables[0]) == len(tables[1])
+    for network in ("untrained", "trained"):
+        alone, both = (table[table["network"] == network].reset_index(drop=True) for table in tables)
+        columns = ["layer", "measure", "value", "null", "low"]
+        pd.testing.assert_frame_equal(alone[columns], both[columns], rtol=1e-3, atol=1e-3)
+    for run in runs:
+        assert len(client().get_metric_history(run.info.run_id, "depth/mmd")) == 6
 
 
 def test_predictions_of_two_processes_are_those_of_one() -> None:

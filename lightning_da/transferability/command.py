@@ -65,7 +65,9 @@ def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataF
         allow_abbrev=False,
     )
     parser.add_argument("--ckpt_path", nargs="+", metavar="RUN", help="checkpoint file, or id or name of a run")
-    parser.add_argument("--out", type=Path, default=Path("curve"), help=f"folder for {', '.join(FILES)} (default: curve)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("curve"), help=f"folder for {', '.join(FILES)} (default: curve)"
+    )
     parser.add_argument("--samples", type=int, default=1000, help="samples of each domain (default: 1000)")
     parser.add_argument("--layers", nargs="+", metavar="NAME", help="layers, by name (default: those of the backbone)")
     parser.add_argument(
@@ -153,7 +155,8 @@ def _table(networks: list[_Network], measures: Sequence[Measure]) -> pd.DataFram
 def _print(table: pd.DataFrame) -> None:
     for network, rows in table.groupby("network", sort=False):
         wide = rows.pivot_table(index=["depth", "layer"], columns="measure", values="value", sort=False)
-        print(f"\n{network}\n{wide.droplevel('depth').rename_axis(columns=None, index=None).to_string(float_format='%.3f')}")
+        wide = wide.droplevel("depth").rename_axis(columns=None, index=None)
+        print(f"\n{network}\n{wide.to_string(float_format='%.3f')}")
 
 
 def _record(cli: Any, network: _Network, table: pd.DataFrame) -> None:
@@ -162,8 +165,8 @@ def _record(cli: Any, network: _Network, table: pd.DataFrame) -> None:
     if network.run_id is None:
         if config.ckpt_path is not None:
             return
-        pair = f"{cli.datamodule.source}-{cli.datamodule.target}"
-        logger = Tracker(config.trainer.logger.init_args.experiment_name, f"{network.name}-{Path(pair).name}")
+        config.name = network.name
+        logger = Tracker(config.trainer.logger.init_args.experiment_name, cli.run_name(config))
         logger.log_hyperparams(parameters(cli.plain(config), ("data",)) | {"network": network.name})
     elif any(key.startswith("depth/") for key in client().get_run(network.run_id).data.metrics):
         return

@@ -28,6 +28,9 @@ Measure = Literal["a_distance", "mmd", "coral", "probe_source", "probe_target", 
 DEFAULT_MEASURES: tuple[Measure, ...] = ("a_distance", "mmd", "coral", "probe_source", "probe_target")
 
 
+COLUMNS = ("depth", "layer", "measure", "value", "low", "high", "null", "null_high", "p")
+
+
 class Features(NamedTuple):
     """What a layer makes of a sample of both domains.
 
@@ -65,8 +68,7 @@ def _probe_source(f: Features) -> float:
     """Accuracy on one half of the source of a probe fitted on the other, mean of both ways."""
     parts = torch.randperm(len(f.source), generator=torch.Generator().manual_seed(0)).tensor_split(2)
     found = [
-        measures.Probe(f.source[a], f.y_source[a]).accuracy(f.source[b], f.y_source[b])
-        for a, b in (parts, parts[::-1])
+        measures.Probe(f.source[a], f.y_source[a]).accuracy(f.source[b], f.y_source[b]) for a, b in (parts, parts[::-1])
     ]
     return sum(found) / 2
 
@@ -104,7 +106,7 @@ KINDS: dict[Measure, _Kind] = {
 
 @cache
 def _projection(width: int) -> Tensor:
-    return torch.randn(width, WIDTH, generator=torch.Generator().manual_seed(width)) / WIDTH**0.5
+    return torch.randn(width, WIDTH, generator=torch.Generator().manual_seed(width)).div_(WIDTH**0.5)
 
 
 def project(features: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def project(features: Tensor) -> Tensor:
         Shape (n, min(d, 256)), float32 on the CPU.
     """
     kept = features.float().cpu()
-    return kept if kept.shape[1] <= WIDTH else kept @ _projection(kept.shape[1])
+    return kept if kept.shape[1] <= WIDTH else torch.mm(kept, _projection(kept.shape[1]))
 
 
 def check_layers(module: TransferModule, layers: Sequence[str] | Literal["auto"]) -> list[str]:
@@ -181,7 +183,9 @@ def collect(
         finally:
             for part, mode in modes:
                 part.training = mode
-    return {layer: Features(*features, labels["source"], labels["target"]) for layer, features in parts.items()}
+    return {
+        layer: Features(source, target, labels["source"], labels["target"]) for layer, (source, target) in parts.items()
+    }
 
 
 def _whole(share: Tensor, device: torch.device) -> Tensor:
@@ -201,9 +205,10 @@ def depth_table(
     """Measures of each layer; those that need labels which are not there are left out.
 
     The band is 1.96 standard deviations to both sides, from random halves of both domains drawn without replacement
-    (the delete-half jackknife): samples drawn twice, as in a bootstrap with replacement, would stand in the part that
-    a classifier is fitted on and in the part that it is judged on, and count as equal pairs in an MMD. The null floor
-    is the mean over shuffles of the domain labels, or, for measures of labels, of those.
+    (the delete-half jackknife; near the null floor it is too wide, by up to a factor of 2). Samples drawn twice, as in
+    a bootstrap with replacement, would stand in the part that a classifier is fitted on and in the part that it is
+    judged on, and count as equal pairs in an MMD. The null floor is the mean over shuffles of the domain labels, or,
+    for measures of labels, of those.
 
     Source: Shao and Wu, "A general theory for jackknife variance estimation", 1989.
 
@@ -225,7 +230,7 @@ def depth_table(
             if known >= set(kind.labels) and (layer == "head" or not kind.head_only):
                 row = {"depth": depth, "layer": layer, "measure": measure}
                 rows.append(row | _measured(measure, f, spread, seed))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _measured(measure: Measure, f: Features, spread: bool, seed: int) -> dict[str, float]:
@@ -265,10 +270,10 @@ class TransferCurve(L.Callback):
     target, and into nothing that is trained or chosen.
 
     Args:
-        every_n_epochs: Epochs between two points of the curves over training; 0 has them at the start and the end alone.
-        samples: How many samples of each domain.
-        layers: Names of the backbone's submodules, `bottleneck` and `head`; `auto` has the backbone's `layers`, the
-            bottleneck and the head.
+        every_n_epochs: Epochs between two points of the curves over training; 0 has the start and the end alone.
+        samples: How many samples of each domain at most.
+        layers: Names of the backbone's submodules, `bottleneck` and `head`; `auto` has the backbone's `layers` and
+            those two.
         measures: What is measured. `a_distance`, `mmd` and `coral` compare the domains; `probe_source` and
             `probe_target` are the accuracies of a linear classifier of the source; `logme` and `h_score` rate the
             features, `leep` and `nce` the logits, for the labels of the target.
@@ -345,6 +350,9 @@ class TransferCurve(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.table, self._resumed = pd.DataFrame(state_dict["table"]), True
+        ended = self.table["network"] == "trained"
+        self.table.loc[ended, "network"] = "step " + self.table.loc[ended, "step"].astype(str)
+        self.table.loc[ended, ["low", "high", "null", "null_high", "p"]] = math.nan
 
 
 def check_measures(chosen: Sequence[str]) -> None:

@@ -111,9 +111,7 @@ BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of the median squared distance."""
 
 
-def mmd_test(
-    source: Tensor, target: Tensor, permutations: int = 200, seed: int = 0, halves: int = 0
-) -> Discrepancy:
+def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int = 0, halves: int = 0) -> Discrepancy:
     """Unbiased squared MMD with five Gaussian kernels, and its permutation test.
 
     The p-value is (1 + how many shuffles of the domain labels give at least this value) / (1 + permutations).

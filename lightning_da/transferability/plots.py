@@ -22,7 +22,9 @@ PANELS = {
     "CKA of the two networks": ("cka_source", "cka_target"),
 }
 """Titles of the panels and the measures that share one."""
-CAPTION = "band: ± 1.96 standard deviations (random halves); dotted: shuffled domains or labels, mean and 95th percentile"
+CAPTION = (
+    "band: ± 1.96 standard deviations (random halves); dotted: shuffled domains or labels, mean and 95th percentile"
+)
 
 
 class _Curve(NamedTuple):
@@ -40,7 +42,10 @@ def _panels(table: pd.DataFrame) -> list[str]:
 
 
 def _curves(table: pd.DataFrame, title: str) -> Iterator[_Curve]:
-    """The curves of a panel: networks on the way of training are light, the trained ones strong."""
+    """The curves of a panel: networks on the way of training are light, those at an end strong.
+
+    Of one network the colour tells the measure, of two it tells the network.
+    """
     networks = list(dict.fromkeys(table["network"]))
     on_the_way = [name for name in networks if name == "start" or name.startswith("step ")]
     ends = [name for name in networks if name not in (*on_the_way, "untrained")]
@@ -51,13 +56,16 @@ def _curves(table: pd.DataFrame, title: str) -> Iterator[_Curve]:
             if rows.empty:
                 continue
             name = network if len(measures) == 1 else f"{measure.rsplit('_', maxsplit=1)[-1]}, {network}"
+            dash = ("solid", "dash")[place]
             if network == "untrained":
-                yield _Curve(name, "#888888", "dash" if place == 0 else "dashdot", 1.2, rows)
+                yield _Curve(name, "#888888", ("dot", "dashdot")[place], 1.2, rows)
+            elif len(ends) > 1:
+                yield _Curve(name, f"C{ends.index(network)}", dash, 2.0, rows)
             elif network in on_the_way:
                 shade = 0.25 + 0.4 * (on_the_way.index(network) + 1) / len(on_the_way)
                 yield _Curve(name, to_hex(colormaps[("Blues", "Oranges")[place]](shade)), "solid", 0.8, rows)
             else:
-                yield _Curve(name, f"C{place + len(measures) * ends.index(network)}", "solid", 2.2, rows)
+                yield _Curve(name, f"C{place}", "solid", 2.2, rows)
 
 
 def curve_figure(table: pd.DataFrame, title: str) -> Figure:
@@ -79,7 +87,7 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for panel, axes in zip(panels, grid, strict=False):
         for curve in _curves(table, panel):
-            style = {"solid": "-", "dash": "--", "dashdot": "-."}[curve.dash]
+            style = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}[curve.dash]
             x, part = curve.rows["depth"], curve.rows
             axes.plot(x, part["value"], style, color=curve.colour, lw=curve.width, label=curve.name, marker=".")
             if part["low"].notna().any():
@@ -88,7 +96,10 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
                 axes.fill_between(x, part["null"], part["null_high"], color="grey", alpha=0.15, lw=0)
         axes.set_title(panel, fontsize=10)
         axes.set_xticks(
-            layers["depth"], layers["layer"], rotation=0 if len(layers) < 8 else 90, fontsize=8 if len(layers) < 8 else 7
+            layers["depth"],
+            layers["layer"],
+            rotation=0 if len(layers) < 8 else 90,
+            fontsize=8 if len(layers) < 8 else 7,
         )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6.5, framealpha=0.5, edgecolor="none")

@@ -1,0 +1,450 @@
+"""Transferability curves: what they read, that they touch nothing, and what they show."""
+
+import copy
+import random
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning import seed_everything
+from torch import Tensor, nn
+
+from lightning_da.backbones import FeedForward, LeNet, TimmBackbone
+from lightning_da.cli import main
+from lightning_da.data import DomainPairDataModule, TensorDomain
+from lightning_da.data.base import UNKNOWN
+from lightning_da.layers import capture, find_layers
+from lightning_da.methods import ADDA, FineTune
+from lightning_da.tracking import PROJECT, client
+from lightning_da.transferability import measures
+from lightning_da.transferability.curve import (
+    KINDS,
+    Features,
+    Measure,
+    TransferCurve,
+    collect,
+    depth_table,
+    project,
+)
+from lightning_da.transferability.plots import curve_figure, curve_html
+from tests import toy
+
+DEEP: Any = {"backbone": lambda shape: FeedForward(shape, [32, 16], dropout=0.3, batch_norm=True)}
+
+
+def normal(n: int, d: int, seed: int, shift: float = 0.0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def sample(seed: int = 0, n: int = 120, d: int = 6, shift: float = 0.4) -> Features:
+    """Three classes and a shift between the domains."""
+    y_source, y_target = torch.arange(n) % 3, torch.arange(n - 20) % 3
+    means = 2 * torch.eye(d)
+    return Features(
+        means[y_source] + normal(n, d, 2 * seed),
+        means[y_target] + normal(n - 20, d, 2 * seed + 1, shift),
+        y_source,
+        y_target,
+    )
+
+
+# ---------------------------------------------------------------- layers of networks
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "widths"),
+    [
+        ("resnet18", ["act1", "layer1", "layer2", "layer3", "layer4"], [64, 64, 128, 256, 512]),
+        ("mobilenetv2_100", [f"blocks.{i}" for i in (0, 1, 2, 4, 6)], [16, 24, 32, 96, 320]),
+        ("vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)], [192] * 12),
+        ("swin_tiny_patch4_window7_224", [f"layers.{i}" for i in range(4)], [96, 192, 384, 768]),
+    ],
+)
+def test_the_layers_of_timm_models(model: str, layers: list[str], widths: list[int]) -> None:
+    """Swin has its channels last."""
+    shape = (3, 224, 224) if "224" in model else (3, 64, 64)
+    network = FineTune(num_classes=5, input_shape=shape, backbone=lambda s: TimmBackbone(s, model)).eval()
+    assert network.backbone.layers == [f"model.{layer}" for layer in layers]
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, found = network.activations(x, "source", network.depths)
+        with capture(network, [f"backbone.model.{layers[-1]}"]) as outputs:
+            network(x)
+    assert [part.shape for part in found] == [(2, width) for width in (*widths, network.backbone.num_features, 5)]
+    assert torch.equal(found[-1], logits)
+    (last,) = outputs.values()
+    positions = last.flatten(2).transpose(1, 2) if last.shape[1] == widths[-1] else last.flatten(1, -2)
+    torch.testing.assert_close(found[-3], positions.mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shape", "widths"),
+    [(LeNet, (1, 28, 28), [32, 768, 100, 100, 100, 5]), (toy.BACKBONE, (8,), [32, 16, 16, 5])],
+)
+def test_the_layers_of_small_networks(backbone: Any, shape: tuple[int, ...], widths: list[int]) -> None:
+    network = FineTune(num_classes=5, input_shape=shape, backbone=backbone)
+    _, found = network.activations(torch.zeros(3, *shape), "target", network.depths)
+    assert [part.shape for part in found] == [(3, width) for width in widths]
+
+
+def test_the_layers_of_a_sequential_end_before_the_next_weights() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3), nn.ReLU()
+    )
+    assert find_layers(network) == ["4", "6"]
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    assert find_layers(network) == ["0", "1"]
+
+
+def test_a_layer_that_is_not_called_is_named() -> None:
+    network = FineTune(num_classes=2, input_shape=(8,), backbone=toy.BACKBONE)
+    network.backbone.add_module("idle", nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="does not call 'idle'"):
+        network.activations(torch.zeros(2, 8), "source", ["fc1", "idle"])
+
+
+# ---------------------------------------------------------------- projection
+
+
+def test_projection_keeps_distances_and_measures() -> None:
+    """2,048 features with the spectrum of a network's, 1 / i, reduced to 256: what the measures lose."""
+    turn = torch.linalg.qr(normal(2048, 2048, 9))[0]
+    scales = torch.arange(1, 2049) ** -0.5
+
+    def wide(n: int, seed: int, shift: float) -> Tensor:
+        x = normal(n, 2048, seed)
+        x[:, :40] += shift
+        return torch.mm(x * scales, turn)
+
+    source, target = wide(400, 0, 0.0), wide(300, 1, 0.25)
+    small = project(source), project(target)
+    assert small[0].shape == (400, 256)
+    ratio = torch.pdist(small[0]).square() / torch.pdist(source).square()
+    assert ratio.mean() == pytest.approx(1, abs=0.1)
+    assert ratio.std() < 0.12
+    assert measures.mmd_test(*small, 1).value == pytest.approx(measures.mmd_test(source, target, 1).value, rel=0.15)
+    assert measures.a_distance(*small) == pytest.approx(measures.a_distance(source, target), abs=0.35)
+    assert measures.coral_distance(*small) == pytest.approx(measures.coral_distance(source, target), abs=0.1)
+    y = (source[:, :5].sum(dim=1) > 0).long()
+    accuracy = [measures.Probe(x[:200], y[:200]).accuracy(x[200:], y[200:]) for x in (source, small[0])]
+    assert accuracy[1] == pytest.approx(accuracy[0], abs=0.1)
+
+
+def test_projection_leaves_narrow_features_and_the_random_state_alone() -> None:
+    x, state = normal(5, 256, 0), torch.get_rng_state()
+    assert torch.equal(project(x), x)
+    assert torch.equal(project(normal(5, 300, 0)), project(normal(5, 300, 0)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_table_has_the_measures_of_each_layer() -> None:
+    one, head = sample(0), sample(1, d=3)
+    table = depth_table({"fc1": one, "head": head}, get_args(Measure))
+    value = {(row["layer"], row["measure"]): row["value"] for row in table.to_dict("records")}
+    everywhere = set(get_args(Measure)) - {"leep", "nce"}
+    assert value.keys() == {("head", m) for m in get_args(Measure)} | {("fc1", m) for m in everywhere}
+    assert dict(zip(table["layer"], table["depth"], strict=True)) == {"fc1": 1, "head": 2}
+    assert value["fc1", "a_distance"] == measures.a_distance(one.source, one.target)
+    assert value["fc1", "coral"] == measures.coral_distance(one.source, one.target)
+    assert value["fc1", "mmd"] == measures.mmd_test(one.source, one.target).value
+    assert value["fc1", "logme"] == measures.logme(one.target, one.y_target)
+    assert value["fc1", "h_score"] == measures.h_score(one.target, one.y_target)
+    probe = measures.Probe(one.source, one.y_source)
+    assert value["fc1", "probe_target"] == probe.accuracy(one.target, one.y_target)
+    assert value["head", "leep"] == measures.leep(head.target.softmax(1), head.y_target)
+    assert value["head", "nce"] == measures.nce(head.target.argmax(1), head.y_target)
+    assert 0.5 < value["fc1", "probe_source"] <= probe.accuracy(one.source, one.y_source)
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
+    assert table["p"].notna().tolist() == (table["measure"] == "mmd").tolist()
+
+
+def test_measures_without_their_labels_are_left_out() -> None:
+    f = sample()
+    table = depth_table({"head": f._replace(y_target=torch.full_like(f.y_target, UNKNOWN))}, get_args(Measure))
+    assert set(table["measure"]) == {"a_distance", "mmd", "coral", "probe_source"}
+
+
+@pytest.mark.parametrize("measure", ["a_distance", "mmd", "coral", "probe_source", "probe_target", "logme", "h_score"])
+def test_the_null_floor_is_that_of_no_difference(measure: Measure) -> None:
+    """Where the domains are equal, or the labels random, the value is at the floor; where they are not, above it."""
+    equal = sample(3, shift=0.0)
+    generator = torch.Generator().manual_seed(5)
+    nothing = equal if measure in ("a_distance", "mmd", "coral") else equal.shuffled_labels(generator)
+    (at,) = depth_table({"fc1": nothing}, [measure]).to_dict("records")
+    spread = at["null_high"] - at["null"]
+    assert spread > 0
+    assert abs(at["value"] - at["null"]) < 3 * spread
+    (above,) = depth_table({"fc1": sample(3, shift=2.0)}, [measure]).to_dict("records")
+    if measure == "coral":  # which does not see a shift
+        wide = equal._replace(target=3 * equal.target)
+        (above,) = depth_table({"fc1": wide}, [measure]).to_dict("records")
+    assert above["value"] > above["null_high"]
+
+
+@pytest.mark.parametrize("measure", ["a_distance", "mmd", "coral", "probe_source", "probe_target"])
+def test_the_band_is_the_spread_over_fresh_samples(measure: Measure) -> None:
+    # halves spread more than a whole of twice their size: by up to 2 where there is no difference of covariances
+    drawn = [f._replace(target=2 * f.target) if measure == "coral" else f for f in map(sample, range(70))]
+    fresh = np.std([KINDS[measure].value(f) for f in drawn[:60]], ddof=1)
+    bands = []
+    for f in drawn[60:]:
+        (row,) = depth_table({"fc1": f}, [measure]).to_dict("records")
+        bands.append(max(row["high"] - row["value"], row["value"] - row["low"]) / 1.96)
+    assert 0.6 < np.mean(bands) / fresh < 2
+
+
+# ---------------------------------------------------------------- what it touches
+
+
+def fitted(name: str, curve: TransferCurve | None, **kwargs: Any) -> tuple[dict[str, Tensor], list[Any]]:
+    """The state after a fit, and the random states after it."""
+    model = toy.build(name, **DEEP, **kwargs)
+    callbacks = [] if curve is None else [curve]
+    toy.fit(model, steps=25, callbacks=callbacks)
+    return model.state_dict(), [torch.get_rng_state().tolist(), random.random(), np.random.rand()]
+
+
+@pytest.mark.parametrize("name", toy.METHODS)
+def test_a_fit_with_curves_is_the_fit_without(name: str) -> None:
+    """Bit by bit: weights, batch-norm statistics, learned weights of kernels; dropout draws from the random state."""
+    plain, state = fitted(name, None)
+    curve = TransferCurve(every_n_epochs=1, samples=60)
+    watched, state_after = fitted(name, curve)
+    assert set(curve.table["network"]) >= {"untrained", "trained", "step 10"}
+    assert state == state_after
+    for key, value in plain.items():
+        assert torch.equal(value, watched[key]), key
+
+
+def test_collecting_leaves_gradients_modes_and_statistics() -> None:
+    model = toy.build("dann", **DEEP, freeze=1)
+    data = toy.Toy()
+    model.train()
+    model(torch.randn(4, 8)).sum().backward()
+    modes = {name: part.training for name, part in model.named_modules()}
+    assert set(modes.values()) == {True, False}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    before = copy.deepcopy(model.state_dict())
+    collect(toy.trainer(), model, data, model.depths, 50)
+    assert modes == {name: part.training for name, part in model.named_modules()}
+    assert gradients.keys() == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+def test_what_is_collected_is_what_the_layers_return() -> None:
+    model, data = toy.build("source_only", **DEEP), toy.Toy()
+    found = collect(toy.trainer(), model, data, model.depths, 50)
+    again = collect(toy.trainer(), model, data, model.depths, 50)
+    whole = collect(toy.trainer(), model, data, model.depths, 10_000)
+    model.eval()
+    inside = data.dataset("noisy", "val")
+    with torch.no_grad():
+        hidden = model.backbone.get_submodule("fc1")(inside.x)
+    assert found["fc1"].target.shape == (50, 32)
+    assert torch.equal(found["fc1"].target, again["fc1"].target)
+    assert whole["fc1"].target.shape == hidden.shape
+    for row, label in zip(found["fc1"].target, found["fc1"].y_target, strict=True):
+        near = (hidden - row).abs().sum(dim=1)
+        assert near.min() < 1e-4
+        assert inside.y[near.argmin()] == label
+
+
+def test_each_domain_of_adda_goes_through_its_own_network() -> None:
+    model = toy.build("adda")
+    assert isinstance(model, ADDA)
+    curve = TransferCurve(samples=100)
+    toy.fit(model, steps=40, callbacks=[curve])
+    found = collect(toy.trainer(), model, toy.Toy(), ["fc1"], 1000)["fc1"]
+    calm, noisy = (toy.Toy().dataset(domain, "val") for domain in ("calm", "noisy"))
+    with torch.no_grad():
+        source, target = (
+            model.source.get_submodule("backbone.fc1")(calm.x),
+            model.backbone.get_submodule("fc1")(noisy.x),
+        )
+        wrong = model.backbone.get_submodule("fc1")(calm.x)
+    assert found.source.sum() == pytest.approx(source.sum().item(), rel=1e-4)
+    assert found.source.sum() != pytest.approx(wrong.sum().item(), rel=1e-3)
+    assert found.target.sum() == pytest.approx(target.sum().item(), rel=1e-4)
+    # the source network that it starts from is neither untrained nor what the target's ends as
+    assert list(curve.table["network"].unique()) == ["untrained", "start", "trained"]
+    values = curve.table[curve.table["layer"] == "fc2"].pivot_table(index="measure", columns="network", values="value")
+    assert values.loc["mmd"].nunique() == 3
+
+
+def test_a_diverged_network_has_no_values() -> None:
+    f = sample()
+    table = depth_table({"head": f._replace(source=f.source * torch.inf)}, ["a_distance", "mmd"])
+    assert table["value"].isna().all()
+    curve_figure(table.assign(network="trained"), "diverged")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dan_brings_the_domains_together_where_it_adapts(seed: int) -> None:
+    """Long et al. 2015, figure 4: the domains are nearer with DAN than without, at the layers that it adapts."""
+    found = {}
+    for name in ("source_only", "dan"):
+        curve = TransferCurve()
+        kwargs = {} if name == "source_only" else {"domain_weight": 3.0}
+        toy.fit(toy.build(name, seed, optimizer=toy.ADAM, **kwargs), 200, toy.Toy(moved=True), callbacks=[curve])
+        last = curve.table[curve.table["network"] == "trained"]
+        found[name] = {(r["layer"], r["measure"]): r["value"] for r in last.to_dict("records")}
+    for layer in toy.DEEP:
+        for measure in ("mmd", "a_distance"):
+            assert found["dan"][layer, measure] < 0.7 * found["source_only"][layer, measure], (layer, measure)
+    assert found["dan"]["head", "probe_target"] > found["source_only"]["head", "probe_target"]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_the_page_needs_no_network_and_shows_every_curve() -> None:
+    table = depth_table({"fc1": sample(0), "head": sample(1)}, ["a_distance", "probe_source", "probe_target"])
+    both = pd.concat([table.assign(network=name) for name in ("untrained", "step 5", "trained")])
+    page = curve_html(both, "a run")
+    assert "<script src" not in page
+    assert page.count('"type":"scatter"') >= 9
+    figure = curve_figure(both, "a run")
+    lines = [axes.get_lines() for axes in figure.axes]
+    drawn = [line for line in lines[0] if line.get_label() == "trained"]
+    assert drawn[0].get_ydata() == pytest.approx(table[table["measure"] == "a_distance"]["value"])
+
+
+# ---------------------------------------------------------------- the command line
+
+DIGITS = [
+    *("--config", str(PROJECT / "conf/data/digits.yaml"), "--data.init_args.num_typeset", "300"),
+    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.max_steps", "24"),
+    *("--trainer.logger.init_args.experiment_name", "curves", "--data.init_args.batch_size", "16"),
+]
+
+
+@pytest.fixture(scope="module")
+def run_id() -> str:
+    """A fit of 24 steps with the shipped callbacks."""
+    seed_everything(0, verbose=False)
+    cli = main(["fit", "--config", str(PROJECT / "conf/method/dan.yaml"), *DIGITS])
+    return str(cli.trainer.logger.run_id)
+
+
+def csv(run_id: str) -> pd.DataFrame:
+    return pd.read_csv(client().download_artifacts(run_id, "curve/curve.csv"))
+
+
+LAYERS = ["conv1", "conv2", "fc1", "fc2", "bottleneck", "head"]
+SHIPPED = ("a_distance", "mmd", "coral", "probe_source", "probe_target")
+
+
+def test_a_fit_logs_its_curves(run_id: str) -> None:
+    last = csv(run_id).query("network == 'trained'").set_index(["measure", "layer"])["value"]
+    for measure in SHIPPED:
+        history = client().get_metric_history(run_id, f"depth/{measure}")
+        assert sorted(point.step for point in history) == [1, 2, 3, 4, 5, 6]
+        by_depth = {point.step: point.value for point in history}
+        for depth, layer in enumerate(LAYERS, start=1):
+            assert by_depth[depth] == pytest.approx(last[measure, layer])
+            over_time = client().get_metric_history(run_id, f"transfer/{measure}/{layer}")
+            assert [point.step for point in over_time] == [0, 24]
+            assert over_time[-1].value == pytest.approx(last[measure, layer])
+    for name in ("curve.png", "curve.html"):
+        assert Path(client().download_artifacts(run_id, f"curve/{name}")).stat().st_size > 10_000
+
+
+def test_the_curve_of_a_finished_run_is_that_of_its_fit(run_id: str) -> None:
+    table = main(["curve", "--ckpt_path", run_id, "--out", "here"])
+    assert sorted(path.name for path in Path("here").iterdir()) == ["curve.csv", "curve.html", "curve.png"]
+    pd.testing.assert_frame_equal(pd.read_csv("here/curve.csv"), table)
+    recorded = csv(run_id)
+    for network in ("untrained", "trained"):
+        now, then = (t[t["network"] == network].reset_index(drop=True) for t in (table, recorded))
+        pd.testing.assert_frame_equal(
+            now[["layer", "measure", "value"]], then[["layer", "measure", "value"]], atol=1e-6
+        )
+    # and is not logged twice
+    assert len(client().get_metric_history(run_id, "depth/mmd")) == len(LAYERS)
+
+
+def test_two_networks_side_by_side(run_id: str) -> None:
+    path = client().download_artifacts(run_id, "checkpoints/last.ckpt")
+    table = main(["curve", "--ckpt_path", run_id, path, "--measures", "coral", "--layers", "fc1", "head"])
+    assert list(table["layer"].unique()) == ["fc1", "head"]
+    assert table["network"].nunique() == 3
+    alike = table[table["measure"].str.startswith("cka")]
+    assert len(alike) == 4
+    assert alike["value"].to_numpy() == pytest.approx(1)
+
+
+def test_the_curve_of_a_network_that_is_not_trained(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        np.savez(tmp_path / f"{name}.npz", x=rng.random((60, 3, 32, 32), dtype=np.float32), y=np.arange(60) % 3)
+    args = [
+        *(
+            "--config",
+            str(PROJECT / "conf/data/features.yaml"),
+            "--config",
+            str(PROJECT / "conf/backbone/mobilenetv2.yaml"),
+        ),
+        *("--data.init_args.source", "one.npz", "--data.init_args.target", "two.npz"),
+        "--data.init_args.standardize=false",
+        *("--data.init_args.batch_size", "8", "--model.init_args.backbone.init_args.weights", "random"),
+        *("--trainer.logger.init_args.experiment_name", "untrained", "--trainer.accelerator", "cpu"),
+    ]
+    table = main(["curve", *args, "--samples", "8", "--measures", "a_distance"])
+    (run,) = client().search_runs([client().get_experiment_by_name("untrained").experiment_id])  # type: ignore[union-attr]
+    assert run.info.run_name == "mobilenetv2_100-one-two-s0"
+    assert run.info.status == "FINISHED"
+    assert len(client().get_metric_history(run.info.run_id, "depth/a_distance")) == 7
+    ends = [table[table["network"] == name]["value"].tolist() for name in ("untrained", "trained")]
+    assert ends[0] == ends[1]  # random weights are what it starts with
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--layers", "fc9"], "no layer 'fc9'; did you mean 'fc"),
+        (["--measures", "cka"], "no measure 'cka'"),
+        (["--measures", "mmd", "mmd"], "each once"),
+    ],
+)
+def test_a_mistake_is_named(run_id: str, more: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main(["curve", "--ckpt_path", run_id, *more])
+    assert not Path("curve").exists()
+
+
+def test_a_resumed_fit_has_the_curves_from_the_start(run_id: str) -> None:
+    path = client().download_artifacts(run_id, "checkpoints/last.ckpt")
+    args = ["fit", "--config", str(PROJECT / "conf/method/dan.yaml"), *DIGITS]
+    cli = main([*args, "--trainer.max_steps", "36", "--ckpt_path", path])
+    table = csv(cli.trainer.logger.run_id)
+    assert list(table["network"].unique()) == ["untrained", "step 24", "trained"]
+    then = csv(run_id)
+    now, before = (t[t["network"] == "untrained"].reset_index(drop=True) for t in (table, then))
+    pd.testing.assert_frame_equal(now, before, check_like=True)
+    assert set(table[table["network"] == "trained"]["step"]) == {36}
+
+
+class Large(DomainPairDataModule):
+    """A target without labels."""
+
+    def __init__(self) -> None:
+        super().__init__("a", "b", batch_size=16)
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        y = torch.arange(40) % 3 if domain == "a" else torch.full((40,), UNKNOWN)
+        return TensorDomain(normal(40, 8, len(split)), y, ["x", "y", "z"])
+
+
+def test_a_target_without_labels() -> None:
+    curve = TransferCurve(measures=get_args(Measure))
+    model = toy.build("dann")
+    toy.fit(model, 3, Large(), callbacks=[curve])  # type: ignore[arg-type]
+    assert set(curve.table["measure"]) == {"a_distance", "mmd", "coral", "probe_source"}
