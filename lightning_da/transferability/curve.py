@@ -1,7 +1,8 @@
 """Transferability curves: what the layers of a network say of two domains, over depth and over training."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -104,6 +105,17 @@ KINDS: dict[Measure, _Kind] = {
 # ---------------------------------------------------------------- from a network to features
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices of a few hundred rows are small: several threads wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @cache
 def _projection(width: int) -> Tensor:
     return torch.randn(width, WIDTH, generator=torch.Generator().manual_seed(width)).div_(WIDTH**0.5)
@@ -199,6 +211,7 @@ def _whole(share: Tensor, device: torch.device) -> Tensor:
 # ---------------------------------------------------------------- from features to a table
 
 
+@_one_thread()
 def depth_table(
     features: dict[str, Features], chosen: Iterable[Measure], spread: bool = True, seed: int = 0
 ) -> pd.DataFrame:

@@ -51,7 +51,8 @@ def _fit_ridge(x: Tensor, y: Tensor, penalty: float, weight: Tensor | None = Non
     scale = torch.where(scale > 1e-9 * scale.max(), scale, torch.inf)  # what does not vary has no weight
     z = (x - centre) / scale
     gram = z.T @ (weight * z) + penalty * torch.eye(x.shape[1], dtype=x.dtype)
-    return _Ridge(centre, scale, torch.linalg.solve(gram, z.T @ (weight * (y - offset))), offset)
+    weights = torch.cholesky_solve(z.T @ (weight * (y - offset)), torch.linalg.cholesky(gram))
+    return _Ridge(centre, scale, weights, offset)
 
 
 # ---------------------------------------------------------------- between two domains
