@@ -1,4 +1,4 @@
-"""The command line: `lightning-da fit|validate|test|predict`, `sweep`, `curve` and `compare`."""
+"""The command line: `lightning-da fit|validate|test|predict`, `sweep`, `curve`, `layer-transfer` and `compare`."""
 
 import argparse
 import difflib
@@ -27,6 +27,7 @@ from lightning_da.predictions import WritePredictions
 from lightning_da.sweep import sweep
 from lightning_da.tracking import PROJECT, RecordRun, Tracker, chosen_checkpoint, find_fit, parameters
 from lightning_da.transferability.command import curve
+from lightning_da.transferability.layer_transfer import layer_transfer
 
 COMMANDS = {
     "fit": "train a method on a pair of domains",
@@ -35,6 +36,7 @@ COMMANDS = {
     "predict": "classify the target; writes a CSV file",
     "sweep": "fit and test several methods and seeds, and print the comparison",
     "curve": "draw what each layer of a network says of the two domains; nothing is trained",
+    "layer-transfer": "train on task B with the first layers of a network for task A, at every depth",
     "compare": "print the runs of an experiment as a table",
 }
 
@@ -72,7 +74,7 @@ USAGE = f"""\
 usage: lightning-da COMMAND --config conf/method/NAME.yaml --config conf/data/NAME.yaml [--OPTION VALUE ...]
 
 commands:
-{"".join(f"  {name:9} {text}{chr(10)}" for name, text in COMMANDS.items())}
+{"".join(f"  {name:14} {text}{chr(10)}" for name, text in COMMANDS.items())}
 Any value of a YAML file can be given on the command line: --trainer.max_steps 1000
 `lightning-da COMMAND --help` lists the options, `lightning-da fit --model.help DANN` those of a method,
 `lightning-da fit --data.help Digits` those of a data module.
@@ -355,8 +357,8 @@ def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = Mapping
         earlier: Checkpoints of methods fitted in the same setting, by name, that a method in two stages starts from.
 
     Returns:
-        The `TransferCLI` of fit, validate, test and predict, with its trainer, model and data; the table of sweep,
-        curve and compare.
+        The `TransferCLI` of fit, validate, test and predict, with its trainer, model and data; the table of the
+        others.
 
     Raises:
         SystemExit: With a message, where the arguments or the data are wrong.
@@ -373,6 +375,8 @@ def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = Mapping
             return compare(args[1:])
         if args[0] == "sweep":
             return sweep(args[1:], main)
+        if args[0] == "layer-transfer":
+            return layer_transfer(args[1:], load, main)
         if args[0] == "curve":
             return curve(args[1:], load)
         with tempfile.TemporaryDirectory() as folder:

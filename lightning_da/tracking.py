@@ -61,6 +61,7 @@ class Tracker(MLFlowLogger):
         run_name: Name of the run; the command line makes one of method, domains and seed.
         run_id: The run to join, instead of starting one.
         synchronous: Whether each call of MLflow waits until it is written.
+        tags: Tags of the run; `mlflow.parentRunId` puts it below another.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Tracker(MLFlowLogger):
         run_name: str | None = None,
         run_id: str | None = None,
         synchronous: bool = True,
+        tags: dict[str, str] | None = None,
     ) -> None:
         uri, artifacts = tracking_uri(), None
         if uri.startswith("sqlite:///"):
@@ -84,7 +86,7 @@ class Tracker(MLFlowLogger):
             except MlflowException:
                 if tracked.get_experiment_by_name(experiment_name) is None:
                     raise
-        super().__init__(experiment_name, run_name, uri, run_id=run_id, synchronous=synchronous)
+        super().__init__(experiment_name, run_name, uri, tags, run_id=run_id, synchronous=synchronous)
         self._joined = run_id is not None
 
     def name_run(self, name: str) -> None:

@@ -135,7 +135,7 @@ def test_nested_folders_and_other_files(root: Path) -> None:
     data.check()
     dataset = data.dataset("art", "train")
     assert len(dataset) == 21
-    assert dataset.labels[dataset.names.index("art/mug/more/deep/nested.JPEG")] == 1
+    assert dataset.y[dataset.names.index("art/mug/more/deep/nested.JPEG")] == 1
 
 
 def test_linked_folders(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -267,7 +267,7 @@ def test_partly_labelled_target(root: Path) -> None:
     data = folders(root, protocol="all")
     dataset = data.dataset("photo", "train")
     assert dataset.classes == ["bike", "mug"]
-    assert [name for name, label in zip(dataset.names, dataset.labels, strict=True) if label == UNKNOWN] == [
+    assert [name for name, label in zip(dataset.names, dataset.y, strict=True) if label == UNKNOWN] == [
         "photo/loose.png"
     ]
 

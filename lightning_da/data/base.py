@@ -133,8 +133,9 @@ class DomainPairDataModule(L.LightningDataModule):
 
         Returns:
             A map-style dataset of (x, y) with `classes`, the names of the classes in the order of labels (empty where
-            no label is known), `names`, one a sample, and `fingerprint()`, a digest of its content: a `TensorDomain`,
-            say. Labels are `UNKNOWN` (-1) where the class is not known.
+            no label is known), `names`, one a sample, `y`, the labels of all samples, shape (n,), int64, and
+            `fingerprint()`, a digest of its content: a `TensorDomain`, say. Labels are `UNKNOWN` (-1) where the class
+            is not known.
         """
         raise NotImplementedError
 

@@ -43,7 +43,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         classes: Sequence[str],
         transform: Callable[[Image.Image], Tensor],
     ) -> None:
-        self.root, self.names, self.labels = root, list(names), labels
+        self.root, self.names, self.y = root, list(names), torch.from_numpy(labels)
         self.classes, self.transform = list(classes), transform
 
     @property
@@ -55,7 +55,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(read_image(self.root / self.names[index])), int(self.labels[index])
+        return self.transform(read_image(self.root / self.names[index])), int(self.y[index])
 
     def fingerprint(self) -> str:
         """A digest of the paths below `root` and of the sizes of the files, without reading them."""

@@ -1,0 +1,114 @@
+"""A labelled task cut out of a domain: some of its classes, some of its labels."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule, TensorDomain
+from lightning_da.errors import list_choices
+
+
+class Selection(Dataset[Any]):
+    """Some samples of a dataset, with labels of their own.
+
+    Args:
+        whole: A dataset as `DomainPairDataModule.dataset` returns it.
+        indices: Of the samples, shape (n,).
+        y: Their labels, shape (n,).
+        classes: Names of the classes, label 0 first.
+    """
+
+    def __init__(self, whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> None:
+        self.whole, self.indices, self.y, self.classes = whole, indices.tolist(), y, list(classes)
+        self.names = [whole.names[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.whole[self.indices[index]][0], self.y[index]
+
+    def fingerprint(self) -> str:
+        """A digest of the whole dataset and of the selection."""
+        chosen = f"{self.whole.fingerprint()} {self.indices} {self.y.tolist()}"
+        return hashlib.sha256(chosen.encode()).hexdigest()
+
+
+class Task(DomainPairDataModule):
+    """Some classes of one domain as a task; source and target of it are the same.
+
+    Samples without a label are left out.
+
+    Args:
+        data: The pair of domains that it is cut out of.
+        domain: Which of the two.
+        classes: Names of the classes, which are labelled in this order; None takes all.
+        labels: How many training samples there are, drawn with the same number in each class where it has so many;
+            None takes all.
+        seed: Of that draw.
+        batch_size: Samples in a batch, on each process; at most `labels`.
+
+    Raises:
+        DataError: If there is no class of such a name, there are fewer than two, or fewer labels than classes.
+    """
+
+    def __init__(
+        self,
+        data: DomainPairDataModule,
+        domain: Literal["source", "target"] = "source",
+        classes: list[str] | None = None,
+        labels: int | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        name = getattr(data, domain)
+        super().__init__(name, name, batch_size if labels is None else min(batch_size, labels))
+        self.data, self._chosen, self.labels, self.seed = data, classes, labels, seed
+        self.num_workers = data.num_workers
+        for wanted in classes or []:
+            if wanted not in data.classes:
+                raise DataError(f"classes: no class {wanted!r}; {list_choices(wanted, data.classes)}")
+        if len(set(self.classes)) < max(2, len(self.classes)):
+            raise DataError(f"classes: a task needs at least two, and each once, not {self.classes}")
+        if labels is not None and labels < len(self.classes):
+            raise DataError(f"labels: {labels} are fewer than the {len(self.classes)} classes")
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes of the task."""
+        return list(self._chosen or self.data.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.data.input_shape
+
+    def dataset(self, domain: str, split: str) -> TensorDomain | Selection:
+        whole = self.data.dataset(domain, split)
+        label = torch.full((len(self.data.classes) + 1,), UNKNOWN)
+        for new, name in enumerate(self.classes):
+            label[self.data.classes.index(name)] = new
+        y = label[torch.as_tensor(whole.y)]  # type: ignore[attr-defined]
+        indices = (y != UNKNOWN).nonzero()[:, 0]
+        if split == "train" and self.labels is not None:
+            indices = self._draw(indices, y[indices])
+        if isinstance(whole, TensorDomain):
+            names = [whole.names[index] for index in indices.tolist()]
+            return TensorDomain(whole.x[indices], y[indices], self.classes, names)
+        return Selection(whole, indices, y[indices], self.classes)
+
+    def _draw(self, indices: Tensor, y: Tensor) -> Tensor:
+        """The first `labels` of the samples when classes take turns, each in a random order."""
+        assert self.labels is not None
+        if len(indices) < self.labels:
+            raise DataError(f"labels: the task has {len(indices)} training samples, fewer than {self.labels}")
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))
+        turn = torch.empty_like(y)
+        for label in y.unique():
+            own = order[y[order] == label]
+            turn[own] = torch.arange(len(own))
+        return indices[order[turn[order].argsort(stable=True)[: self.labels]]].sort().values

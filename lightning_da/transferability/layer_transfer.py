@@ -1,0 +1,505 @@
+"""The experiment of copied layers: how far up a network for task A serves task B.
+
+Source: Yosinski et al., "How transferable are features in deep neural networks?", NeurIPS 2014, sections 2 and 4.
+"""
+
+import argparse
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
+from mlflow.entities import Run
+
+from lightning_da.errors import ConfigError, list_choices
+from lightning_da.methods import FineTune
+from lightning_da.tracking import PROJECT, client, parameters, tracking_uri
+
+EXPERIMENT = "layer_transfer"
+TREATMENTS = ("BnB", "AnB", "BnB+", "AnB+", "random")
+"""The first n layers are those of a network for B, or for A, frozen or (+) trained further, or random and frozen."""
+STYLES = {
+    "BnB": ("tab:blue", "-", "o"),
+    "BnB+": ("tab:cyan", "--", "o"),
+    "AnB": ("tab:red", "-", "s"),
+    "AnB+": ("tab:orange", "--", "s"),
+    "random": ("tab:grey", ":", "^"),
+}
+
+OF_NO_EFFECT = (
+    *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
+    *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
+)
+"""Options of the trainer that change no result of a cell."""
+
+Main = Callable[[list[str]], Any]
+"""Runs a command line."""
+
+
+# ---------------------------------------------------------------- the plan
+
+
+class Cell(NamedTuple):
+    """One training of the grid.
+
+    Attributes:
+        treatment: `A` or `B` for the networks to copy from, else one of `TREATMENTS`.
+        n: How many layers are copied; 0 for the networks to copy from.
+        labels: How many training labels the task has; None for all.
+        seed: Of the repetition: it splits the classes and draws the labels.
+    """
+
+    treatment: str
+    n: int
+    labels: int | None
+    seed: int
+
+    @property
+    def base(self) -> "Cell | None":
+        """The training that the layers are copied from."""
+        if not self.n or self.treatment == "random":
+            return None
+        task = self.treatment[0]
+        return Cell(task, 0, None if task == "A" else self.labels, self.seed)
+
+    @property
+    def name(self) -> str:
+        """A3B+, say: with the number of layers in the place of n; `labels` and seed follow."""
+        head = f"base{self.treatment}" if not self.n else self.treatment.replace("n", str(self.n), 1)
+        head = f"random{self.n}" if self.treatment == "random" else head
+        return f"{head}{'' if self.labels is None else f'-{self.labels}'}-s{self.seed}"
+
+    def random_seed(self) -> int:
+        """The seed of weights and batches, different in each cell: new layers are not those that a base began with."""
+        kind = ("A", "B", *TREATMENTS).index(self.treatment)
+        state = np.random.SeedSequence([self.seed, kind, self.n, self.labels or 0]).generate_state(1)
+        return int(state[0])
+
+
+def plan(
+    seeds: Sequence[int], labels: Sequence[int | None], depths: Sequence[int], treatments: Sequence[str]
+) -> list[Cell]:
+    """The cells of a grid; what another one copies from comes before it."""
+    cells: list[Cell] = []
+    for seed in seeds:
+        treated = [Cell(t, n, number, seed) for number in labels for n in depths for t in treatments]
+        cells += [Cell("A", 0, None, seed), *(Cell("B", 0, number, seed) for number in labels), *treated]
+    return cells
+
+
+class Grid(NamedTuple):
+    """What all cells have in common.
+
+    Attributes:
+        config: The configuration of a fit on the whole data.
+        classes: Names of all classes.
+        layers: Names of the backbone's layers.
+        task_a: Classes of A; None draws half of them for each seed.
+        across: Whether A is the source and B the target, with all classes.
+    """
+
+    config: dict[str, Any]
+    classes: list[str]
+    layers: list[str]
+    task_a: list[str] | None
+    across: bool
+
+    def digest(self) -> str:
+        """Equal for grids whose cells can stand in one table."""
+        trainer = {k: v for k, v in self.config["trainer"].items() if k not in OF_NO_EFFECT}
+        same = [self.config["model"], self.config["data"], trainer, self.task_a, self.across, self.layers]
+        return hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def task(self, name: str, seed: int) -> dict[str, Any]:
+        """The arguments of `Task` for A or B."""
+        if self.across:
+            return {"domain": "source" if name == "A" else "target", "classes": None}
+        order = np.random.default_rng(seed).permutation(len(self.classes))
+        half = {self.classes[i] for i in order[: len(order) // 2]}
+        first = half if self.task_a is None else set(self.task_a)
+        return {"domain": "source", "classes": [c for c in self.classes if (c in first) == (name == "A")]}
+
+    def cell_config(self, cell: Cell, experiment: str, parent: str, base: str | None) -> dict[str, Any]:
+        """The configuration of a fit that is one cell.
+
+        Args:
+            cell: The cell.
+            experiment: Name of the MLflow experiment.
+            parent: Id of the run of the whole grid.
+            base: Id of the run that the layers are copied from.
+        """
+        config = copy.deepcopy(self.config)
+        task = self.task("A" if cell.treatment == "A" else "B", cell.seed)
+        whole = config["data"]
+        init_args = {"data": whole, **task, "labels": cell.labels, "seed": cell.seed}
+        if "batch_size" in whole.get("init_args", {}):
+            init_args["batch_size"] = whole["init_args"]["batch_size"]
+        config["data"] = {"class_path": "lightning_da.data.Task", "init_args": init_args}
+        frozen = 0 if cell.treatment.endswith("+") else cell.n
+        config["model"]["init_args"] |= {
+            "train_on": "source",
+            "init_from": base,
+            "init_layers": cell.n if base else "all",
+            "keep_head": False,
+            "freeze": frozen,
+            "unfreeze_by": None,
+        }
+        config["name"], config["seed_everything"] = cell.name.rsplit("-s", 1)[0], cell.random_seed()
+        trainer = config["trainer"]
+        last = ("every_n_train_steps", "max_steps") if trainer["max_steps"] > 0 else ("every_n_epochs", "max_epochs")
+        save = {"save_last": True, "save_top_k": 0, last[0]: trainer[last[1]]}
+        checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": save}
+        trainer["callbacks"] = [] if cell.n else [checkpoint]
+        trainer |= {"enable_checkpointing": not cell.n, "enable_progress_bar": False, "limit_val_batches": 0}
+        trainer["logger"]["init_args"] |= {
+            "experiment_name": experiment,
+            "run_name": cell.name,
+            "run_id": None,
+            "tags": {"mlflow.parentRunId": parent, "cell": json.dumps(cell)},
+        }
+        return config
+
+
+# ---------------------------------------------------------------- the processes
+
+
+class Result(NamedTuple):
+    """What a finished cell leaves: accuracy on the test split of its task, seconds, and its run."""
+
+    accuracy: float
+    seconds: float
+    run_id: str
+
+
+def _start(counter: Any, gpus: list[str]) -> None:
+    """Makes a process of the pool ready: one thread, so that results do not depend on `jobs`, and a GPU of its own."""
+    with counter.get_lock():
+        place = counter.value
+        counter.value += 1
+    torch.set_num_threads(1)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_cell(main: Main, config: dict[str, Any]) -> Result:
+    """Fits and tests one cell; the tag `whole` is set when all is there."""
+    start, said = time.monotonic(), io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        try:
+            cli = main(["fit", "--config", str(path)])
+        except SystemExit as stop:
+            raise ConfigError(str(stop)) from stop
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    run_id = cli.trainer.logger.run_id
+    seconds = time.monotonic() - start
+    client().log_metric(run_id, "cell/seconds", seconds)
+    client().set_tag(run_id, "whole", "true")
+    return Result(float(cli.trainer.callback_metrics["test/target/acc"]), seconds, run_id)
+
+
+def _run_all(
+    grid: Grid, cells: list[Cell], done: dict[Cell, Result], main: Main, experiment: str, parent: str, jobs: int
+) -> Iterator[tuple[Cell, Result | BaseException]]:
+    """Runs what is not done, in as many processes as `jobs`, each cell after the one that it copies from."""
+    context = get_context("spawn")
+    waiting = [cell for cell in cells if cell not in done]
+    running: dict[Future[Result], Cell] = {}
+    with ProcessPoolExecutor(jobs, context, _start, (context.Value("i", 0), _gpus())) as pool:
+        while waiting or running:
+            ready = [cell for cell in waiting if cell.base is None or cell.base in done]
+            for cell in ready:
+                base = done[cell.base].run_id if cell.base else None
+                config = grid.cell_config(cell, experiment, parent, base)
+                running[pool.submit(_run_cell, main, config)] = cell
+            waiting = [cell for cell in waiting if cell not in ready]
+            if not running:
+                return  # what is left copies from a cell that failed
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell, error = running.pop(future), future.exception()
+                if error is None:
+                    done[cell] = future.result()
+                yield cell, error or done[cell]
+
+
+# ---------------------------------------------------------------- the store
+
+
+def _children(experiment_id: str, parent: str) -> list[Run]:
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client().search_runs(
+            [experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", page_token=token, order_by=["start_time"]
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _finished(experiment_id: str, parent: str) -> dict[Cell, Result]:
+    """The cells that are whole; others that an interruption left are marked as killed."""
+    done = {}
+    for run in _children(experiment_id, parent):
+        if run.data.tags.get("whole"):
+            cell = Cell(*json.loads(run.data.tags["cell"]))
+            metrics = run.data.metrics
+            done[cell] = Result(metrics["test/target/acc"], metrics["cell/seconds"], run.info.run_id)
+        elif run.info.status == "RUNNING":
+            client().set_terminated(run.info.run_id, "KILLED")
+    return done
+
+
+def _open(grid: Grid, experiment: str, name: str) -> tuple[str, str]:
+    """The ids of the experiment and of the grid's run, which is made where there is none."""
+    found = client().get_experiment_by_name(experiment)
+    assert found is not None  # the logger of the configuration has made it
+    runs = client().search_runs([found.experiment_id], f"tags.grid = '{grid.digest()}'", order_by=["start_time DESC"])
+    if runs:
+        client().update_run(runs[0].info.run_id, "RUNNING")
+        return found.experiment_id, runs[0].info.run_id
+    made = client().create_run(found.experiment_id, tags={"grid": grid.digest()}, run_name=name)
+    for key, value in parameters(grid.config).items():
+        client().log_param(made.info.run_id, key, value)
+    client().log_text(made.info.run_id, yaml.safe_dump(grid.config), "config.yaml")
+    return found.experiment_id, made.info.run_id
+
+
+# ---------------------------------------------------------------- the report
+
+
+def table(cells: Sequence[Cell], done: dict[Cell, Result], layers: Sequence[str]) -> pd.DataFrame:
+    """A row for each finished cell: labels (0 for all), treatment, n, layer, seed, accuracy, seconds, run."""
+    rows = []
+    for cell in cells:
+        if cell in done:
+            result, layer = done[cell], layers[cell.n - 1] if cell.n else ""
+            rows.append((cell.labels or 0, cell.treatment, cell.n, layer, cell.seed, *result))
+    return pd.DataFrame(rows, columns=["labels", "treatment", "n", "layer", "seed", "accuracy", "seconds", "run"])
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation and number of seeds for each treatment and depth; n = 0 is base B, for every treatment.
+
+    Args:
+        rows: Of `table`.
+    """
+    treated = rows[~rows["treatment"].isin(["A", "B"])]
+    bases = rows[rows["treatment"] == "B"]
+    start = [bases[bases["labels"] == labels].assign(treatment=name) for labels, name in _pairs(treated)]
+    both = pd.concat([*start, treated])
+    groups = both.groupby(["labels", "treatment", "n"], sort=False)["accuracy"]
+    return groups.agg(["mean", "std", "count"]).reset_index()
+
+
+def _pairs(rows: pd.DataFrame) -> list[tuple[int, str]]:
+    return list(dict.fromkeys(zip(rows["labels"], rows["treatment"], strict=True)))
+
+
+def figure(rows: pd.DataFrame, layers: Sequence[str], title: str) -> Figure:
+    """Accuracy on B over the number of copied layers, in the form of figure 2 of the paper; a panel a number of labels.
+
+    Args:
+        rows: Of `table`.
+        layers: Names of the backbone's layers.
+        title: Of the figure.
+    """
+    means, panels = summary(rows), list(dict.fromkeys(rows[rows["treatment"] != "A"]["labels"]))
+    drawn = Figure(figsize=(6.2 * len(panels), 4.4), layout="constrained")
+    drawn.suptitle(title)
+    for axes, labels in zip(drawn.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        base = rows[(rows["treatment"] == "B") & (rows["labels"] == labels)]["accuracy"]
+        axes.axhline(base.mean(), color="black", lw=1, ls=":", label="base B")
+        if len(base) > 1:
+            axes.axhspan(base.mean() - base.std(), base.mean() + base.std(), color="black", alpha=0.08, lw=0)
+        axes.plot([0] * len(base), base, "k.", ms=4)
+        for treatment, (colour, line, marker) in STYLES.items():
+            own = rows[(rows["treatment"] == treatment) & (rows["labels"] == labels)]
+            if not own.empty:
+                mean = means[(means["treatment"] == treatment) & (means["labels"] == labels)].sort_values("n")
+                axes.plot(mean["n"], mean["mean"], line, color=colour, marker=marker, ms=5, label=treatment)
+                axes.plot(own["n"], own["accuracy"], ".", color=colour, alpha=0.5, ms=4)
+        names = ["0\n(base B)", *(f"{n}\n{layer}" for n, layer in enumerate(layers, start=1))]
+        axes.set_xticks(range(len(names)), names, fontsize=8)
+        axes.set(xlabel="layers copied (n)", ylabel="accuracy on B", title=_labels(labels))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return drawn
+
+
+def _labels(number: int) -> str:
+    return f"{number} labels of B" if number else "all labels of B"
+
+
+def _report(grid: Grid, rows: pd.DataFrame, experiment_id: str, parent: str, name: str) -> None:
+    """Writes curves, tables and figure into the grid's run; points that are there and unchanged are left alone."""
+    tracked, means = client(), summary(rows)
+    for row in means.to_dict("records"):
+        prefix = f"layer_transfer_{row['labels']}" if row["labels"] else "layer_transfer"
+        points = {"": row["mean"], "_std": row["std"]} if row["count"] > 1 else {"": row["mean"]}
+        for ending, value in points.items():
+            key = f"{prefix}/{row['treatment'].replace('+', '_plus')}{ending}"
+            there = {point.step: point.value for point in tracked.get_metric_history(parent, key)}
+            if there.get(row["n"]) != value:
+                tracked.log_metric(parent, key, value, step=row["n"])
+    tracked.log_text(parent, rows.to_csv(index=False), "cells.csv")
+    tracked.log_text(parent, means.to_csv(index=False), "layer_transfer.csv")
+    tracked.log_figure(parent, figure(rows, grid.layers, name), "layer_transfer.png")
+    print(f"\n{name}, accuracy on the test split of B, {rows['seed'].nunique()} seed(s)")
+    for labels, part in means.groupby("labels", sort=False):
+        wide: dict[str, dict[str, str]] = {}
+        for row in part.to_dict("records"):
+            cell = f"{row['mean']:.3f}" + (f" ± {row['std']:.3f}" if row["count"] > 1 else "")
+            wide.setdefault(f"{row['n']} {['base B', *grid.layers][row['n']]}", {})[row["treatment"]] = cell
+        print(f"\n{_labels(int(str(labels)))}\n{pd.DataFrame(wide).T.to_string()}")
+    print(f"\ntables and figure: run {parent} of experiment {client().get_experiment(experiment_id).name}")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], main: Main) -> pd.DataFrame:
+    """`lightning-da layer-transfer`: runs what is not there yet of a grid, reports it and returns its table.
+
+    Args:
+        args: The words behind `layer-transfer`.
+        load: From the words of a command to its `TransferCLI`, not run.
+        main: Runs the command line `fit ...` in another process, and returns it.
+
+    Raises:
+        ConfigError: If the options do not fit the data or the network, another process runs the same grid, or a cell
+            failed.
+    """
+    parser = _parser()
+    given, options = parser.parse_known_args(args)
+    source_only = PROJECT / "conf" / "method" / "source_only.yaml"
+    experiment = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
+    cli = load(["fit", "--config", str(source_only), *experiment, *options])
+    grid = _grid(cli, given)
+    depths = _depths(given.depths, grid.layers)
+    cells = plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)
+    experiment_name = cli.config.fit.trainer.logger.init_args.experiment_name
+    pair = f"{cli.datamodule.source}-{cli.datamodule.target}" if given.across_domains else cli.datamodule.source
+    name = given.name or f"layer-transfer-{'-'.join(Path(part).stem for part in pair.split('-'))}"
+    place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest()}-{place}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            return _work(
+                grid, cells, main, experiment_name, name, given.jobs or len(_gpus()) or len(os.sched_getaffinity(0))
+            )
+    except Timeout as error:
+        raise ConfigError("another process runs this grid; wait for it, or stop it") from error
+
+
+def _work(grid: Grid, cells: list[Cell], main: Main, experiment: str, name: str, jobs: int) -> pd.DataFrame:
+    experiment_id, parent = _open(grid, experiment, name)
+    done, failed = _finished(experiment_id, parent), []
+    before = sum(cell in done for cell in cells)
+    if before:
+        print(f"{before} of {len(cells)} trainings are there already")
+    place = before
+    for cell, result in _run_all(grid, cells, done, main, experiment, parent, jobs):
+        place += 1
+        if isinstance(result, Result):
+            said = f"{result.accuracy:.3f} ({result.seconds:.0f} s)"
+        else:
+            failed.append(f"{cell.name}: {result}")
+            said = f"failed: {result}"
+        print(f"[{place}/{len(cells)}] {cell.name} {said}", flush=True)
+    rows = table(cells, done, grid.layers)
+    if failed:
+        client().set_terminated(parent, "FAILED")
+        raise ConfigError(f"{len(cells) - len(rows)} of {len(cells)} trainings are missing; the first: {failed[0]}")
+    _report(grid, rows, experiment_id, parent, name)
+    client().set_terminated(parent)
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lightning-da layer-transfer",
+        description="Train networks for two tasks, A and B, copy the first n layers of each, and train the rest on B: "
+        "frozen (AnB, BnB) or trained further (AnB+, BnB+), beside random frozen layers. What was finished before an "
+        "interruption is not run again. Further options are those of `fit`.",
+        usage="lightning-da layer-transfer --config conf/data/NAME.yaml [--seeds ...] [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--task_a", nargs="+", metavar="CLASS", help="classes of A, the others are B's (default: half)")
+    parser.add_argument(
+        "--across_domains", action="store_true", help="A is the source and B the target, with all classes"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="repetitions (default: 0)")
+    parser.add_argument(
+        "--labels", nargs="+", default=["all"], metavar="N", help="training labels of B, several in turn (default: all)"
+    )
+    parser.add_argument("--depths", nargs="+", type=int, metavar="N", help="numbers of copied layers (default: every)")
+    parser.add_argument(
+        "--treatments", nargs="+", default=TREATMENTS, choices=TREATMENTS, metavar="NAME", help=" ".join(TREATMENTS)
+    )
+    parser.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, else one a core)")
+    parser.add_argument("--name", help="name of the run of the whole grid")
+    return parser
+
+
+def _grid(cli: Any, given: argparse.Namespace) -> Grid:
+    if not isinstance(cli.model, FineTune) or cli.model.backbone.pretrained:
+        raise ConfigError("layer-transfer trains FineTune from random weights: leave out the method and the weights")
+    classes = cli.datamodule.classes
+    for name in given.task_a or []:
+        if name not in classes:
+            raise ConfigError(f"task_a: no class {name!r}; {list_choices(name, classes)}")
+    if given.task_a and given.across_domains:
+        raise ConfigError("task_a: across domains both tasks have all classes; leave one of the two options out")
+    if (given.task_a and not 2 <= len(set(given.task_a)) <= len(classes) - 2) or len(
+        classes
+    ) < 4 - 2 * given.across_domains:
+        raise ConfigError(f"task_a: each of the two tasks needs at least two of the {len(classes)} classes")
+    cli.datamodule.setup("fit")
+    task_a = sorted(set(given.task_a), key=classes.index) if given.task_a else None
+    return Grid(cli.plain(cli.config.fit), classes, cli.model.backbone.layers, task_a, given.across_domains)
+
+
+def _depths(given: Sequence[int] | None, layers: Sequence[str]) -> list[int]:
+    for n in given or []:
+        if not 1 <= n <= len(layers):
+            raise ConfigError(f"depths: {n} of the backbone's {len(layers)} layers; give 1 to {len(layers)}")
+    return sorted(set(given or range(1, len(layers) + 1)))
+
+
+def _number(value: str) -> int | None:
+    if value != "all" and not value.isdigit():
+        raise ConfigError(f"labels: {value!r} is neither a number nor `all`")
+    return None if value == "all" else int(value)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(gpu) for gpu in range(torch.cuda.device_count())]
