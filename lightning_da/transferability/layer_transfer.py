@@ -9,6 +9,7 @@ import copy
 import hashlib
 import io
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -195,6 +196,8 @@ def _start(counter: Any, gpus: list[str]) -> None:
     torch.set_num_threads(1)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -411,9 +414,8 @@ def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], ma
     lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest()}-{place}.lock")
     try:
         with lock.acquire(timeout=0):
-            return _work(
-                grid, cells, main, experiment_name, name, given.jobs or len(_gpus()) or len(os.sched_getaffinity(0))
-            )
+            jobs = given.jobs or len(_gpus()) or len(os.sched_getaffinity(0))
+            return _work(grid, cells, main, experiment_name, name, jobs)
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
 
