@@ -217,7 +217,7 @@ def _run_cell(main: Main, config: dict[str, Any]) -> Result:
         try:
             cli = main(["fit", "--config", str(path)])
         except SystemExit as stop:
-            raise ConfigError(str(stop)) from stop
+            raise ConfigError(str(stop).removeprefix("lightning-da: error: ")) from stop
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     run_id = cli.trainer.logger.run_id
     seconds = time.monotonic() - start
@@ -399,8 +399,9 @@ def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], ma
         ConfigError: If the options do not fit the data or the network, another process runs the same grid, or a cell
             failed.
     """
-    parser = _parser()
-    given, options = parser.parse_known_args(args)
+    given, options = _parser().parse_known_args(args)
+    if given.jobs is not None and given.jobs < 1:
+        raise ConfigError(f"jobs: {given.jobs} is less than 1")
     source_only = PROJECT / "conf" / "method" / "source_only.yaml"
     experiment = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
     cli = load(["fit", "--config", str(source_only), *experiment, *options])
