@@ -20,6 +20,7 @@ class Backbone(nn.Module):
     Attributes:
         num_features: Width of the output.
         layers: Names of submodules in the order of depth: those that can be adapted, frozen and looked at.
+            `lightning_da.layers.find_layers` finds them in an `nn.Sequential` or a timm model.
         channels_last: Whether their feature maps are (B, H, W, C) instead of (B, C, H, W).
         pretrained: Whether `load_pretrained` has weights to load.
     """

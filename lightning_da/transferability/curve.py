@@ -310,7 +310,9 @@ class TransferCurve(L.Callback):
         """Of `depth_table`, with the columns `network` and `step`."""
         self._resumed = False
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and not isinstance(trainer.datamodule, DomainPairDataModule):  # type: ignore[attr-defined]
+            raise ConfigError("TransferCurve reads the two domains from a DomainPairDataModule; fit with `datamodule=`")
         check_layers(cast(TransferModule, pl_module), self.layers)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -4,19 +4,17 @@ Source: Yosinski et al., "How transferable are features in deep neural networks?
 """
 
 import argparse
-import contextlib
 import copy
 import hashlib
-import io
 import json
-import logging
 import os
+import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +23,7 @@ import pandas as pd
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from lightning.pytorch.accelerators import CUDAAccelerator
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 
@@ -48,6 +47,8 @@ OF_NO_EFFECT = (
     *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
 )
 """Options of the trainer that change no result of a cell."""
+
+SPAWN = get_context("spawn")
 
 Main = Callable[[list[str]], Any]
 """Runs a command line."""
@@ -113,6 +114,7 @@ class Grid(NamedTuple):
         layers: Names of the backbone's layers.
         task_a: Classes of A; None draws half of them for each seed.
         across: Whether A is the source and B the target, with all classes.
+        data: A digest of all samples and labels.
     """
 
     config: dict[str, Any]
@@ -120,11 +122,12 @@ class Grid(NamedTuple):
     layers: list[str]
     task_a: list[str] | None
     across: bool
+    data: str
 
     def digest(self) -> str:
         """Equal for grids whose cells can stand in one table."""
         trainer = {k: v for k, v in self.config["trainer"].items() if k not in OF_NO_EFFECT}
-        same = [self.config["model"], self.config["data"], trainer, self.task_a, self.across, self.layers]
+        same = [self.config["model"], self.config["data"], trainer, self.task_a, self.across, self.data]
         return hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def task(self, name: str, seed: int) -> dict[str, Any]:
@@ -196,9 +199,11 @@ def _start(counter: Any, gpus: list[str]) -> None:
     torch.set_num_threads(1)
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
 
 
 def _end_with_parent() -> None:
@@ -210,8 +215,8 @@ def _end_with_parent() -> None:
 
 def _run_cell(main: Main, config: dict[str, Any]) -> Result:
     """Fits and tests one cell; the tag `whole` is set when all is there."""
-    start, said = time.monotonic(), io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(config))
         try:
@@ -227,13 +232,18 @@ def _run_cell(main: Main, config: dict[str, Any]) -> Result:
 
 
 def _run_all(
-    grid: Grid, cells: list[Cell], done: dict[Cell, Result], main: Main, experiment: str, parent: str, jobs: int
+    grid: Grid,
+    cells: list[Cell],
+    done: dict[Cell, Result],
+    main: Main,
+    experiment: str,
+    parent: str,
+    pool: ProcessPoolExecutor,
 ) -> Iterator[tuple[Cell, Result | BaseException]]:
-    """Runs what is not done, in as many processes as `jobs`, each cell after the one that it copies from."""
-    context = get_context("spawn")
+    """Runs what is not done in the processes of the pool, each cell after the one that it copies from."""
     waiting = [cell for cell in cells if cell not in done]
     running: dict[Future[Result], Cell] = {}
-    with ProcessPoolExecutor(jobs, context, _start, (context.Value("i", 0), _gpus())) as pool:
+    with pool:
         while waiting or running:
             ready = [cell for cell in waiting if cell.base is None or cell.base in done]
             for cell in ready:
@@ -243,7 +253,13 @@ def _run_all(
             waiting = [cell for cell in waiting if cell not in ready]
             if not running:
                 return  # what is left copies from a cell that failed
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            try:
+                finished = wait(running, return_when=FIRST_COMPLETED).done
+            except KeyboardInterrupt:
+                for worker in active_children():
+                    worker.kill()
+                raise
+            for future in finished:
                 cell, error = running.pop(future), future.exception()
                 if error is None:
                     done[cell] = future.result()
@@ -415,20 +431,24 @@ def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], ma
     lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest()}-{place}.lock")
     try:
         with lock.acquire(timeout=0):
-            jobs = given.jobs or len(_gpus()) or len(os.sched_getaffinity(0))
-            return _work(grid, cells, main, experiment_name, name, jobs)
+            gpus = _gpus() if isinstance(cli.trainer.accelerator, CUDAAccelerator) else []
+            jobs = given.jobs or len(gpus) or len(os.sched_getaffinity(0))
+            pool = ProcessPoolExecutor(jobs, SPAWN, _start, (SPAWN.Value("i", 0), gpus))
+            return _work(grid, cells, main, experiment_name, name, pool)
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
 
 
-def _work(grid: Grid, cells: list[Cell], main: Main, experiment: str, name: str, jobs: int) -> pd.DataFrame:
+def _work(
+    grid: Grid, cells: list[Cell], main: Main, experiment: str, name: str, pool: ProcessPoolExecutor
+) -> pd.DataFrame:
     experiment_id, parent = _open(grid, experiment, name)
     done, failed = _finished(experiment_id, parent), []
     before = sum(cell in done for cell in cells)
     if before:
         print(f"{before} of {len(cells)} trainings are there already")
     place = before
-    for cell, result in _run_all(grid, cells, done, main, experiment, parent, jobs):
+    for cell, result in _run_all(grid, cells, done, main, experiment, parent, pool):
         place += 1
         if isinstance(result, Result):
             said = f"{result.accuracy:.3f} ({result.seconds:.0f} s)"
@@ -454,8 +474,9 @@ def _parser() -> argparse.ArgumentParser:
         usage="lightning-da layer-transfer --config conf/data/NAME.yaml [--seeds ...] [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
-    parser.add_argument("--task_a", nargs="+", metavar="CLASS", help="classes of A, the others are B's (default: half)")
-    parser.add_argument(
+    tasks = parser.add_mutually_exclusive_group()
+    tasks.add_argument("--task_a", nargs="+", metavar="CLASS", help="classes of A, the others are B's (default: half)")
+    tasks.add_argument(
         "--across_domains", action="store_true", help="A is the source and B the target, with all classes"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="repetitions (default: 0)")
@@ -478,15 +499,14 @@ def _grid(cli: Any, given: argparse.Namespace) -> Grid:
     for name in given.task_a or []:
         if name not in classes:
             raise ConfigError(f"task_a: no class {name!r}; {list_choices(name, classes)}")
-    if given.task_a and given.across_domains:
-        raise ConfigError("task_a: across domains both tasks have all classes; leave one of the two options out")
     if (given.task_a and not 2 <= len(set(given.task_a)) <= len(classes) - 2) or len(
         classes
     ) < 4 - 2 * given.across_domains:
         raise ConfigError(f"task_a: each of the two tasks needs at least two of the {len(classes)} classes")
     cli.datamodule.setup("fit")
     task_a = sorted(set(given.task_a), key=classes.index) if given.task_a else None
-    return Grid(cli.plain(cli.config.fit), classes, cli.model.backbone.layers, task_a, given.across_domains)
+    config, digest = cli.plain(cli.config.fit), cli.datamodule.fingerprint()
+    return Grid(config, classes, cli.model.backbone.layers, task_a, given.across_domains, digest)
 
 
 def _depths(given: Sequence[int] | None, layers: Sequence[str]) -> list[int]:

@@ -58,7 +58,7 @@ def _curves(table: pd.DataFrame, title: str) -> Iterator[_Curve]:
             name = network if len(measures) == 1 else f"{measure.rsplit('_', maxsplit=1)[-1]}, {network}"
             dash = ("solid", "dash")[place]
             if network == "untrained":
-                yield _Curve(name, "#888888", ("dot", "dashdot")[place], 1.2, rows)
+                yield _Curve(name, "#888888", ("dash", "dashdot")[place], 1.2, rows)
             elif len(ends) > 1:
                 yield _Curve(name, f"C{ends.index(network)}", dash, 2.0, rows)
             elif network in on_the_way:
@@ -87,7 +87,7 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for panel, axes in zip(panels, grid, strict=False):
         for curve in _curves(table, panel):
-            style = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}[curve.dash]
+            style = {"solid": "-", "dash": "--", "dashdot": "-."}[curve.dash]
             x, part = curve.rows["depth"], curve.rows
             axes.plot(x, part["value"], style, color=curve.colour, lw=curve.width, label=curve.name, marker=".")
             if part["low"].notna().any():
@@ -137,6 +137,9 @@ def curve_html(table: pd.DataFrame, title: str) -> str:
                 row=place,
                 col=1,
             )
-    page.update_layout(title=title, height=120 + 340 * len(panels), template="plotly_white")
+    subtitle = "bars: ± 1.96 standard deviations (random halves)"
+    page.update_layout(
+        title={"text": title, "subtitle": {"text": subtitle}}, height=120 + 340 * len(panels), template="plotly_white"
+    )
     html: str = page.to_html(include_plotlyjs=True)
     return html
