@@ -23,7 +23,8 @@ from lightning_da.backbones import TimmBackbone
 from lightning_da.data import DomainPairDataModule, TensorDomain
 from lightning_da.data.base import DOMAINS
 from lightning_da.methods import FineTune
-from lightning_da.transferability.curve import DEFAULT_MEASURES, collect, depth_table
+from lightning_da.transferability.curve import collect
+from lightning_da.transferability.depth import DEFAULT_MEASURES, depth_table
 
 
 class Images(DomainPairDataModule):

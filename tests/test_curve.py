@@ -20,15 +20,8 @@ from lightning_da.layers import capture, find_layers
 from lightning_da.methods import ADDA, FineTune
 from lightning_da.tracking import PROJECT, client
 from lightning_da.transferability import measures
-from lightning_da.transferability.curve import (
-    KINDS,
-    Features,
-    Measure,
-    TransferCurve,
-    collect,
-    depth_table,
-    project,
-)
+from lightning_da.transferability.curve import TransferCurve, collect, project
+from lightning_da.transferability.depth import KINDS, Features, Measure, depth_table
 from lightning_da.transferability.plots import curve_figure, curve_html
 from tests import toy
 
@@ -384,7 +377,7 @@ def test_two_networks_side_by_side(run_id: str) -> None:
 def test_the_curve_of_a_network_that_is_not_trained(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
-        np.savez(tmp_path / f"{name}.npz", x=rng.random((60, 3, 32, 32), dtype=np.float32), y=np.arange(60) % 3)
+        np.savez(tmp_path / f"{name}.npz", x=rng.random((120, 3, 32, 32), dtype=np.float32), y=np.arange(120) % 3)
     args = [
         *(
             "--config",
@@ -432,19 +425,32 @@ def test_a_resumed_fit_has_the_curves_from_the_start(run_id: str) -> None:
     assert set(table[table["network"] == "trained"]["step"]) == {36}
 
 
-class Large(DomainPairDataModule):
-    """A target without labels."""
+class Scarce(DomainPairDataModule):
+    """So many validation samples of the target, and so many labels of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int, labels: int) -> None:
         super().__init__("a", "b", batch_size=16)
+        self.samples, self.labels = samples, labels
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
-        y = torch.arange(40) % 3 if domain == "a" else torch.full((40,), UNKNOWN)
-        return TensorDomain(normal(40, 8, len(split)), y, ["x", "y", "z"])
+        n = self.samples if (domain, split) == ("b", "val") else 40
+        y = torch.arange(n) % 3
+        if domain == "b":
+            y[self.labels :] = UNKNOWN
+        return TensorDomain(normal(n, 8, len(split)), y, ["x", "y", "z"])
 
 
-def test_a_target_without_labels() -> None:
+@pytest.mark.parametrize(
+    ("samples", "labels", "there"),
+    [
+        (40, 0, {"a_distance", "mmd", "coral", "probe_source"}),
+        (40, 5, {"a_distance", "mmd", "coral", "probe_source"}),
+        (40, 8, set(get_args(Measure))),
+        (5, 5, set()),
+    ],
+)
+def test_a_target_with_few_samples_or_labels(samples: int, labels: int, there: set[str]) -> None:
     curve = TransferCurve(measures=get_args(Measure))
-    model = toy.build("dann")
-    toy.fit(model, 3, Large(), callbacks=[curve])  # type: ignore[arg-type]
-    assert set(curve.table["measure"]) == {"a_distance", "mmd", "coral", "probe_source"}
+    toy.fit(toy.build("dann"), 3, Scarce(samples, labels), callbacks=[curve])  # type: ignore[arg-type]
+    assert set(curve.table["measure"]) == there
+    assert curve.table["value"].isna().sum() == 0

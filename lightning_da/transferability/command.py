@@ -12,16 +12,8 @@ import torch
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError
 from lightning_da.tracking import PROJECT, Tracker, client, find_fit, parameters
-from lightning_da.transferability.curve import (
-    DEFAULT_MEASURES,
-    Features,
-    Measure,
-    check_layers,
-    check_measures,
-    collect,
-    depth_table,
-    record,
-)
+from lightning_da.transferability.curve import check_layers, collect, record
+from lightning_da.transferability.depth import DEFAULT_MEASURES, Features, Measure, check_measures, depth_table
 from lightning_da.transferability.measures import cka
 from lightning_da.transferability.plots import curve_figure, curve_html
 
@@ -90,6 +82,8 @@ def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataF
     if len(references) == 2:
         networks.append(_look(_open(references[1], options, load), first, given.layers, given.samples))
     table = _table(networks, given.measures)
+    if table.empty:
+        raise ConfigError("there is nothing to measure; see the warnings")
     title = " and ".join(network.name for network in networks)
     given.out.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES, (table.to_csv(index=False), None, curve_html(table, title)), strict=True):

@@ -1,10 +1,9 @@
 """Transferability curves: what the layers of a network say of two domains, over depth and over training."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast
 
 import lightning as L
 import pandas as pd
@@ -12,108 +11,18 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
+from lightning_da.data.base import DOMAINS, DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.gather import gather
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
-from lightning_da.transferability import measures
+from lightning_da.transferability.depth import DEFAULT_MEASURES, Features, Measure, check_measures, depth_table
 from lightning_da.transferability.plots import curve_figure, curve_html
 
 WIDTH = 256
 """Wider features are projected to so many dimensions."""
-RESAMPLES = 20
-"""Random halves for the spread of a value, and shuffles for its null floor."""
-
-Measure = Literal["a_distance", "mmd", "coral", "probe_source", "probe_target", "logme", "h_score", "leep", "nce"]
-DEFAULT_MEASURES: tuple[Measure, ...] = ("a_distance", "mmd", "coral", "probe_source", "probe_target")
-
-
-COLUMNS = ("depth", "layer", "measure", "value", "low", "high", "null", "null_high", "p")
-
-
-class Features(NamedTuple):
-    """What a layer makes of a sample of both domains.
-
-    Attributes:
-        source: Shape (n_s, d).
-        target: Shape (n_t, d).
-        y_source: Labels, shape (n_s,), `UNKNOWN` where there is none.
-        y_target: Labels, shape (n_t,).
-    """
-
-    source: Tensor
-    target: Tensor
-    y_source: Tensor
-    y_target: Tensor
-
-    def half(self, generator: torch.Generator) -> "Features":
-        """A random half of each domain."""
-        s, t = (measures.half(len(x), generator) for x in (self.source, self.target))
-        return Features(self.source[s], self.target[t], self.y_source[s], self.y_target[t])
-
-    def shuffled_domains(self, generator: torch.Generator) -> "Features":
-        """The same samples, told at random which domain they are of."""
-        both, y = torch.cat([self.source, self.target]), torch.cat([self.y_source, self.y_target])
-        order = torch.randperm(len(both), generator=generator)
-        n = len(self.source)
-        return Features(both[order[:n]], both[order[n:]], y[order[:n]], y[order[n:]])
-
-    def shuffled_labels(self, generator: torch.Generator) -> "Features":
-        """The same samples with the labels of others of their domain."""
-        y_source, y_target = (y[torch.randperm(len(y), generator=generator)] for y in (self.y_source, self.y_target))
-        return Features(self.source, self.target, y_source, y_target)
-
-
-def _probe_source(f: Features) -> float:
-    """Accuracy on one half of the source of a probe fitted on the other, mean of both ways."""
-    parts = torch.randperm(len(f.source), generator=torch.Generator().manual_seed(0)).tensor_split(2)
-    found = [
-        measures.Probe(f.source[a], f.y_source[a]).accuracy(f.source[b], f.y_source[b]) for a, b in (parts, parts[::-1])
-    ]
-    return sum(found) / 2
-
-
-class _Kind(NamedTuple):
-    """A measure: its value, what is shuffled for its null floor, its least and largest value, the labels it reads."""
-
-    value: Callable[[Features], float]
-    shuffle: Callable[[Features, torch.Generator], Features]
-    low: float
-    high: float
-    labels: tuple[str, ...]
-    head_only: bool = False
-
-
-_domains, _labels, _inf = Features.shuffled_domains, Features.shuffled_labels, math.inf
-KINDS: dict[Measure, _Kind] = {
-    "a_distance": _Kind(lambda f: measures.a_distance(f.source, f.target), _domains, 0, 2, ()),
-    "mmd": _Kind(lambda f: measures.mmd_test(f.source, f.target, 0).value, _domains, -_inf, _inf, ()),
-    "coral": _Kind(lambda f: measures.coral_distance(f.source, f.target), _domains, 0, 1, ()),
-    "probe_source": _Kind(_probe_source, _labels, 0, 1, ("source",)),
-    "probe_target": _Kind(
-        lambda f: measures.Probe(f.source, f.y_source).accuracy(f.target, f.y_target), _labels, 0, 1, DOMAINS
-    ),
-    "logme": _Kind(lambda f: measures.logme(f.target, f.y_target), _labels, -_inf, _inf, ("target",)),
-    "h_score": _Kind(lambda f: measures.h_score(f.target, f.y_target), _labels, 0, _inf, ("target",)),
-    "leep": _Kind(lambda f: measures.leep(f.target.softmax(1), f.y_target), _labels, -_inf, 0, ("target",), True),
-    "nce": _Kind(lambda f: measures.nce(f.target.argmax(1), f.y_target), _labels, -_inf, 0, ("target",), True),
-}
-"""LogME, H-score, LEEP and NCE are of the target's labels, the last two of the logits alone."""
-
 
 # ---------------------------------------------------------------- from a network to features
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Matrices of a few hundred rows are small: several threads wait for each other more than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache
@@ -206,67 +115,6 @@ def _whole(share: Tensor, device: torch.device) -> Tensor:
     sizes = gather(torch.tensor([len(share)], device=device)).tolist()
     places = torch.cat([rank + len(sizes) * torch.arange(size) for rank, size in enumerate(sizes)])
     return both[places.argsort()]
-
-
-# ---------------------------------------------------------------- from features to a table
-
-
-@_one_thread()
-def depth_table(
-    features: dict[str, Features], chosen: Iterable[Measure], spread: bool = True, seed: int = 0
-) -> pd.DataFrame:
-    """Measures of each layer; those that need labels which are not there are left out.
-
-    The band is 1.96 standard deviations to both sides, from random halves of both domains drawn without replacement
-    (the delete-half jackknife; near the null floor it is too wide, by up to a factor of 2). Samples drawn twice, as in
-    a bootstrap with replacement, would stand in the part that a classifier is fitted on and in the part that it is
-    judged on, and count as equal pairs in an MMD. The null floor is the mean over shuffles of the domain labels, or,
-    for measures of labels, of those.
-
-    Source: Shao and Wu, "A general theory for jackknife variance estimation", 1989.
-
-    Args:
-        features: Of each layer, in the order of depth.
-        chosen: The measures.
-        spread: Whether to compute band, null floor and p-value as well.
-        seed: Of halves and shuffles.
-
-    Returns:
-        A row for each layer and measure: depth (from 1), layer, measure, value, low, high, null, null_high (the 95th
-        percentile of the shuffles) and p (of MMD).
-    """
-    rows = []
-    for depth, (layer, f) in enumerate(features.items(), start=1):
-        known = {d for d, y in zip(DOMAINS, (f.y_source, f.y_target), strict=True) if (y != UNKNOWN).sum() > 1}
-        for measure in chosen:
-            kind = KINDS[measure]
-            if known >= set(kind.labels) and (layer == "head" or not kind.head_only):
-                row = {"depth": depth, "layer": layer, "measure": measure}
-                rows.append(row | _measured(measure, f, spread, seed))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _measured(measure: Measure, f: Features, spread: bool, seed: int) -> dict[str, float]:
-    if not all(part.isfinite().all() for part in (f.source, f.target)):
-        return {"value": math.nan}  # the network has diverged
-    kind, generator = KINDS[measure], torch.Generator().manual_seed(seed)
-    if not spread:
-        return {"value": kind.value(f)}
-    if measure == "mmd":
-        test = measures.mmd_test(f.source, f.target, seed=seed, halves=RESAMPLES)
-        value, halves, null, more = test.value, test.halves, test.null, {"p": test.p}
-    else:
-        value, more = kind.value(f), {}
-        halves = torch.tensor([kind.value(f.half(generator)) for _ in range(RESAMPLES)])
-        null = torch.tensor([kind.value(kind.shuffle(f, generator)) for _ in range(RESAMPLES)])
-    reach = 1.96 * float(halves.double().std())
-    return more | {
-        "value": value,
-        "low": max(value - reach, kind.low),
-        "high": min(value + reach, kind.high),
-        "null": float(null.mean()),
-        "null_high": float(null.double().quantile(0.95)),
-    }
 
 
 # ---------------------------------------------------------------- over training
@@ -370,15 +218,6 @@ class TransferCurve(L.Callback):
         self.table.loc[ended, ["low", "high", "null", "null_high", "p"]] = math.nan
 
 
-def check_measures(chosen: Sequence[str]) -> None:
-    """Raises a `ConfigError` if a measure is not known, or named twice, or none is named."""
-    for measure in chosen:
-        if measure not in get_args(Measure):
-            raise ConfigError(f"measures: no measure {measure!r}; {list_choices(measure, get_args(Measure))}")
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ConfigError(f"measures: name at least one measure, and each once, not {list(chosen)}")
-
-
 def record(logger: Tracker, table: pd.DataFrame, title: str) -> None:
     """Logs a run's curves over depth, with the depth as step, and the table and the figures as files.
 
@@ -387,6 +226,8 @@ def record(logger: Tracker, table: pd.DataFrame, title: str) -> None:
         table: Of `depth_table`, with a column `network`, in which the run's own is `trained`.
         title: Of the figures.
     """
+    if table.empty:
+        return
     last = table[table["network"] == "trained"].dropna(subset="value")
     for depth, rows in last.groupby("depth"):
         names = "depth/" + rows["measure"]
