@@ -1,10 +1,13 @@
 """Layer transfer: the tasks, the treatments, and a grid that can be interrupted and shared between processes."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,7 @@ def test_few_labels_are_balanced_seeded_and_of_the_training_split_alone() -> Non
     assert drawn(0).names == drawn(0).names
     assert drawn(0).names != drawn(1).names
     few, all_of_them = Task(Six(), labels=30), Task(Six())
+    few.check()
     assert len(few.dataset("calm", "test")) == len(all_of_them.dataset("calm", "test"))
     assert few.batch_size == 30
     # what is not of the task has no label
@@ -280,6 +284,56 @@ def test_a_finished_grid_is_read_and_can_grow(finished: pd.DataFrame, folder: Pa
     assert before == {name: run.info.end_time for name, run in children("grid").items()}
 
 
+def curve(parent: str, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client().get_metric_history(parent, key)]
+
+
+def test_a_grid_that_grows_keeps_its_trainings_and_has_one_curve(folder: Path) -> None:
+    """Each set of seeds has a parent with one value a step; what is gone or unfinished is trained again."""
+    args = words(folder, "grows", "--depths", "1", "--treatments", "AnB", "--jobs", "1")
+    main(args)
+    first = children("grows")
+    (small,) = {run.data.tags["mlflow.parentRunId"] for run in first.values()}
+    Path(client().download_artifacts(first["baseA-s0"].info.run_id, "checkpoints/last.ckpt")).unlink()
+    client().delete_tag(first["baseB-s0"].info.run_id, "whole")  # as if it had been killed before its test
+    rows = main([*args, "--seeds", "0", "1", "--depths", "1", "2"])
+    assert len(rows) == 8
+    now = children("grows")
+    (large,) = {run.data.tags["mlflow.parentRunId"] for run in now.values()}
+    assert large != small
+    assert now["A1B-s0"].info.end_time == first["A1B-s0"].info.end_time
+    assert client().get_run(first["baseB-s0"].info.run_id).info.status == "KILLED"
+    before = dict(curve(small, "layer_transfer/AnB"))
+    again = rows[rows["seed"] == 0].set_index(["treatment", "n"])["accuracy"]
+    assert before == {0: again["B", 0], 1: again["AnB", 1]}
+    means = summary(rows)
+    assert sorted(curve(large, "layer_transfer/AnB")) == list(zip(means["n"], means["mean"], strict=True))
+    pd.testing.assert_frame_equal(main(args), rows)  # a part of the grid reports it all, and adds no point
+    assert [step for step, _ in curve(large, "layer_transfer/AnB")] == [0, 1, 2]
+
+
+def test_a_killed_worker_and_an_interruption_are_said(folder: Path) -> None:
+    def kill_a_worker() -> None:
+        multiprocessing.active_children()[0].kill()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def later(act: Callable[[], None]) -> None:
+        until = time.monotonic() + 120
+        while not multiprocessing.active_children() and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        act()
+
+    args = words(folder, "lost", "--depths", "1", "--treatments", "AnB", "--jobs", "1", steps=100_000)
+    for act, said in ((kill_a_worker, "its process was killed"), (interrupt, "interrupted; the same command goes on")):
+        threading.Thread(target=later, args=(act,), daemon=True).start()
+        with pytest.raises(SystemExit, match=said):
+            main(args)
+        assert not multiprocessing.active_children()
+
+
 @pytest.mark.slow
 def test_across_domains(folder: Path) -> None:
     rows = main(words(folder, "across", "--across_domains", "--depths", "2", "--treatments", "AnB"))
@@ -334,6 +388,12 @@ def test_after_kill_9_nothing_finished_is_run_again(folder: Path) -> None:
         (["--depths", "3"], "depths: 3 of the backbone's 2 layers"),
         (["--labels", "few"], "'few' is neither a number nor `all`"),
         (["--jobs", "0"], "jobs: 0"),
+        (["--labels", "7000"], "labels: the task has"),
+        (["--seeds", "-1"], "seeds: -1"),
+        (["--seed_everything", "3"], "seed_everything: layer-transfer sets it"),
+        (["--model.init_args.freeze", "1"], "model.init_args.freeze: layer-transfer sets it"),
+        (["--trainer.logger", "false"], "trainer.logger: the grid is kept in MLflow"),
+        (["--trainer.devices", "2"], "trainer.devices: a training runs on one, not 2"),
         (["--model.class_path", "lightning_da.methods.DANN"], "leave out the method"),
     ],
 )
@@ -343,7 +403,8 @@ def test_a_mistake_is_named(folder: Path, more: list[str], message: str) -> None
 
 
 def test_a_cell_that_fails_is_named_and_the_others_run(folder: Path) -> None:
-    with pytest.raises(SystemExit, match=r"3 of 4 trainings are missing; the first: .*-7000-s0: labels: the task has"):
-        main(words(folder, "failing", "--labels", "7000", "--depths", "1", "--treatments", "AnB", "BnB"))
+    args = words(folder, "failing", "--labels", "all", "40", "--depths", "1", "--treatments", "AnB", "BnB")
+    with pytest.raises(SystemExit, match=r"3 of 7 trainings are missing; the first: .*-40-s0: "):
+        main([*args, "--trainer.limit_train_batches", "0.3"])  # of one batch, which are none
     runs = children("failing")
-    assert runs["baseA-s0"].data.tags["whole"] == "true"
+    assert runs["A1B-s0"].data.tags["whole"] == "true"

@@ -50,7 +50,7 @@ class Task(DomainPairDataModule):
         labels: How many training samples there are, drawn with the same number in each class where it has so many;
             None takes all.
         seed: Of that draw.
-        batch_size: Samples in a batch, on each process; at most `labels`.
+        batch_size: Samples in a batch, on each process; of fewer training samples a batch has all.
 
     Raises:
         DataError: If there is no class of such a name, there are fewer than two, or fewer labels than classes.
@@ -66,12 +66,13 @@ class Task(DomainPairDataModule):
         batch_size: int = 64,
     ) -> None:
         name = getattr(data, domain)
-        super().__init__(name, name, batch_size if labels is None else min(batch_size, labels))
+        super().__init__(name, name, batch_size)
         self.data, self._chosen, self.labels, self.seed = data, classes, labels, seed
-        self.num_workers = data.num_workers
+        self.num_workers, self.predicted = data.num_workers, data.predicted
+        self._known = data._get(name, "train").classes
         for wanted in classes or []:
-            if wanted not in data.classes:
-                raise DataError(f"classes: no class {wanted!r}; {list_choices(wanted, data.classes)}")
+            if wanted not in self._known:
+                raise DataError(f"classes: no class {wanted!r}; {list_choices(wanted, self._known)}")
         if len(set(self.classes)) < max(2, len(self.classes)):
             raise DataError(f"classes: a task needs at least two, and each once, not {self.classes}")
         if labels is not None and labels < len(self.classes):
@@ -80,19 +81,25 @@ class Task(DomainPairDataModule):
     @property
     def classes(self) -> list[str]:
         """Names of the classes of the task."""
-        return list(self._chosen or self.data.classes)
+        return list(self._chosen or self._known)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return self.data.input_shape
 
+    def check(self) -> None:
+        """Checks the task, with a batch of at most all its training samples."""
+        world = self.trainer.world_size if self.trainer else 1
+        self.batch_size = min(self.batch_size, max(len(self._get(self.source, "train")) // world, 1))
+        super().check()
+
     def dataset(self, domain: str, split: str) -> TensorDomain | Selection:
-        whole = self.data.dataset(domain, split)
-        label = torch.full((len(self.data.classes) + 1,), UNKNOWN)
+        whole = self.data._get(domain, split)
+        label = torch.full((len(self._known) + 1,), UNKNOWN)
         for new, name in enumerate(self.classes):
-            label[self.data.classes.index(name)] = new
-        y = label[torch.as_tensor(whole.y)]  # type: ignore[attr-defined]
+            label[self._known.index(name)] = new
+        y = label[torch.as_tensor(whole.y)]
         indices = (y != UNKNOWN).nonzero()[:, 0]
         if split == "train" and self.labels is not None:
             indices = self._draw(indices, y[indices])

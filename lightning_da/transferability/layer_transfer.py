@@ -7,13 +7,15 @@ import argparse
 import copy
 import hashlib
 import json
+import math
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,9 +29,10 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 
+from lightning_da.data import DomainPairDataModule, Task
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import FineTune
-from lightning_da.tracking import PROJECT, client, parameters, tracking_uri
+from lightning_da.tracking import PROJECT, Tracker, TrackingError, client, find_fit, parameters, tracking_uri
 
 EXPERIMENT = "layer_transfer"
 TREATMENTS = ("BnB", "AnB", "BnB+", "AnB+", "random")
@@ -47,6 +50,16 @@ OF_NO_EFFECT = (
     *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
 )
 """Options of the trainer that change no result of a cell."""
+
+RESERVED = {
+    "train_on": "source",
+    "init_from": None,
+    "init_layers": "all",
+    "keep_head": False,
+    "freeze": 0,
+    "unfreeze_by": None,
+}
+"""Arguments of `FineTune` that a cell sets, and what they are where nobody has set them."""
 
 SPAWN = get_context("spawn")
 
@@ -102,7 +115,7 @@ def plan(
     for seed in seeds:
         treated = [Cell(t, n, number, seed) for number in labels for n in depths for t in treatments]
         cells += [Cell("A", 0, None, seed), *(Cell("B", 0, number, seed) for number in labels), *treated]
-    return cells
+    return list(dict.fromkeys(cells))
 
 
 class Grid(NamedTuple):
@@ -139,6 +152,27 @@ class Grid(NamedTuple):
         first = half if self.task_a is None else set(self.task_a)
         return {"domain": "source", "classes": [c for c in self.classes if (c in first) == (name == "A")]}
 
+    def task_of(self, cell: Cell) -> dict[str, Any]:
+        """The arguments of `Task` for what a cell reads."""
+        whole = self.config["data"].get("init_args", {})
+        batch = {key: whole[key] for key in ("batch_size",) if key in whole}
+        task = self.task("A" if cell.treatment == "A" else "B", cell.seed)
+        return {**task, "labels": cell.labels, "seed": cell.seed, **batch}
+
+    def check(self, data: DomainPairDataModule, cells: Sequence[Cell]) -> None:
+        """Checks the data of all cells before the first is trained.
+
+        Args:
+            data: The whole data.
+            cells: All cells.
+
+        Raises:
+            ConfigError: If a task cannot be trained on.
+        """
+        read = {json.dumps(self.task_of(cell)): self.task_of(cell) for cell in cells}
+        for arguments in read.values():
+            Task(data, **arguments).check()
+
     def cell_config(self, cell: Cell, experiment: str, parent: str, base: str | None) -> dict[str, Any]:
         """The configuration of a fit that is one cell.
 
@@ -149,11 +183,7 @@ class Grid(NamedTuple):
             base: Id of the run that the layers are copied from.
         """
         config = copy.deepcopy(self.config)
-        task = self.task("A" if cell.treatment == "A" else "B", cell.seed)
-        whole = config["data"]
-        init_args = {"data": whole, **task, "labels": cell.labels, "seed": cell.seed}
-        if "batch_size" in whole.get("init_args", {}):
-            init_args["batch_size"] = whole["init_args"]["batch_size"]
+        init_args = {"data": config["data"]} | self.task_of(cell)
         config["data"] = {"class_path": "lightning_da.data.Task", "init_args": init_args}
         frozen = 0 if cell.treatment.endswith("+") else cell.n
         config["model"]["init_args"] |= {
@@ -243,7 +273,7 @@ def _run_all(
     """Runs what is not done in the processes of the pool, each cell after the one that it copies from."""
     waiting = [cell for cell in cells if cell not in done]
     running: dict[Future[Result], Cell] = {}
-    with pool:
+    try:
         while waiting or running:
             ready = [cell for cell in waiting if cell.base is None or cell.base in done]
             for cell in ready:
@@ -253,17 +283,29 @@ def _run_all(
             waiting = [cell for cell in waiting if cell not in ready]
             if not running:
                 return  # what is left copies from a cell that failed
-            try:
-                finished = wait(running, return_when=FIRST_COMPLETED).done
-            except KeyboardInterrupt:
-                for worker in active_children():
-                    worker.kill()
-                raise
-            for future in finished:
-                cell, error = running.pop(future), future.exception()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                error = future.exception()
+                if isinstance(error, BrokenExecutor):
+                    raise error
+                cell = running.pop(future)
                 if error is None:
                     done[cell] = future.result()
                 yield cell, error or done[cell]
+    except BrokenExecutor:
+        for cell in running.values():
+            yield cell, ConfigError("its process was killed; if memory ran out, call again with fewer --jobs")
+
+
+@contextmanager
+def _pool(jobs: int, gpus: list[str]) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with the block, at once if an exception leaves it."""
+    with ProcessPoolExecutor(jobs, SPAWN, _start, (SPAWN.Value("i", 0), gpus)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for worker in active_children():
+                worker.kill()
+            raise
 
 
 # ---------------------------------------------------------------- the store
@@ -282,32 +324,55 @@ def _children(experiment_id: str, parent: str) -> list[Run]:
             return runs
 
 
-def _finished(experiment_id: str, parent: str) -> dict[Cell, Result]:
-    """The cells that are whole; others that an interruption left are marked as killed."""
+def _finished(experiment_id: str, parents: Sequence[str], cells: Sequence[Cell]) -> dict[Cell, Result]:
+    """The cells that are whole; what an interruption has left of others is marked as killed.
+
+    Args:
+        experiment_id: Id of the experiment.
+        parents: Ids of the runs of the whole grid.
+        cells: Those that are wanted; one whose checkpoint is gone counts as missing if another has to copy from it.
+    """
     done = {}
-    for run in _children(experiment_id, parent):
+    for run in (run for parent in parents for run in _children(experiment_id, parent)):
         if run.data.tags.get("whole"):
             cell = Cell(*json.loads(run.data.tags["cell"]))
             metrics = run.data.metrics
             done[cell] = Result(metrics["test/target/acc"], metrics["cell/seconds"], run.info.run_id)
-        elif run.info.status == "RUNNING":
+        elif run.info.status not in ("FAILED", "KILLED"):
             client().set_terminated(run.info.run_id, "KILLED")
+    for base in {cell.base for cell in cells if cell.base is not None and cell not in done} & done.keys():
+        try:
+            find_fit(done[base].run_id)
+        except TrackingError:
+            del done[base]
     return done
 
 
-def _open(grid: Grid, experiment: str, name: str) -> tuple[str, str]:
-    """The ids of the experiment and of the grid's run, which is made where there is none."""
+def _parents(grid: Grid, experiment: str) -> tuple[str, list[Run]]:
+    """The id of the experiment, and the runs of the whole grid, the earliest first."""
     found = client().get_experiment_by_name(experiment)
     assert found is not None  # the logger of the configuration has made it
-    runs = client().search_runs([found.experiment_id], f"tags.grid = '{grid.digest()}'", order_by=["start_time DESC"])
-    if runs:
-        client().update_run(runs[0].info.run_id, "RUNNING")
-        return found.experiment_id, runs[0].info.run_id
-    made = client().create_run(found.experiment_id, tags={"grid": grid.digest()}, run_name=name)
-    for key, value in parameters(grid.config).items():
-        client().log_param(made.info.run_id, key, value)
-    client().log_text(made.info.run_id, yaml.safe_dump(grid.config), "config.yaml")
-    return found.experiment_id, made.info.run_id
+    wanted = f"tags.grid = '{grid.digest()}'"
+    return found.experiment_id, list(client().search_runs([found.experiment_id], wanted, order_by=["start_time"]))
+
+
+def _open(grid: Grid, experiment_id: str, parents: Sequence[Run], name: str, grows: bool) -> str:
+    """The id of the run of the whole grid, which is made where there is none.
+
+    One whose curves are drawn keeps them: a grid that grows beyond them gets a new run, and its trainings move there.
+    """
+    if parents and not (grows and parents[-1].data.metrics):
+        parent: str = parents[-1].info.run_id
+        client().update_run(parent, "RUNNING")
+    else:
+        parent = client().create_run(experiment_id, tags={"grid": grid.digest()}, run_name=name).info.run_id
+        for key, value in parameters(grid.config).items():
+            client().log_param(parent, key, value)
+        client().log_text(parent, yaml.safe_dump(grid.config), "config.yaml")
+    for earlier in (run.info.run_id for run in parents if run.info.run_id != parent):
+        for run in _children(experiment_id, earlier):
+            client().set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+    return parent
 
 
 # ---------------------------------------------------------------- the report
@@ -424,30 +489,32 @@ def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], ma
     grid = _grid(cli, given)
     depths = _depths(given.depths, grid.layers)
     cells = plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)
+    grid.check(cli.datamodule, cells)
     experiment_name = cli.config.fit.trainer.logger.init_args.experiment_name
-    pair = f"{cli.datamodule.source}-{cli.datamodule.target}" if given.across_domains else cli.datamodule.source
-    name = given.name or f"layer-transfer-{'-'.join(Path(part).stem for part in pair.split('-'))}"
+    domains = ("source", "target") if given.across_domains else ("source",)
+    name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
     place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
     lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest()}-{place}.lock")
+    gpus = _gpus() if isinstance(cli.trainer.accelerator, CUDAAccelerator) else []
+    jobs = given.jobs or len(gpus) or len(os.sched_getaffinity(0))
     try:
-        with lock.acquire(timeout=0):
-            gpus = _gpus() if isinstance(cli.trainer.accelerator, CUDAAccelerator) else []
-            jobs = given.jobs or len(gpus) or len(os.sched_getaffinity(0))
-            pool = ProcessPoolExecutor(jobs, SPAWN, _start, (SPAWN.Value("i", 0), gpus))
+        with lock.acquire(timeout=0), _pool(jobs, gpus) as pool:
             return _work(grid, cells, main, experiment_name, name, pool)
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
+    except KeyboardInterrupt:
+        raise ConfigError("interrupted; the same command goes on where it stopped") from None
 
 
 def _work(
     grid: Grid, cells: list[Cell], main: Main, experiment: str, name: str, pool: ProcessPoolExecutor
 ) -> pd.DataFrame:
-    experiment_id, parent = _open(grid, experiment, name)
-    done, failed = _finished(experiment_id, parent), []
-    before = sum(cell in done for cell in cells)
-    if before:
-        print(f"{before} of {len(cells)} trainings are there already")
-    place = before
+    experiment_id, parents = _parents(grid, experiment)
+    done, failed = _finished(experiment_id, [run.info.run_id for run in parents], cells), []
+    place = sum(cell in done for cell in cells)
+    if place:
+        print(f"{place} of {len(cells)} trainings are there already")
+    parent = _open(grid, experiment_id, parents, name, grows=place < len(cells))
     for cell, result in _run_all(grid, cells, done, main, experiment, parent, pool):
         place += 1
         if isinstance(result, Result):
@@ -456,13 +523,21 @@ def _work(
             failed.append(f"{cell.name}: {result}")
             said = f"failed: {result}"
         print(f"[{place}/{len(cells)}] {cell.name} {said}", flush=True)
-    rows = table(cells, done, grid.layers)
     if failed:
         client().set_terminated(parent, "FAILED")
-        raise ConfigError(f"{len(cells) - len(rows)} of {len(cells)} trainings are missing; the first: {failed[0]}")
+        missing = sum(cell not in done for cell in cells)
+        raise ConfigError(f"{missing} of {len(cells)} trainings are missing; the first: {failed[0]}")
+    rows = table(_in_order(done), done, grid.layers)
     _report(grid, rows, experiment_id, parent, name)
     client().set_terminated(parent)
     return rows
+
+
+def _in_order(done: Iterable[Cell]) -> list[Cell]:
+    """A plan that has all the cells: those of earlier calls are a part of the grid as well."""
+    seeds, depths = sorted({cell.seed for cell in done}), sorted({cell.n for cell in done} - {0})
+    labels = sorted({cell.labels for cell in done}, key=lambda number: -(number or math.inf))
+    return plan(seeds, labels, depths, TREATMENTS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -495,6 +570,18 @@ def _parser() -> argparse.ArgumentParser:
 def _grid(cli: Any, given: argparse.Namespace) -> Grid:
     if not isinstance(cli.model, FineTune) or cli.model.backbone.pretrained:
         raise ConfigError("layer-transfer trains FineTune from random weights: leave out the method and the weights")
+    config = cli.plain(cli.config.fit)
+    arguments = config["model"]["init_args"]
+    set_here = [f"model.init_args.{key}" for key, default in RESERVED.items() if arguments[key] != default]
+    set_here += [key for key in ("seed_everything", "after", "ckpt_path") if config[key]]
+    if set_here:
+        raise ConfigError(f"{set_here[0]}: layer-transfer sets it for each training; leave it out")
+    if not isinstance(cli.trainer.logger, Tracker):
+        raise ConfigError("trainer.logger: the grid is kept in MLflow; leave it out")
+    if cli.trainer.world_size > 1:
+        raise ConfigError(f"trainer.devices: a training runs on one, not {cli.trainer.world_size}; leave it out")
+    if min(given.seeds) < 0:
+        raise ConfigError(f"seeds: {min(given.seeds)} is less than 0")
     classes = cli.datamodule.classes
     for name in given.task_a or []:
         if name not in classes:
@@ -505,7 +592,7 @@ def _grid(cli: Any, given: argparse.Namespace) -> Grid:
         raise ConfigError(f"task_a: each of the two tasks needs at least two of the {len(classes)} classes")
     cli.datamodule.setup("fit")
     task_a = sorted(set(given.task_a), key=classes.index) if given.task_a else None
-    config, digest = cli.plain(cli.config.fit), cli.datamodule.fingerprint()
+    digest = cli.datamodule.fingerprint()
     return Grid(config, classes, cli.model.backbone.layers, task_a, given.across_domains, digest)
 
 
