@@ -5,13 +5,15 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from lightning_da.errors import ConfigError
+
 
 def find_layers(network: nn.Module) -> list[str]:
     """Names of submodules at which to look at a network, in the order of depth.
 
     Of a timm model they are the stages or blocks that its `feature_info` names. Of any other network they are its
     children, each with the activation, norm and pooling that follow it: the name is that of the last of them, whose
-    output is what the next layer reads.
+    output is what the next layer reads. What has no weights before the first layer belongs to it.
 
     Args:
         network: A timm model, an `nn.Sequential`, or a network that calls its children in the order of registration.
@@ -20,11 +22,14 @@ def find_layers(network: nn.Module) -> list[str]:
     if stages and set(stages) <= dict(network.named_modules()).keys():
         return list(dict.fromkeys(stages))
     layers: list[str] = []
+    begun = False
     for name, child in network.named_children():
-        if layers and not any(parameter.ndim > 1 for parameter in child.parameters()):
+        weighted = any(parameter.ndim > 1 for parameter in child.parameters())
+        if layers and not (weighted and begun):
             layers[-1] = name
         else:
             layers.append(name)
+        begun |= weighted
     return layers
 
 
@@ -62,23 +67,25 @@ def capture(
 def as_vectors(activation: Tensor, channels_last: bool = False) -> Tensor:
     """One vector a sample: feature maps (B, C, H, W) and tokens (B, N, C) are averaged over positions.
 
+    What comes out is a tensor of its own: the network may go on in place, as `nn.ReLU(inplace=True)` does.
+
     Args:
-        activation: Shape (B, d), (B, N, C) or (B, C, H, W).
+        activation: Shape (B, d), (B, N, C) or (B, C, H, W). The maps (B, C, N) of a one-dimensional convolution cannot
+            be told from tokens: let the layer return (B, N, C).
         channels_last: Whether feature maps are (B, H, W, C).
 
     Returns:
         Shape (B, d) or (B, C).
 
     Raises:
-        TypeError: If it is no tensor: a layer that returns several is not supported.
+        ConfigError: If it is no tensor of such a shape.
     """
-    if not isinstance(activation, Tensor):
-        raise TypeError(f"a layer returns {type(activation).__name__}, not a tensor; name another one")
+    if not isinstance(activation, Tensor) or activation.ndim not in (2, 3, 4):
+        found = f"shape {tuple(activation.shape)}" if isinstance(activation, Tensor) else type(activation).__name__
+        raise ConfigError(f"a layer returns {found}, not (B, d), (B, N, C) or (B, C, H, W); name other layers")
     if activation.ndim == 4:
         return activation.mean(dim=(1, 2) if channels_last else (2, 3))
-    if activation.ndim == 3:
-        return activation.mean(dim=1)
-    return activation
+    return activation.mean(dim=1) if activation.ndim == 3 else activation.clone()
 
 
 def module_depths(network: nn.Module, layers: list[str]) -> list[tuple[nn.Module, int]]:

@@ -171,6 +171,13 @@ def test_scores_leave_out_unknown_labels(measure: Any) -> None:
     assert measure(x, torch.where(known, y, UNKNOWN)) == measure(x[known], y[known])
 
 
+def test_features_that_are_all_zero_have_scores() -> None:
+    x, y = torch.zeros(30, 4), torch.arange(30) % 3
+    assert np.isfinite(logme(x, y))
+    assert logme(x, y) < logme(*task(1.0))
+    assert h_score(x, y) == 0
+
+
 # ---------------------------------------------------------------- LEEP, NCE
 
 

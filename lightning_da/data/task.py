@@ -101,6 +101,8 @@ class Task(DomainPairDataModule):
             label[self._known.index(name)] = new
         y = label[torch.as_tensor(whole.y)]
         indices = (y != UNKNOWN).nonzero()[:, 0]
+        if split == "train" and not len(indices):
+            raise DataError(f"domain {domain!r}: no training sample is labelled as one of {self.classes}")
         if split == "train" and self.labels is not None:
             indices = self._draw(indices, y[indices])
         if isinstance(whole, TensorDomain):

@@ -78,6 +78,7 @@ def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataF
         raise ConfigError(f"out: {given.out} is not a folder to write {', '.join(FILES)} into")
 
     first = _open(references[0], options, load)
+    first.datamodule.setup("fit")
     networks = [_look(first, first, given.layers, given.samples)]
     if len(references) == 2:
         networks.append(_look(_open(references[1], options, load), first, given.layers, given.samples))
@@ -112,7 +113,7 @@ def _look(cli: Any, on: Any, layers: list[str] | None, samples: int) -> _Network
     module, data, trainer = cli.model, on.datamodule, cli.trainer
     if module.input_shape != tuple(data.input_shape):
         raise ConfigError(f"ckpt_path: a network for samples {module.input_shape} cannot see {data.input_shape}")
-    module.to(trainer.strategy.root_device)
+    module = trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
     names = check_layers(module, layers or "auto")
     untrained = collect(trainer, module, data, names, samples)
     reference = cli.config[cli.subcommand].ckpt_path
@@ -120,7 +121,11 @@ def _look(cli: Any, on: Any, layers: list[str] | None, samples: int) -> _Network
         module.initialise()
         name, run_id = getattr(module.backbone, "name", type(module.backbone).__name__), None
     else:
-        module.load_state_dict(torch.load(reference, map_location="cpu", weights_only=True)["state_dict"])
+        try:
+            module.load_state_dict(torch.load(reference, map_location="cpu", weights_only=True)["state_dict"])
+        except RuntimeError as error:
+            wrong = " ".join(str(error).split())[:300]
+            raise ConfigError(f"ckpt_path: {reference} does not fit these data or options: {wrong}") from error
         run_id = find_fit(reference).run_id
         name = client().get_run(run_id).info.run_name if run_id else Path(reference).stem
     return _Network(name, run_id, untrained, collect(trainer, module, data, names, samples))
@@ -148,6 +153,9 @@ def _table(networks: list[_Network], measures: Sequence[Measure]) -> pd.DataFram
 
 def _print(table: pd.DataFrame) -> None:
     for network, rows in table.groupby("network", sort=False):
+        if rows["value"].isna().all():
+            print(f"\n{network}: its activations are not finite, the network has diverged")
+            continue
         wide = rows.pivot_table(index=["depth", "layer"], columns="measure", values="value", sort=False)
         wide = wide.droplevel("depth").rename_axis(columns=None, index=None)
         print(f"\n{network}\n{wide.to_string(float_format='%.3f')}")
@@ -166,4 +174,4 @@ def _record(cli: Any, network: _Network, table: pd.DataFrame) -> None:
         return
     record(logger, table, network.name)
     logger.finalize()
-    print(f"and in the run {network.name} of {logger.name}")
+    print(f"and in MLflow, run {client().get_run(logger.run_id).info.run_name} ({logger.run_id})")

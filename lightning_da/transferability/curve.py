@@ -1,6 +1,5 @@
 """Transferability curves: what the layers of a network say of two domains, over depth and over training."""
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, cast
@@ -8,6 +7,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import pandas as pd
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from lightning_da.errors import ConfigError, list_choices
 from lightning_da.gather import gather
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
-from lightning_da.transferability.depth import DEFAULT_MEASURES, Features, Measure, check_measures, depth_table
+from lightning_da.transferability.depth import DEFAULT_MEASURES, FEWEST, Features, Measure, check_measures, depth_table
 from lightning_da.transferability.plots import curve_figure, curve_html
 
 WIDTH = 256
@@ -79,9 +79,18 @@ def collect(
         samples: How many of each domain at most.
 
     Returns:
-        Pooled and projected activations of each layer, on the CPU.
+        Pooled and projected activations of each layer, on the CPU; nothing if a domain has fewer validation samples
+        than can be measured.
+
+    Raises:
+        ConfigError: If `samples` are too few.
     """
-    layers = list(layers)
+    layers, fewest = list(layers), max(FEWEST, trainer.world_size)
+    if samples < fewest:
+        raise ConfigError(f"samples: {samples} of each domain are too few; give {fewest} or more")
+    if min(len(data.names(domain, "val")) for domain in DOMAINS) < fewest:
+        rank_zero_warn(f"no transferability curves: a domain has fewer than {fewest} validation samples")
+        return {}
     modes = [(part, part.training) for part in module.modules()]
     parts: dict[str, list[Tensor]] = {}
     labels = {}
@@ -140,7 +149,7 @@ class TransferCurve(L.Callback):
             features, `leep` and `nce` the logits, for the labels of the target.
 
     Raises:
-        ConfigError: If `samples` is too small, or a measure is named twice.
+        ConfigError: If `samples` are too few, or a measure is named twice.
     """
 
     def __init__(
@@ -151,12 +160,11 @@ class TransferCurve(L.Callback):
         measures: tuple[Measure, ...] = DEFAULT_MEASURES,
     ) -> None:
         check_measures(measures)
-        if every_n_epochs < 0 or samples < 8:
-            raise ConfigError(f"every_n_epochs: {every_n_epochs} must not be negative, and {samples=} at least 8")
+        if every_n_epochs < 0:
+            raise ConfigError(f"every_n_epochs: {every_n_epochs} is less than 0")
         self.every_n_epochs, self.samples, self.layers, self.measures = every_n_epochs, samples, layers, measures
         self.table = pd.DataFrame()
         """Of `depth_table`, with the columns `network` and `step`."""
-        self._resumed = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and not isinstance(trainer.datamodule, DomainPairDataModule):  # type: ignore[attr-defined]
@@ -165,11 +173,11 @@ class TransferCurve(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Weights that a fit starts from are loaded after this.
-        if not self._resumed:
+        if trainer.ckpt_path is None:
             self.table = self._measure(trainer, pl_module, "untrained", spread=False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._resumed:
+        if trainer.ckpt_path is not None:
             return
         if cast(TransferModule, pl_module).starts_random():
             self._log(trainer, self.table)
@@ -181,7 +189,7 @@ class TransferCurve(L.Callback):
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0 and not ends:
             self._add(trainer, self._measure(trainer, pl_module, f"step {trainer.global_step}", spread=False))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._add(trainer, self._measure(trainer, pl_module, "trained", spread=True))
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
             run = trainer.logger.experiment.get_run(str(trainer.logger.run_id))
@@ -212,10 +220,7 @@ class TransferCurve(L.Callback):
         return {"table": self.table.to_dict("list")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.table, self._resumed = pd.DataFrame(state_dict["table"]), True
-        ended = self.table["network"] == "trained"
-        self.table.loc[ended, "network"] = "step " + self.table.loc[ended, "step"].astype(str)
-        self.table.loc[ended, ["low", "high", "null", "null_high", "p"]] = math.nan
+        self.table = pd.DataFrame(state_dict["table"])
 
 
 def record(logger: Tracker, table: pd.DataFrame, title: str) -> None:

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple, get_args
 
 import pandas as pd
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
@@ -146,9 +145,6 @@ def depth_table(
         percentile of the shuffles) and p (of MMD).
     """
     rows = []
-    if any(min(len(f.source), len(f.target)) < FEWEST for f in features.values()):
-        rank_zero_warn(f"no transferability curves: a domain has fewer than {FEWEST} validation samples")
-        features = {}
     for depth, (layer, f) in enumerate(features.items(), start=1):
         for measure in chosen:
             kind = KINDS[measure]

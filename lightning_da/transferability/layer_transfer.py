@@ -114,7 +114,8 @@ def plan(
     cells: list[Cell] = []
     for seed in seeds:
         treated = [Cell(t, n, number, seed) for number in labels for n in depths for t in treatments]
-        cells += [Cell("A", 0, None, seed), *(Cell("B", 0, number, seed) for number in labels), *treated]
+        bases = [Cell("B", 0, number, seed) for number in labels]
+        cells += [*(cell.base for cell in treated if cell.base), *bases, *treated]
     return list(dict.fromkeys(cells))
 
 
@@ -363,7 +364,7 @@ def _open(grid: Grid, experiment_id: str, parents: Sequence[Run], name: str, gro
     """
     if parents and not (grows and parents[-1].data.metrics):
         parent: str = parents[-1].info.run_id
-        client().update_run(parent, "RUNNING")
+        client().update_run(parent, "RUNNING", name)
     else:
         parent = client().create_run(experiment_id, tags={"grid": grid.digest()}, run_name=name).info.run_id
         for key, value in parameters(grid.config).items():
@@ -604,7 +605,7 @@ def _depths(given: Sequence[int] | None, layers: Sequence[str]) -> list[int]:
 
 
 def _number(value: str) -> int | None:
-    if value != "all" and not value.isdigit():
+    if value != "all" and not value.isdecimal():
         raise ConfigError(f"labels: {value!r} is neither a number nor `all`")
     return None if value == "all" else int(value)
 

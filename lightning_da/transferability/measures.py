@@ -226,7 +226,7 @@ def logme(features: Tensor, labels: Tensor, iterations: int = 100, tolerance: fl
             gamma = (eigenvalues / (eigenvalues + ratio)).sum()
             weights = (eigenvalues * projected / (eigenvalues + ratio).square()).sum().clamp(min=1e-300)
             error = ((ratio / (eigenvalues + ratio)).square() * projected).sum() + outside
-            alpha, beta = gamma / weights, (n - gamma) / error.clamp(min=1e-12)
+            alpha, beta = (gamma / weights).clamp(min=1e-12), (n - gamma) / error.clamp(min=1e-12)
             if abs(alpha / beta - ratio) <= tolerance * ratio:
                 break
         ratio = alpha / beta

@@ -41,6 +41,18 @@ def _panels(table: pd.DataFrame) -> list[str]:
     return [title for title, measures in PANELS.items() if set(measures) & set(table["measure"])]
 
 
+def _order(table: pd.DataFrame) -> list[str]:
+    """The layers of all networks in the order of depth; what one has between two common ones stays between them."""
+    order: list[str] = []
+    for _, rows in table.sort_values("depth").groupby("network", sort=False):
+        place = 0
+        for layer in rows["layer"].unique():
+            if layer not in order:
+                order.insert(place, layer)
+            place = order.index(layer) + 1
+    return order
+
+
 def _curves(table: pd.DataFrame, title: str) -> Iterator[_Curve]:
     """The curves of a panel: networks on the way of training are light, those at an end strong.
 
@@ -77,7 +89,7 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
         title: Of the figure.
     """
     panels = _panels(table)
-    layers = table.drop_duplicates("depth").sort_values("depth")
+    layers = _order(table)
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     width = max(4.5, 0.45 * len(layers) + 2)
@@ -88,7 +100,7 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
     for panel, axes in zip(panels, grid, strict=False):
         for curve in _curves(table, panel):
             style = {"solid": "-", "dash": "--", "dashdot": "-."}[curve.dash]
-            x, part = curve.rows["depth"], curve.rows
+            x, part = [layers.index(layer) for layer in curve.rows["layer"]], curve.rows
             axes.plot(x, part["value"], style, color=curve.colour, lw=curve.width, label=curve.name, marker=".")
             if part["low"].notna().any():
                 axes.fill_between(x, part["low"], part["high"], color=curve.colour, alpha=0.2, lw=0)
@@ -96,8 +108,8 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
                 axes.fill_between(x, part["null"], part["null_high"], color="grey", alpha=0.15, lw=0)
         axes.set_title(panel, fontsize=10)
         axes.set_xticks(
-            layers["depth"],
-            layers["layer"],
+            range(len(layers)),
+            layers,
             rotation=0 if len(layers) < 8 else 90,
             fontsize=8 if len(layers) < 8 else 7,
         )
@@ -137,6 +149,7 @@ def curve_html(table: pd.DataFrame, title: str) -> str:
                 row=place,
                 col=1,
             )
+    page.update_xaxes(categoryorder="array", categoryarray=_order(table))
     subtitle = "bars: ± 1.96 standard deviations (random halves)"
     page.update_layout(
         title={"text": title, "subtitle": {"text": subtitle}}, height=120 + 340 * len(panels), template="plotly_white"
