@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from lightning_da.data.task import Selection
 from lightning_da.errors import ConfigError
 from lightning_da.methods import FineTune
 from lightning_da.tracking import PROJECT, client
-from lightning_da.transferability.layer_transfer import TREATMENTS, Cell, Grid, Result, figure, plan, summary, table
+from lightning_da.transferability.layer_plan import TREATMENTS, Cell, Grid, plan
+from lightning_da.transferability.layer_report import figure, summary, table
+from lightning_da.transferability.layer_runs import Result
 from tests import toy
 
 CLASSES = [f"class {i}" for i in range(6)]
@@ -315,6 +317,15 @@ def test_a_grid_that_grows_keeps_its_trainings_and_has_one_curve(folder: Path) -
     assert [step for step, _ in curve(large, "layer_transfer/AnB")] == [0, 1, 2]
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Also where the tests run in the background of a shell, which ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_a_killed_worker_and_an_interruption_are_said(folder: Path) -> None:
     def kill_a_worker() -> None:
         multiprocessing.active_children()[0].kill()
