@@ -149,7 +149,8 @@ class TransferCurve(L.Callback):
             features, `leep` and `nce` the logits, for the labels of the target.
 
     Raises:
-        ConfigError: If `samples` are too few, or a measure is named twice.
+        ConfigError: If `every_n_epochs` is negative, a measure is not known or named twice, or, as a fit begins, if
+            `samples` are too few or the network has no such layer.
     """
 
     def __init__(
