@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lightning_da.backbones import Backbone, FeedForward, LeNet, TimmBackbone
 from lightning_da.cli import main
-from lightning_da.data import DomainPairDataModule, TensorDomain
+from lightning_da.data import Digits, DomainPairDataModule, TensorDomain
 from lightning_da.data.base import UNKNOWN
-from lightning_da.layers import capture, find_layers
+from lightning_da.layers import as_vectors, capture, find_layers
 from lightning_da.methods import ADDA, FineTune
 from lightning_da.tracking import PROJECT, client
 from lightning_da.transferability import measures
@@ -157,6 +157,29 @@ def test_projection_keeps_distances_and_measures() -> None:
     y = (source[:, :5].sum(dim=1) > 0).long()
     accuracy = [measures.Probe(x[:200], y[:200]).accuracy(x[200:], y[200:]) for x in (source, small[0])]
     assert accuracy[1] == pytest.approx(accuracy[0], abs=0.1)
+
+
+def test_maps_projected_are_like_whole_maps_and_pooled_maps_are_not() -> None:
+    """The first layer of an untrained LeNet on digits: averages over positions are other features, further apart."""
+    seed_everything(0, verbose=False)
+    network, data = LeNet((1, 28, 28)).eval(), Digits(num_typeset=1000)
+    maps = []
+    for domain in ("typeset", "handwritten"):
+        x, _ = data.dataset(domain, "val").__getitems__(list(range(100)))
+        with torch.no_grad(), capture(network, ["conv1"]) as outputs:
+            network(x)
+        maps.append(outputs["conv1"])
+    whole = [m.flatten(1) for m in maps]
+    projected, pooled = [project(x) for x in whole], [as_vectors(m) for m in maps]
+
+    def found(features: list[Tensor]) -> tuple[float, float, float]:
+        source, target = features
+        mmd = measures.mmd_test(source, target, 0).value
+        return mmd, measures.coral_distance(source, target), measures.a_distance(source, target)
+
+    assert found(projected) == pytest.approx(found(whole), rel=0.15)
+    assert found(pooled)[0] > 2 * found(whole)[0]
+    assert found(pooled)[2] == pytest.approx(found(whole)[2], abs=0.1)
 
 
 def test_projection_leaves_narrow_features_and_the_random_state_alone() -> None:
