@@ -338,6 +338,11 @@ def _quiet() -> None:
     tips.addFilter(lambda record: "Tip:" not in record.getMessage() and "TPU" not in record.getMessage())
 
 
+def _cli(args: list[str], earlier: Mapping[str, str], run: bool) -> TransferCLI:
+    with tempfile.TemporaryDirectory() as folder:
+        return TransferCLI(_with_run_config(args, folder), earlier, run)
+
+
 def load(args: Sequence[str]) -> TransferCLI:
     """The trainer, the model, the data and the configuration of a command that is not run.
 
@@ -345,8 +350,7 @@ def load(args: Sequence[str]) -> TransferCLI:
         args: The words behind `lightning-da`: `fit` makes the model as a fit begins, `test` that of a finished run,
             whose checkpoint `config.test.ckpt_path` then is.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        return TransferCLI(_with_run_config(list(args), folder), {}, run=False)
+    return _cli(list(args), {}, run=False)
 
 
 def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = MappingProxyType({})) -> Any:
@@ -379,7 +383,6 @@ def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = Mapping
             return layer_transfer(args[1:], load, main)
         if args[0] == "curve":
             return curve(args[1:], load)
-        with tempfile.TemporaryDirectory() as folder:
-            return TransferCLI(_with_run_config(args, folder), earlier)
+        return _cli(args, earlier, run=True)
     except ConfigError as error:
         sys.exit(f"lightning-da: error: {error}")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Run
 
-from lightning_da.tracking import EXPERIMENT, TrackingError, client, tracking_uri
+from lightning_da.tracking import EXPERIMENT, TrackingError, client, search_runs, tracking_uri
 
 LOWER, UPPER = "source_only", "target_only"
 """The methods whose accuracies on the target are 0 and 1 on the scale of `gap closed`."""
@@ -30,19 +30,11 @@ def compare(args: Sequence[str]) -> pd.DataFrame:
 
 def tested_runs(experiment_id: str) -> list[Run]:
     """The runs of an experiment that have test results, the latest first."""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client().search_runs(
-            [experiment_id],
-            run_view_type=ViewType.ACTIVE_ONLY,
-            order_by=["start_time DESC"],
-            page_token=token,
-        )
-        runs += [run for run in page if "test/source/acc" in run.data.metrics and "method" in run.data.params]
-        token = page.token
-        if not token:
-            return runs
+    return [
+        run
+        for run in search_runs(experiment_id, newest_first=True)
+        if "test/source/acc" in run.data.metrics and "method" in run.data.params
+    ]
 
 
 def table(runs: list[Run]) -> pd.DataFrame:

@@ -53,6 +53,18 @@ def client() -> mlflow.MlflowClient:
     return _client(tracking_uri())
 
 
+def search_runs(experiment_id: str, wanted: str = "", newest_first: bool = False) -> list[Run]:
+    """All runs of an experiment, or those that fit an MLflow filter, in the order of their start."""
+    runs: list[Run] = []
+    order, token = [f"start_time {'DESC' if newest_first else 'ASC'}"], None
+    while True:
+        page = client().search_runs([experiment_id], wanted, order_by=order, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
 class Tracker(MLFlowLogger):
     """MLflow's logger, at `tracking_uri()`; the artifacts of an sqlite store lie beside the database.
 

@@ -241,6 +241,12 @@ def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor
     return within_source / (n_s * (n_s - less)) + within_target / (n_t * (n_t - less)) - 2 * between / (n_s * n_t)
 
 
+def shuffled_mmd(k: Tensor, n_s: int, permutations: int, generator: torch.Generator, unbiased: bool) -> Tensor:
+    """What `quadratic_mmd` gives for random choices of n_s samples as source, shape (permutations,)."""
+    order = torch.rand(len(k), permutations, generator=generator).argsort(dim=0)
+    return quadratic_mmd(k, (order < n_s).to(k), n_s, unbiased)
+
+
 def _joint_kernel(
     source: Sequence[Tensor], target: Sequence[Tensor], kernels: Sequence[Kernel], estimator: Estimator
 ) -> Tensor:
@@ -363,5 +369,4 @@ def null_distribution(
         statistics = _contrast(k)
         signs = torch.randint(2, (len(statistics), permutations), generator=generator).to(k) * 2 - 1
         return statistics @ signs / len(statistics)
-    order = torch.rand(len(k), permutations, generator=generator).argsort(dim=0)
-    return quadratic_mmd(k, (order < len(source[0])).to(k), len(source[0]), estimator == "unbiased")
+    return shuffled_mmd(k, len(source[0]), permutations, generator, estimator == "unbiased")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError
@@ -15,9 +16,7 @@ from lightning_da.tracking import PROJECT, Tracker, client, find_fit, parameters
 from lightning_da.transferability.curve import check_layers, collect, record
 from lightning_da.transferability.depth import DEFAULT_MEASURES, Features, Measure, check_measures, depth_table
 from lightning_da.transferability.measures import cka
-from lightning_da.transferability.plots import curve_figure, curve_html
-
-FILES = ("curve.csv", "curve.png", "curve.html")
+from lightning_da.transferability.plots import FILES, curve_files
 
 
 class _Network(NamedTuple):
@@ -26,7 +25,7 @@ class _Network(NamedTuple):
     Attributes:
         name: In legends.
         run_id: Its run, if it has one.
-        untrained: Features of the same network with random weights.
+        untrained: Features of the same network with random weights, where it stands alone.
         features: Its own.
     """
 
@@ -79,25 +78,25 @@ def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataF
 
     first = _open(references[0], options, load)
     first.datamodule.setup("fit")
-    networks = [_look(first, first, given.layers, given.samples)]
-    if len(references) == 2:
-        networks.append(_look(_open(references[1], options, load), first, given.layers, given.samples))
+    clis = [first, *(_open(reference, options, load) for reference in references[1:])]
+    networks = [_look(cli, first, given.layers, given.samples, baseline=len(clis) == 1) for cli in clis]
     table = _table(networks, given.measures)
     if table.empty:
         raise ConfigError("there is nothing to measure; see the warnings")
     title = " and ".join(network.name for network in networks)
     given.out.mkdir(parents=True, exist_ok=True)
-    for name, content in zip(FILES, (table.to_csv(index=False), None, curve_html(table, title)), strict=True):
+    files = curve_files(table, title)
+    for name, content in files.items():
         part = given.out / f".{name}"
-        if content is None:
-            curve_figure(table, title).savefig(part, format="png")
-        else:
+        if isinstance(content, str):
             part.write_text(content)
+        else:
+            content.savefig(part, format="png")
         os.replace(part, given.out / name)
     _print(table)
     print(f"\nin {given.out}: {', '.join(FILES)}")
     if len(networks) == 1 and isinstance(first.trainer.logger, Tracker):
-        _record(first, networks[0], table)
+        _record(first, networks[0], table, files)
     return table
 
 
@@ -108,14 +107,14 @@ def _open(reference: str | None, options: list[str], load: Callable[[Sequence[st
     return load(["fit", "--config", str(source_only), *options])
 
 
-def _look(cli: Any, on: Any, layers: list[str] | None, samples: int) -> _Network:
-    """Passes the data of `on` through the network of `cli`."""
+def _look(cli: Any, on: Any, layers: list[str] | None, samples: int, baseline: bool) -> _Network:
+    """Passes the data of `on` through the network of `cli`, for a baseline before its weights are loaded as well."""
     module, data, trainer = cli.model, on.datamodule, cli.trainer
     if module.input_shape != tuple(data.input_shape):
         raise ConfigError(f"ckpt_path: a network for samples {module.input_shape} cannot see {data.input_shape}")
     module = trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
     names = check_layers(module, layers or "auto")
-    untrained = collect(trainer, module, data, names, samples)
+    untrained = collect(trainer, module, data, names, samples) if baseline else {}
     reference = cli.config[cli.subcommand].ckpt_path
     if reference is None:
         module.initialise()
@@ -161,7 +160,7 @@ def _print(table: pd.DataFrame) -> None:
         print(f"\n{network}\n{wide.to_string(float_format='%.3f')}")
 
 
-def _record(cli: Any, network: _Network, table: pd.DataFrame) -> None:
+def _record(cli: Any, network: _Network, table: pd.DataFrame, files: dict[str, Figure | str]) -> None:
     """Adds the curves to the network's run, unless it has some; a network without a run gets one."""
     logger, config = cli.trainer.logger, cli.config[cli.subcommand]
     if network.run_id is None:
@@ -172,6 +171,6 @@ def _record(cli: Any, network: _Network, table: pd.DataFrame) -> None:
         logger.log_hyperparams(parameters(cli.plain(config), ("data",)) | {"network": network.name})
     elif any(key.startswith("depth/") for key in client().get_run(network.run_id).data.metrics):
         return
-    record(logger, table, network.name)
+    record(logger, table, files)
     logger.finalize()
     print(f"and in MLflow, run {client().get_run(logger.run_id).info.run_name} ({logger.run_id})")

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, DomainPairDataModule
@@ -17,7 +18,7 @@ from lightning_da.gather import gather
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
 from lightning_da.transferability.depth import DEFAULT_MEASURES, FEWEST, Features, Measure, check_measures, depth_table
-from lightning_da.transferability.plots import curve_figure, curve_html
+from lightning_da.transferability.plots import curve_files
 
 WIDTH = 256
 """Wider features are projected to so many dimensions."""
@@ -192,9 +193,9 @@ class TransferCurve(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._add(trainer, self._measure(trainer, pl_module, "trained", spread=True))
-        if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
+        if trainer.is_global_zero and isinstance(trainer.logger, Tracker) and not self.table.empty:
             run = trainer.logger.experiment.get_run(str(trainer.logger.run_id))
-            record(trainer.logger, self.table, run.info.run_name)
+            record(trainer.logger, self.table, curve_files(self.table, run.info.run_name))
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, network: str, spread: bool) -> pd.DataFrame:
         """The rows of the network as it is now, in the first process; none in the others."""
@@ -224,21 +225,18 @@ class TransferCurve(L.Callback):
         self.table = pd.DataFrame(state_dict["table"])
 
 
-def record(logger: Tracker, table: pd.DataFrame, title: str) -> None:
-    """Logs a run's curves over depth, with the depth as step, and the table and the figures as files.
+def record(logger: Tracker, table: pd.DataFrame, files: dict[str, Figure | str]) -> None:
+    """Logs a run's curves over depth, with the depth as step, and their files.
 
     Args:
         logger: Of the run.
         table: Of `depth_table`, with a column `network`, in which the run's own is `trained`.
-        title: Of the figures.
+        files: Of `curve_files`.
     """
-    if table.empty:
-        return
     last = table[table["network"] == "trained"].dropna(subset="value")
     for depth, rows in last.groupby("depth"):
         names = "depth/" + rows["measure"]
         logger.log_metrics(dict(zip(names, rows["value"], strict=True)), int(str(depth)))
-    tracked, run_id = logger.experiment, logger.run_id
-    tracked.log_text(run_id, table.to_csv(index=False), "curve/curve.csv")
-    tracked.log_figure(run_id, curve_figure(table, title), "curve/curve.png")
-    tracked.log_text(run_id, curve_html(table, title), "curve/curve.html")
+    for name, content in files.items():
+        log = logger.experiment.log_text if isinstance(content, str) else logger.experiment.log_figure
+        log(logger.run_id, content, f"curve/{name}")

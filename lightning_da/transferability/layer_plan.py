@@ -110,7 +110,7 @@ class Grid(NamedTuple):
     def task_of(self, cell: Cell) -> dict[str, Any]:
         """The arguments of `Task` for what a cell reads."""
         whole = self.config["data"].get("init_args", {})
-        batch = {key: whole[key] for key in ("batch_size",) if key in whole}
+        batch = {"batch_size": whole["batch_size"]} if "batch_size" in whole else {}
         task = self.task("A" if cell.treatment == "A" else "B", cell.seed)
         return {**task, "labels": cell.labels, "seed": cell.seed, **batch}
 
@@ -124,7 +124,7 @@ class Grid(NamedTuple):
         Raises:
             ConfigError: If a task cannot be trained on.
         """
-        read = {json.dumps(self.task_of(cell)): self.task_of(cell) for cell in cells}
+        read = {json.dumps(arguments): arguments for arguments in map(self.task_of, cells)}
         for arguments in read.values():
             Task(data, **arguments).check()
 
@@ -140,14 +140,10 @@ class Grid(NamedTuple):
         config = copy.deepcopy(self.config)
         init_args = {"data": config["data"]} | self.task_of(cell)
         config["data"] = {"class_path": "lightning_da.data.Task", "init_args": init_args}
-        frozen = 0 if cell.treatment.endswith("+") else cell.n
         config["model"]["init_args"] |= {
-            "train_on": "source",
             "init_from": base,
             "init_layers": cell.n if base else "all",
-            "keep_head": False,
-            "freeze": frozen,
-            "unfreeze_by": None,
+            "freeze": 0 if cell.treatment.endswith("+") else cell.n,
         }
         config["name"], config["seed_everything"] = cell.name.rsplit("-s", 1)[0], cell.random_seed()
         trainer = config["trainer"]

@@ -85,14 +85,15 @@ def _labels(number: int) -> str:
 def report(grid: Grid, rows: pd.DataFrame, experiment_id: str, parent: str, name: str) -> None:
     """Writes curves, tables and figure into the grid's run; points that are there and unchanged are left alone."""
     tracked, means = client(), summary(rows)
-    for row in means.to_dict("records"):
-        prefix = f"layer_transfer_{row['labels']}" if row["labels"] else "layer_transfer"
-        points = {"": row["mean"], "_std": row["std"]} if row["count"] > 1 else {"": row["mean"]}
-        for ending, value in points.items():
-            key = f"{prefix}/{row['treatment'].replace('+', '_plus')}{ending}"
+    for number, treatment in _pairs(means):
+        prefix = f"layer_transfer_{number}" if number else "layer_transfer"
+        own = means[(means["labels"] == number) & (means["treatment"] == treatment)]
+        for column, ending in (("mean", ""), ("std", "_std")):
+            key = f"{prefix}/{treatment.replace('+', '_plus')}{ending}"
             there = {point.step: point.value for point in tracked.get_metric_history(parent, key)}
-            if there.get(row["n"]) != value:
-                tracked.log_metric(parent, key, value, step=row["n"])
+            for n, value in own.dropna(subset=column)[["n", column]].itertuples(index=False):
+                if there.get(n) != value:
+                    tracked.log_metric(parent, key, value, step=n)
     tracked.log_text(parent, rows.to_csv(index=False), "cells.csv")
     tracked.log_text(parent, means.to_csv(index=False), "layer_transfer.csv")
     tracked.log_figure(parent, figure(rows, grid.layers, name), "layer_transfer.png")

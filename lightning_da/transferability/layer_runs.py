@@ -18,7 +18,7 @@ import yaml
 from mlflow.entities import Run
 
 from lightning_da.errors import ConfigError
-from lightning_da.tracking import TrackingError, client, find_fit, parameters
+from lightning_da.tracking import TrackingError, client, find_fit, parameters, search_runs
 from lightning_da.transferability.layer_plan import Cell, Grid
 
 SPAWN = get_context("spawn")
@@ -134,16 +134,7 @@ def visible_gpus() -> list[str]:
 
 
 def _children(experiment_id: str, parent: str) -> list[Run]:
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client().search_runs(
-            [experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", page_token=token, order_by=["start_time"]
-        )
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+    return search_runs(experiment_id, f"tags.`mlflow.parentRunId` = '{parent}'")
 
 
 def finished_cells(experiment_id: str, parents: Sequence[str], cells: Sequence[Cell]) -> dict[Cell, Result]:
@@ -174,8 +165,7 @@ def grid_runs(grid: Grid, experiment: str) -> tuple[str, list[Run]]:
     """The id of the experiment, and the runs of the whole grid, the earliest first."""
     found = client().get_experiment_by_name(experiment)
     assert found is not None  # the logger of the configuration has made it
-    wanted = f"tags.grid = '{grid.digest()}'"
-    return found.experiment_id, list(client().search_runs([found.experiment_id], wanted, order_by=["start_time"]))
+    return found.experiment_id, search_runs(found.experiment_id, f"tags.grid = '{grid.digest()}'")
 
 
 def open_grid(grid: Grid, experiment_id: str, parents: Sequence[Run], name: str, grows: bool) -> str:

@@ -45,7 +45,7 @@ RESERVED = {
     "freeze": 0,
     "unfreeze_by": None,
 }
-"""Arguments of `FineTune` that a cell sets, and what they are where nobody has set them."""
+"""Arguments of `FineTune` that make a treatment what it is, and what they are where nobody has set them."""
 
 
 def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], main: Main) -> pd.DataFrame:
@@ -159,9 +159,8 @@ def _grid(cli: Any, given: argparse.Namespace) -> Grid:
     for name in given.task_a or []:
         if name not in classes:
             raise ConfigError(f"task_a: no class {name!r}; {list_choices(name, classes)}")
-    if (given.task_a and not 2 <= len(set(given.task_a)) <= len(classes) - 2) or len(
-        classes
-    ) < 4 - 2 * given.across_domains:
+    size = len(set(given.task_a)) if given.task_a else len(classes) // 2
+    if not given.across_domains and not 2 <= size <= len(classes) - 2:
         raise ConfigError(f"task_a: each of the two tasks needs at least two of the {len(classes)} classes")
     cli.datamodule.setup("fit")
     task_a = sorted(set(given.task_a), key=classes.index) if given.task_a else None

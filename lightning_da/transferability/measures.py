@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_da.data.base import UNKNOWN
 from lightning_da.losses.coral import covariance
-from lightning_da.losses.mmd import GaussianKernel, kernel_matrix, quadratic_mmd
+from lightning_da.losses.mmd import GaussianKernel, kernel_matrix, quadratic_mmd, shuffled_mmd
 
 
 def _double(features: Tensor) -> Tensor:
@@ -129,15 +129,13 @@ def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int 
     """
     n, generator = len(source), torch.Generator().manual_seed(seed)
     k = kernel_matrix(torch.cat([_double(source), _double(target)]), GaussianKernel(BANDWIDTHS))
-    order = torch.rand(len(k), permutations, generator=generator).argsort(dim=0)
-    shuffled = torch.cat([torch.arange(len(k))[:, None], order], dim=1) < n
-    found = quadratic_mmd(k, shuffled.to(k), n, unbiased=True)
-    value, null = float(found[0]), found[1:]
+    member = (torch.arange(len(k)) < n).to(k)[:, None]
+    value = float(quadratic_mmd(k, member, n, unbiased=True))
+    null = shuffled_mmd(k, n, permutations, generator, unbiased=True)
     parts = [k.new_zeros(0)]
     for _ in range(halves):
         rows = torch.cat([half(n, generator), n + half(len(k) - n, generator)])
-        member = (rows < n).to(k)[:, None]
-        parts.append(quadratic_mmd(k[rows][:, rows], member, int(member.sum()), unbiased=True))
+        parts.append(quadratic_mmd(k[rows][:, rows], member[rows], int(member[rows].sum()), unbiased=True))
     p = (1 + int((null >= value).sum())) / (1 + permutations)
     return Discrepancy(value, p, null, torch.cat(parts))
 

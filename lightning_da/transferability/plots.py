@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
+FILES = ("curve.csv", "curve.png", "curve.html")
 PANELS = {
     "proxy A-distance": ("a_distance",),
     "squared MMD": ("mmd",),
@@ -78,6 +79,17 @@ def _curves(table: pd.DataFrame, title: str) -> Iterator[_Curve]:
                 yield _Curve(name, to_hex(colormaps[("Blues", "Oranges")[place]](shade)), "solid", 0.8, rows)
             else:
                 yield _Curve(name, f"C{place}", "solid", 2.2, rows)
+
+
+def curve_files(table: pd.DataFrame, title: str) -> dict[str, Figure | str]:
+    """The content of each of `FILES`: the table, the figure and the page.
+
+    Args:
+        table: As for `curve_figure`.
+        title: Of figure and page.
+    """
+    content = (table.to_csv(index=False), curve_figure(table, title), curve_html(table, title))
+    return dict(zip(FILES, content, strict=True))
 
 
 def curve_figure(table: pd.DataFrame, title: str) -> Figure:
