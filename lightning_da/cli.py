@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_da.compare import compare
 from lightning_da.data import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
-from lightning_da.methods import AdaptationModule, TransferModule
+from lightning_da.methods import AdaptationModule, Classifier, TransferModule
 from lightning_da.predictions import WritePredictions
 from lightning_da.sweep import sweep
 from lightning_da.tracking import PROJECT, RecordRun, Tracker, chosen_checkpoint, find_fit, parameters
@@ -177,7 +177,7 @@ class TransferCLI(LightningCLI):
                 "with `pip install -e .`"
             )
         super().__init__(
-            TransferModule,
+            Classifier,
             DomainPairDataModule,
             save_config_callback=RecordRun,
             save_config_kwargs={"save_to_log_dir": False},
@@ -213,7 +213,7 @@ class TransferCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if config.model is None or _class(config.model.class_path) in (TransferModule, AdaptationModule):
+        if config.model is None or _class(config.model.class_path) in (Classifier, TransferModule, AdaptationModule):
             sys.exit(f"lightning-da: error: {MISSING['model']}")
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
         logger = config.trainer.logger
@@ -267,8 +267,6 @@ class TransferCLI(LightningCLI):
         config, start = self.config[self.subcommand], None
         if self._runs and self.subcommand == "fit" and config.ckpt_path is None:
             starts_from = config.model.init_args.get("init_from")
-            if config.after and "init_from" not in config.model.init_args:
-                raise ConfigError(f"after: {config.model.class_path} starts from no other run; leave `after` out")
             if starts_from is not None:
                 find_fit(starts_from)
             elif config.after:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.gather import gather
-from lightning_da.methods import TransferModule
+from lightning_da.methods import Classifier
 from lightning_da.tracking import Tracker
 
 
@@ -48,7 +48,7 @@ class TestFigures(L.Callback):
             kept.append((outputs["features"][:missing].float(), outputs["y"][:missing]))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, TransferModule)
+        assert isinstance(pl_module, Classifier)
         counts = [pl_module.confusion("test", domain).compute().cpu().numpy() for domain in DOMAINS]
         features, labels = [], []
         for domain in DOMAINS:

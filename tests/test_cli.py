@@ -178,7 +178,6 @@ def test_ddc_is_the_squared_distance_of_the_means() -> None:
 
 
 def test_a_first_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "DAN starts from no other run" in complaint(["fit", *digits("dan", "--after=source_only")], capsys)
     start = "--model.init_args.init_from"
     assert "'nothing' is no checkpoint file" in complaint(["fit", *digits("adda", f"{start}=nothing")], capsys)
     gone = main(["fit", *digits("source_only", experiment="gone")])

@@ -22,11 +22,11 @@ from lightning_da.data import DataError, Task, TensorDomain
 from lightning_da.data.base import UNKNOWN
 from lightning_da.data.task import Selection
 from lightning_da.errors import ConfigError
+from lightning_da.grid import Result
 from lightning_da.methods import FineTune
 from lightning_da.tracking import PROJECT, client
 from lightning_da.transferability.layer_plan import TREATMENTS, Cell, Grid, plan
 from lightning_da.transferability.layer_report import figure, summary, table
-from lightning_da.transferability.layer_runs import Result
 from tests import toy
 
 CLASSES = [f"class {i}" for i in range(6)]
@@ -167,10 +167,10 @@ def test_what_is_copied_from_comes_first_and_every_cell_has_its_own_seed() -> No
     cells = plan([0, 1], [None, 100], [1, 2, 3], TREATMENTS)
     assert len(cells) == len(set(cells)) == 2 * (1 + 2 + 2 * 3 * 5)
     for place, cell in enumerate(cells):
-        assert cell.base is None or cell.base in cells[:place]
-    assert Cell("AnB+", 2, 100, 1).base == Cell("A", 0, None, 1)
-    assert Cell("BnB", 2, 100, 1).base == Cell("B", 0, 100, 1)
-    assert Cell("random", 2, None, 0).base is None
+        assert set(cell.bases) <= set(cells[:place])
+    assert Cell("AnB+", 2, 100, 1).bases == (Cell("A", 0, None, 1),)
+    assert Cell("BnB", 2, 100, 1).bases == (Cell("B", 0, 100, 1),)
+    assert Cell("random", 2, None, 0).bases == ()
     assert len({cell.random_seed() for cell in cells}) == len(cells)
     assert len({cell.name for cell in cells}) == len(cells)
     assert Cell("AnB+", 3, 100, 1).name == "A3B+-100-s1"
@@ -179,7 +179,7 @@ def test_what_is_copied_from_comes_first_and_every_cell_has_its_own_seed() -> No
 def test_the_summary_starts_at_base_b() -> None:
     cells = plan([0, 1], [None], [1], ["AnB", "random"])
     accuracy = {"A": 0.5, "B": 0.9, "AnB": 0.8, "random": 0.2}
-    done = {cell: Result(accuracy[cell.treatment] + cell.seed / 10, 1.0, "") for cell in cells}
+    done = {cell: Result({"test/target/acc": accuracy[cell.treatment] + cell.seed / 10}, 1.0, "") for cell in cells}
     rows = table(cells, done, ["fc1"])
     found = summary(rows).set_index(["treatment", "n"])
     assert found["mean"].to_dict() == pytest.approx(
@@ -258,12 +258,12 @@ def test_a_cell_is_what_its_name_says(finished: pd.DataFrame, name: str, frozen:
     assert float(cli.trainer.callback_metrics["test/target/acc"]) == run.data.metrics["test/target/acc"]
     (row,) = finished[finished["run"] == run.info.run_id].to_dict("records")
     state = {key: value for key, value in cli.model.state_dict().items() if key.startswith("backbone.")}
-    start = Cell(row["treatment"], row["n"], row["labels"] or None, row["seed"]).base
+    start = Cell(row["treatment"], row["n"], row["labels"] or None, row["seed"]).bases
     copied = [key for key in state if int(key.split(".")[1].removeprefix("fc")) <= row["n"]]
-    if start is None:
+    if not start:
         assert not any(p.requires_grad for p in cli.model.backbone.parameters())
         return
-    origin = children("grid")[start.name]
+    origin = children("grid")[start[0].name]
     there = torch.load(client().download_artifacts(origin.info.run_id, "checkpoints/last.ckpt"), weights_only=True)
     equal = [torch.equal(state[key], there["state_dict"][key]) for key in copied]
     assert len(equal) == 7 * row["n"]  # weights, biases and statistics of a linear layer and its batch norm
@@ -404,8 +404,8 @@ def test_after_kill_9_nothing_finished_is_run_again(folder: Path) -> None:
         (["--jobs", "0"], "jobs: 0"),
         (["--labels", "7000"], "labels: the task has"),
         (["--seeds", "-1"], "seeds: -1"),
-        (["--seed_everything", "3"], "seed_everything: layer-transfer sets it"),
-        (["--model.init_args.freeze", "1"], "model.init_args.freeze: layer-transfer sets it"),
+        (["--seed_everything", "3"], "seed_everything: this command sets it"),
+        (["--model.init_args.freeze", "1"], "model.init_args.freeze: this command sets it"),
         (["--trainer.logger", "false"], "trainer.logger: the grid is kept in MLflow"),
         (["--trainer.devices", "2"], "trainer.devices: a training runs on one, not 2"),
         (["--model.class_path", "lightning_da.methods.DANN"], "leave out the method"),

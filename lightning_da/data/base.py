@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -99,6 +99,13 @@ def _collate(batch: Any, labels: bool) -> Any:
     return (x, y) if labels else x
 
 
+def _in_chunks(dataset: Any, indices: range) -> Iterator[tuple[Tensor, Tensor]]:
+    """Samples (b, ...) and labels (b,) of a dataset, at most a thousand at a time."""
+    fetch = getattr(dataset, "__getitems__", lambda wanted: [dataset[i] for i in wanted])
+    for place in range(0, len(indices), 1000):
+        yield _collate(fetch(list(indices[place : place + 1000])), labels=True)
+
+
 class DomainPairDataModule(L.LightningDataModule):
     """Batches of a source and a target domain.
 
@@ -143,10 +150,18 @@ class DomainPairDataModule(L.LightningDataModule):
         """A name for each sample of a split of the source or the target."""
         return list(self._get(getattr(self, role), split).names)
 
+    def training_samples(self, roles: Iterable[str]) -> Iterator[Tensor]:
+        """All training samples of the source, the target or both, in parts (b, ...)."""
+        for role in roles:
+            dataset = self._get(getattr(self, role), "train")
+            for x, _ in _in_chunks(dataset, range(len(dataset))):
+                yield x
+
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, those of the source."""
-        return list(self._get(self.source, "train").classes)
+        """Names of the classes, those of the source, or of the target where the source has no labels."""
+        known = (self._get(domain, "train").classes for domain in (self.source, self.target))
+        return list(next(filter(None, known), []))
 
     @property
     def num_classes(self) -> int:
@@ -215,7 +230,7 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def _check_classes(self) -> None:
         source, target = (self._get(domain, "train").classes for domain in (self.source, self.target))
-        if target and source != target:
+        if source and target and source != target:
             raise DataError(
                 f"classes differ: domain {self.source!r} has {_only(source, target)}, domain {self.target!r} has "
                 f"{_only(target, source)}; both need the same classes, named alike and in the same order"
@@ -223,18 +238,17 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def _look_at(self, role: str) -> "_Look":
         """Looks at the samples of a domain: at all where they are in memory, else at some of each split."""
-        domain, shape, reach, labelled = getattr(self, role), (0,), 0.0, False
+        domain, reach, labelled = getattr(self, role), 0.0, False
+        shape: tuple[int, ...] = (0,)
         for split in SPLITS:
             dataset = self._get(domain, split)
             step = 1 if isinstance(dataset, TensorDomain) else max(len(dataset) // 32, 1)
-            wanted = list(range(0, len(dataset), step))
-            for chunk in (wanted[i : i + 1000] for i in range(0, len(wanted), 1000)):
-                fetch = getattr(dataset, "__getitems__", lambda indices, d=dataset: [d[i] for i in indices])
-                x, y = _collate(fetch(chunk), labels=True)
+            start = 0
+            for x, y in _in_chunks(dataset, range(0, len(dataset), step)):
                 finite = x.flatten(1).isfinite().all(dim=1)
                 if not finite.all():
                     raise DataError(
-                        f"domain {domain!r}: sample {chunk[int((~finite).nonzero()[0])]} of the "
+                        f"domain {domain!r}: sample {start + step * int((~finite).nonzero()[0])} of the "
                         f"{split} split holds NaN or "
                         "infinite values; remove or fill them"
                     )
@@ -246,6 +260,7 @@ class DomainPairDataModule(L.LightningDataModule):
                     )
                 labelled |= split == "train" and bool((y != UNKNOWN).any())
                 shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
+                start += step * len(x)
         if role in self._roles()[0] and not labelled:
             raise DataError(f"domain {domain!r}: its training labels are to be read, but no sample has one")
         return _Look(shape, reach)

@@ -9,11 +9,11 @@ import scipy.io
 import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_svmlight_files
-from torch import Tensor
 
 from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, TensorDomain
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.errors import list_choices
+from lightning_da.standardize import moments
 
 SUFFIXES = (".npz", ".mat", ".npy", ".csv", ".svmlight", ".libsvm")
 SVMLIGHT = (".svmlight", ".libsvm")
@@ -88,7 +88,8 @@ class FeatureTables(DomainPairDataModule):
                 f"samples differ in shape: {tuple(source.x.shape[1:])} in {self.root / self.source}, "
                 f"{tuple(part.x.shape[1:])} in {self.root / domain}; bring them to one shape"
             )
-        mean, std = _moments(source.x)
+        finite = source.x.flatten(1).isfinite().all(dim=1)  # a sample that is not finite is named by the checks
+        mean, std = moments([source.x[finite]])
         return TensorDomain((part.x - mean) / std, part.y, part.classes, part.names)
 
     def check(self) -> None:
@@ -285,11 +286,3 @@ def _encode(path: Path, key: str, labels: Array) -> tuple[Indices, list[str]]:
     classes, inverse = np.unique(values[known], return_inverse=True)
     codes[known] = inverse
     return codes, [str(name) for name in classes]
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature or channel, over the samples whose values are finite."""
-    x = x[x.flatten(1).isfinite().all(dim=1)].double()
-    over = [0, *range(2, x.ndim)]
-    mean, std = x.mean(over, keepdim=True), x.std(over, correction=0, keepdim=True)
-    return mean.float(), torch.where(std > 0, std, 1.0).float()

@@ -1,9 +1,10 @@
 from lightning_da.methods.adda import ADDA
 from lightning_da.methods.base import AdaptationModule, TransferModule
+from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
 from lightning_da.methods.deep_coral import DeepCORAL
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
 
-__all__ = ["ADDA", "DAN", "DANN", "JAN", "AdaptationModule", "DeepCORAL", "FineTune", "TransferModule"]
+__all__ = ["ADDA", "DAN", "DANN", "JAN", "AdaptationModule", "Classifier", "DeepCORAL", "FineTune", "TransferModule"]

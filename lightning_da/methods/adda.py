@@ -35,8 +35,6 @@ class ADDA(AdaptationModule):
         **kwargs: Arguments of `AdaptationModule`.
     """
 
-    supervised = ()
-    unlabelled = DOMAINS
     always_eval = ("source", "head")
 
     def __init__(
@@ -48,14 +46,20 @@ class ADDA(AdaptationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            layers=layers, domain_schedule=domain_schedule, batch_norm="separate", label_smoothing=0.0, **kwargs
+            init_from=init_from,
+            layers=layers,
+            domain_schedule=domain_schedule,
+            train_on="source",
+            batch_norm="separate",
+            label_smoothing=0.0,
+            **kwargs,
         )
+        self.supervised, self.unlabelled = (), DOMAINS
         self.discriminators = discriminators(self.adapted_widths(), discriminator)
         parts = OrderedDict(backbone=copy.deepcopy(self.backbone), bottleneck=copy.deepcopy(self.bottleneck))
         self.source = nn.Sequential(parts).requires_grad_(False)
         self.head.requires_grad_(False)
         self.train()
-        self.init_from = init_from
         self._domain = "target"
         self._recent: deque[Tensor] = deque(maxlen=LOGGED_STEPS)
         self._warned: set[str] = set()
@@ -86,7 +90,7 @@ class ADDA(AdaptationModule):
         return f"source.{name}" if domain == "source" and layer != "head" else name
 
     def features(self, x: Tensor) -> Tensor:
-        features: Tensor = self.source(x) if self._domain == "source" else super().features(x)
+        features: Tensor = self.source(self.standardize(x)) if self._domain == "source" else super().features(x)
         return features
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002

@@ -3,9 +3,8 @@
 import copy
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -14,7 +13,6 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_da.backbones import BackboneCallable
 from lightning_da.data.base import DOMAINS, UNKNOWN
@@ -22,10 +20,13 @@ from lightning_da.errors import ConfigError, list_choices
 from lightning_da.gather import gather
 from lightning_da.layers import as_vectors, capture, module_depths
 from lightning_da.losses.adversarial import scale_gradient
+from lightning_da.methods.classifier import Classifier
 from lightning_da.schedules import constant, ramp
+from lightning_da.standardize import Standardize
+from lightning_da.tracking import load_weights
 
 
-class TransferModule(L.LightningModule):
+class TransferModule(Classifier):
     """A backbone, an optional bottleneck and a head, trained on the labels of the domains in `supervised`.
 
     Args:
@@ -33,6 +34,11 @@ class TransferModule(L.LightningModule):
         input_shape: Shape of one sample; the data module gives it.
         backbone: From the shape of one sample to a backbone.
         bottleneck: From (num_features,) to the layers between backbone and head, a `FeedForward` say.
+        train_on: The domains whose labels are read.
+        init_from: An earlier run whose backbone and bottleneck the fit starts from: its checkpoint file, or its
+            MLflow run id or name. It is read when a fit begins: a checkpoint of this run does not need it.
+        standardize: Whether the network brings each feature, or each channel of images, to zero mean and unit variance
+            over the training samples whose labels are read; the numbers are part of its checkpoint.
         freeze: How many of the backbone's layers, counted from the input, keep their weights and their batch-norm
             statistics; `all` leaves the bottleneck and the head to be trained (a linear probe).
         unfreeze_by: The fraction of training by which the frozen layers have been released one after the other, the
@@ -48,10 +54,12 @@ class TransferModule(L.LightningModule):
         ConfigError: If `freeze` exceeds the number of layers, or `unfreeze_by` has nothing to release.
     """
 
-    supervised: tuple[str, ...] = ("source",)
+    supervised: tuple[str, ...]
     """Domains whose labels a training step reads."""
-    unlabelled: ClassVar[tuple[str, ...]] = ()
+    unlabelled: tuple[str, ...] = ()
     """Domains whose samples a training step reads without labels."""
+    initialised: tuple[str, ...] = ("backbone.", "bottleneck.")
+    """How the names of the weights begin that a fit takes from `init_from`."""
     always_eval: ClassVar[tuple[str, ...]] = ()
     """Submodules that stay in evaluation mode."""
 
@@ -61,6 +69,9 @@ class TransferModule(L.LightningModule):
         input_shape: tuple[int, ...],
         backbone: BackboneCallable,
         bottleneck: BackboneCallable | None = None,
+        train_on: Literal["source", "target", "both"] = "source",
+        init_from: str | None = None,
+        standardize: bool = False,
         freeze: int | Literal["all"] = 0,
         unfreeze_by: float | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
@@ -70,10 +81,13 @@ class TransferModule(L.LightningModule):
         head_lr_scale: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         self._frozen, self._resumed = 0, False
         self.save_hyperparameters(logger=False)
         self.input_shape = tuple(input_shape)
+        self.supervised = DOMAINS if train_on == "both" else (train_on,)
+        self.init_from = init_from
+        self.standardize: nn.Module = Standardize(self.input_shape) if standardize else nn.Identity()
         self.backbone = backbone(self.input_shape)
         width = self.backbone.num_features
         self.bottleneck: nn.Module = nn.Identity()
@@ -81,14 +95,6 @@ class TransferModule(L.LightningModule):
             layers = bottleneck((width,))
             self.bottleneck, width = layers, layers.num_features
         self.head = nn.Linear(width, num_classes)
-        self._confusion = nn.ModuleDict(
-            {
-                f"{stage}_{domain}": MulticlassConfusionMatrix(num_classes, ignore_index=UNKNOWN)
-                for stage in ("val", "test")
-                for domain in DOMAINS
-            }
-        )
-
         depth = len(self.backbone.layers)
         self._freeze = depth + 1 if freeze == "all" else freeze
         if not 0 <= self._freeze <= depth and freeze != "all":
@@ -118,16 +124,12 @@ class TransferModule(L.LightningModule):
 
     def features(self, x: Tensor) -> Tensor:
         """What the head reads: samples (B, *input_shape) to (B, width)."""
-        features: Tensor = self.bottleneck(self.backbone(x))
+        features: Tensor = self.bottleneck(self.backbone(self.standardize(x)))
         return features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Samples (B, *input_shape) to logits (B, num_classes)."""
-        logits: Tensor = self.head(self.features(x))
-        return logits
-
-    def set_domain(self, domain: str) -> None:
-        """Tells the network the domain of the samples that come next."""
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(x)
+        return features, self.head(features)
 
     @property
     def depths(self) -> list[str]:
@@ -179,15 +181,21 @@ class TransferModule(L.LightningModule):
 
     def starts_random(self) -> bool:
         """Whether a fit starts from random weights of the backbone."""
-        return not self.backbone.pretrained
+        return self.init_from is None and not self.backbone.pretrained
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and isinstance(self.standardize, Standardize):
+            self.standardize.fit(self.trainer.datamodule.training_samples(self.supervised or ("source",)))  # type: ignore[attr-defined]
 
     def initialise(self) -> None:
         """Loads the weights that a fit starts from; not called when a checkpoint is resumed."""
         if self._freeze and self.starts_random():
             rank_zero_warn(
-                "the frozen layers have random weights; give the backbone's `weights`, or FineTune's `init_from`"
+                "the frozen layers have random weights; give the backbone's `weights`, or an earlier run (`init_from`)"
             )
         self.backbone.load_pretrained()
+        if self.init_from is not None:
+            load_weights(self, self.init_from, self.initialised)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         self._resumed = True
@@ -202,54 +210,6 @@ class TransferModule(L.LightningModule):
         loss = self.task_loss(self(x), y)
         self.log("train/task_loss", loss)
         return loss
-
-    def confusion(self, stage: str, domain: str) -> MulticlassConfusionMatrix:
-        """The metric that counts `val` or `test` samples of a domain by true and predicted class."""
-        return cast(MulticlassConfusionMatrix, self._confusion[f"{stage}_{domain}"])
-
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        x, y = batch
-        self.set_domain(DOMAINS[dataloader_idx])
-        features = self.features(x)
-        logits = self.head(features)
-        self.confusion(stage, DOMAINS[dataloader_idx]).update(logits.argmax(dim=1), y)
-        return {"features": features, "y": y}
-
-    def _log_accuracy(self, stage: str) -> None:
-        for domain in DOMAINS:
-            counts = self.confusion(stage, domain).compute().double()
-            if counts.sum() > 0:
-                per_class = counts.diagonal() / counts.sum(dim=1)
-                self.log(f"{stage}/{domain}/acc", counts.trace() / counts.sum())
-                self.log(f"{stage}/{domain}/class_acc", per_class[~per_class.isnan()].mean())
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
-        self._evaluate("val", batch, dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:  # noqa: ARG002
-        return self._evaluate("test", batch, dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_accuracy("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_accuracy("test")
-
-    def on_validation_epoch_start(self) -> None:
-        self._reset("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._reset("test")
-
-    def _reset(self, stage: str) -> None:
-        for domain in DOMAINS:
-            self.confusion(stage, domain).reset()
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
-        """Class probabilities (B, num_classes) of target samples."""
-        self.set_domain("target")
-        logits: Tensor = self(batch[0])
-        return logits.softmax(dim=1)
 
     # ---------------------------------------------------------------- frozen layers
 
@@ -314,12 +274,6 @@ class TransferModule(L.LightningModule):
         scheduler = LambdaLR(optimizer, lambda _step: self._lr_schedule(self.progress))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Arguments given in Python may be classes and functions, which a checkpoint that loads with `weights_only`
-        # cannot hold; those that come from a config are plain values.
-        if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
-            checkpoint.pop("hyper_parameters", None)
-
 
 class _PerDomainNorm(nn.Module):
     """A batch-norm layer with statistics of its own for each domain; weight and bias are shared."""
@@ -372,8 +326,6 @@ class AdaptationModule(TransferModule):
         ConfigError: If the network has no layer of such a name, or one is named twice.
     """
 
-    unlabelled: ClassVar[tuple[str, ...]] = ("target",)
-
     def __init__(
         self,
         layers: tuple[str, ...] = ("bottleneck",),
@@ -389,6 +341,7 @@ class AdaptationModule(TransferModule):
             if layer not in self.depths:
                 raise ConfigError(f"layers: the network has no layer {layer!r}; {list_choices(layer, self.depths)}")
         self.adapted = tuple(layers)
+        self.unlabelled = tuple(domain for domain in DOMAINS if domain not in self.supervised)
         self._batch_norm = batch_norm
         if batch_norm == "per_domain":
             _split_norms(self)
@@ -447,16 +400,20 @@ class AdaptationModule(TransferModule):
         return loss
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
-        (x_source, y_source), x_target = batch["source"], batch["target"]
-        # With weight 0 the target is passed apart, so that the source's arithmetic is that of source-only training.
+        x = {domain: batch[domain][0] if domain in self.supervised else batch[domain] for domain in DOMAINS}
+        # With weight 0 the domains are passed apart, so that the arithmetic is that of training without a domain loss.
         if self._batch_norm == "joint" and self.domain_weight:
-            logits, both = self.activations(torch.cat([x_source, x_target]), "source", self.adapted)
-            logits = logits[: len(x_source)]
-            source = [activation[: len(x_source)] for activation in both]
-            target = [activation[len(x_source) :] for activation in both]
+            logits, both = self.activations(torch.cat(list(x.values())), "source", self.adapted)
+            sizes = [len(part) for part in x.values()]
+            parts = zip(*(whole.split(sizes) for whole in (logits, *both)), strict=True)
+            (source_logits, *source), (target_logits, *target) = parts
         else:
-            logits, source = self.activations(x_source, "source", self.adapted)
-            _, target = self.activations(x_target, "target", self.adapted)
-        task_loss = self.task_loss(logits, y_source)
+            source_logits, source = self.activations(x["source"], "source", self.adapted)
+            target_logits, target = self.activations(x["target"], "target", self.adapted)
+        logits_of = {"source": source_logits, "target": target_logits}
+        task_loss = self.task_loss(
+            torch.cat([logits_of[domain] for domain in self.supervised]),
+            torch.cat([batch[domain][1] for domain in self.supervised]),
+        )
         self.log("train/task_loss", task_loss)
         return task_loss + self.weighted_domain_loss(source, target)

@@ -4,7 +4,6 @@ Source: Yosinski et al., "How transferable are features in deep neural networks?
 """
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -13,15 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_da.data import DomainPairDataModule, Task
+from lightning_da.grid import digest
 
 TREATMENTS = ("BnB", "AnB", "BnB+", "AnB+", "random")
 """The first n layers are those of a network for B, or for A, frozen or (+) trained further, or random and frozen."""
-
-OF_NO_EFFECT = (
-    *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
-    *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
-)
-"""Options of the trainer that change no result of a cell."""
 
 
 class Cell(NamedTuple):
@@ -40,12 +34,12 @@ class Cell(NamedTuple):
     seed: int
 
     @property
-    def base(self) -> "Cell | None":
-        """The training that the layers are copied from."""
+    def bases(self) -> tuple["Cell", ...]:
+        """The training that the layers are copied from, if any."""
         if not self.n or self.treatment == "random":
-            return None
+            return ()
         task = self.treatment[0]
-        return Cell(task, 0, None if task == "A" else self.labels, self.seed)
+        return (Cell(task, 0, None if task == "A" else self.labels, self.seed),)
 
     @property
     def name(self) -> str:
@@ -69,7 +63,7 @@ def plan(
     for seed in seeds:
         treated = [Cell(t, n, number, seed) for number in labels for n in depths for t in treatments]
         bases = [Cell("B", 0, number, seed) for number in labels]
-        cells += [*(cell.base for cell in treated if cell.base), *bases, *treated]
+        cells += [*(base for cell in treated for base in cell.bases), *bases, *treated]
     return list(dict.fromkeys(cells))
 
 
@@ -94,9 +88,7 @@ class Grid(NamedTuple):
 
     def digest(self) -> str:
         """Equal for grids whose cells can stand in one table."""
-        trainer = {k: v for k, v in self.config["trainer"].items() if k not in OF_NO_EFFECT}
-        same = [self.config["model"], self.config["data"], trainer, self.task_a, self.across, self.data]
-        return hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return digest(self.config, self.task_a, self.across, self.data)
 
     def task(self, name: str, seed: int) -> dict[str, Any]:
         """The arguments of `Task` for A or B."""
@@ -128,36 +120,23 @@ class Grid(NamedTuple):
         for arguments in read.values():
             Task(data, **arguments).check()
 
-    def cell_config(self, cell: Cell, experiment: str, parent: str, base: str | None) -> dict[str, Any]:
+    def cell_config(self, cell: Cell, bases: list[str]) -> dict[str, Any]:
         """The configuration of a fit that is one cell.
 
         Args:
             cell: The cell.
-            experiment: Name of the MLflow experiment.
-            parent: Id of the run of the whole grid.
-            base: Id of the run that the layers are copied from.
+            bases: Id of the run that the layers are copied from, if any.
         """
         config = copy.deepcopy(self.config)
         init_args = {"data": config["data"]} | self.task_of(cell)
         config["data"] = {"class_path": "lightning_da.data.Task", "init_args": init_args}
         config["model"]["init_args"] |= {
-            "init_from": base,
-            "init_layers": cell.n if base else "all",
+            "init_from": bases[0] if bases else None,
+            "init_layers": cell.n if bases else "all",
             "freeze": 0 if cell.treatment.endswith("+") else cell.n,
         }
         config["name"], config["seed_everything"] = cell.name.rsplit("-s", 1)[0], cell.random_seed()
-        trainer = config["trainer"]
-        last = ("every_n_train_steps", "max_steps") if trainer["max_steps"] > 0 else ("every_n_epochs", "max_epochs")
-        save = {"save_last": True, "save_top_k": 0, last[0]: trainer[last[1]]}
-        checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": save}
-        trainer["callbacks"] = [] if cell.n else [checkpoint]
-        trainer |= {"enable_checkpointing": not cell.n, "enable_progress_bar": False, "limit_val_batches": 0}
-        trainer["logger"]["init_args"] |= {
-            "experiment_name": experiment,
-            "run_name": cell.name,
-            "run_id": None,
-            "tags": {"mlflow.parentRunId": parent, "cell": json.dumps(cell)},
-        }
+        config["trainer"]["callbacks"] = []
         return config
 
 

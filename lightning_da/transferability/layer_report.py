@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lightning_da.grid import Result
 from lightning_da.tracking import client
 from lightning_da.transferability.layer_plan import Cell, Grid
-from lightning_da.transferability.layer_runs import Result
 
 STYLES = {
     "BnB": ("tab:blue", "-", "o"),
@@ -25,7 +25,8 @@ def table(cells: Sequence[Cell], done: dict[Cell, Result], layers: Sequence[str]
     for cell in cells:
         if cell in done:
             result, layer = done[cell], layers[cell.n - 1] if cell.n else ""
-            rows.append((cell.labels or 0, cell.treatment, cell.n, layer, cell.seed, *result))
+            figures = (result.metrics["test/target/acc"], result.seconds, result.run_id)
+            rows.append((cell.labels or 0, cell.treatment, cell.n, layer, cell.seed, *figures))
     return pd.DataFrame(rows, columns=["labels", "treatment", "n", "layer", "seed", "accuracy", "seconds", "run"])
 
 
@@ -82,7 +83,7 @@ def _labels(number: int) -> str:
     return f"{number} labels of B" if number else "all labels of B"
 
 
-def report(grid: Grid, rows: pd.DataFrame, experiment_id: str, parent: str, name: str) -> None:
+def report(grid: Grid, rows: pd.DataFrame, parent: str, name: str) -> None:
     """Writes curves, tables and figure into the grid's run; points that are there and unchanged are left alone."""
     tracked, means = client(), summary(rows)
     for number, treatment in _pairs(means):
@@ -104,4 +105,5 @@ def report(grid: Grid, rows: pd.DataFrame, experiment_id: str, parent: str, name
             cell = f"{row['mean']:.3f}" + (f" ± {row['std']:.3f}" if row["count"] > 1 else "")
             wide.setdefault(f"{row['n']} {['base B', *grid.layers][row['n']]}", {})[row["treatment"]] = cell
         print(f"\n{_labels(int(str(labels)))}\n{pd.DataFrame(wide).T.to_string()}")
-    print(f"\ntables and figure: run {parent} of experiment {client().get_experiment(experiment_id).name}")
+    experiment = grid.config["trainer"]["logger"]["init_args"]["experiment_name"]
+    print(f"\ntables and figure: run {parent} of experiment {experiment}")

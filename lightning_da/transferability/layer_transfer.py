@@ -8,33 +8,18 @@ Source: Yosinski et al., "How transferable are features in deep neural networks?
 """
 
 import argparse
-import hashlib
-import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from filelock import FileLock, Timeout
-from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lightning_da.errors import ConfigError, list_choices
+from lightning_da.grid import Main, Result, check_trainable, run_grid
 from lightning_da.methods import FineTune
-from lightning_da.tracking import PROJECT, Tracker, client, tracking_uri
+from lightning_da.tracking import PROJECT
 from lightning_da.transferability.layer_plan import TREATMENTS, Cell, Grid, in_order, plan
 from lightning_da.transferability.layer_report import report, table
-from lightning_da.transferability.layer_runs import (
-    Main,
-    Result,
-    finished_cells,
-    grid_runs,
-    open_grid,
-    run_all,
-    visible_gpus,
-    workers,
-)
 
 EXPERIMENT = "layer_transfer"
 RESERVED = {
@@ -61,8 +46,6 @@ def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], ma
             failed.
     """
     given, options = _parser().parse_known_args(args)
-    if given.jobs is not None and given.jobs < 1:
-        raise ConfigError(f"jobs: {given.jobs} is less than 1")
     source_only = PROJECT / "conf" / "method" / "source_only.yaml"
     experiment = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
     cli = load(["fit", "--config", str(source_only), *experiment, *options])
@@ -70,46 +53,15 @@ def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], ma
     depths = _depths(given.depths, grid.layers)
     cells = plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)
     grid.check(cli.datamodule, cells)
-    experiment_name = cli.config.fit.trainer.logger.init_args.experiment_name
     domains = ("source", "target") if given.across_domains else ("source",)
     name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
-    place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest()}-{place}.lock")
-    gpus = visible_gpus() if isinstance(cli.trainer.accelerator, CUDAAccelerator) else []
-    jobs = given.jobs or len(gpus) or torch.get_num_threads()
-    try:
-        with lock.acquire(timeout=0), workers(jobs, gpus) as pool:
-            return _work(grid, cells, main, experiment_name, name, pool)
-    except Timeout as error:
-        raise ConfigError("another process runs this grid; wait for it, or stop it") from error
-    except KeyboardInterrupt:
-        raise ConfigError("interrupted; the same command goes on where it stopped") from None
 
+    def finish(done: dict[Cell, Result], parent: str) -> pd.DataFrame:
+        rows = table(in_order(done), done, grid.layers)
+        report(grid, rows, parent, name)
+        return rows
 
-def _work(
-    grid: Grid, cells: list[Cell], main: Main, experiment: str, name: str, pool: ProcessPoolExecutor
-) -> pd.DataFrame:
-    experiment_id, parents = grid_runs(grid, experiment)
-    done, failed = finished_cells(experiment_id, [run.info.run_id for run in parents], cells), []
-    place = sum(cell in done for cell in cells)
-    if place:
-        print(f"{place} of {len(cells)} trainings are there already")
-    parent = open_grid(grid, experiment_id, parents, name, grows=place < len(cells))
-    for cell, result in run_all(grid, cells, done, main, experiment, parent, pool):
-        place += 1
-        if isinstance(result, Result):
-            said = f"{result.accuracy:.3f} ({result.seconds:.0f} s)"
-        else:
-            failed.append(f"{cell.name}: {result}")
-            said = f"failed: {result}"
-        print(f"[{place}/{len(cells)}] {cell.name} {said}", flush=True)
-    if failed:
-        client().set_terminated(parent, "FAILED")
-        missing = sum(cell not in done for cell in cells)
-        raise ConfigError(f"{missing} of {len(cells)} trainings are missing; the first: {failed[0]}")
-    rows = table(in_order(done), done, grid.layers)
-    report(grid, rows, experiment_id, parent, name)
-    client().set_terminated(parent)
+    rows: pd.DataFrame = run_grid(grid, cells, cli, main, name, given.jobs, finish)
     return rows
 
 
@@ -143,18 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 def _grid(cli: Any, given: argparse.Namespace) -> Grid:
     if not isinstance(cli.model, FineTune) or cli.model.backbone.pretrained:
         raise ConfigError("layer-transfer trains FineTune from random weights: leave out the method and the weights")
-    config = cli.plain(cli.config.fit)
-    arguments = config["model"]["init_args"]
-    set_here = [f"model.init_args.{key}" for key, default in RESERVED.items() if arguments[key] != default]
-    set_here += [key for key in ("seed_everything", "after", "ckpt_path") if config[key]]
-    if set_here:
-        raise ConfigError(f"{set_here[0]}: layer-transfer sets it for each training; leave it out")
-    if not isinstance(cli.trainer.logger, Tracker):
-        raise ConfigError("trainer.logger: the grid is kept in MLflow; leave it out")
-    if cli.trainer.world_size > 1:
-        raise ConfigError(f"trainer.devices: a training runs on one, not {cli.trainer.world_size}; leave it out")
-    if min(given.seeds) < 0:
-        raise ConfigError(f"seeds: {min(given.seeds)} is less than 0")
+    config = check_trainable(cli, given.seeds, RESERVED)
     classes = cli.datamodule.classes
     for name in given.task_a or []:
         if name not in classes:

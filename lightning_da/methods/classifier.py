@@ -1,0 +1,112 @@
+"""What is measured of everything that classifies: of a method's network, and of several joined."""
+
+from typing import Any, cast
+
+import lightning as L
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from lightning_da.data.base import DOMAINS, UNKNOWN
+
+
+class Classifier(L.LightningModule):
+    """Validation, test and prediction of a classifier, for the source and the target.
+
+    On every epoch of validation and test it logs, for each domain with labels, `acc`, `class_acc` (the mean of the
+    classes' recalls, also called unweighted average recall) and `class_precision` (the mean of the classes' precisions,
+    the MAP of emotion challenges; a class that is never predicted counts 0).
+
+    Args:
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self._confusion = nn.ModuleDict(
+            {
+                f"{stage}_{domain}": MulticlassConfusionMatrix(num_classes, ignore_index=UNKNOWN)
+                for stage in ("val", "test")
+                for domain in DOMAINS
+            }
+        )
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (B, *input_shape) to features (B, width), and to logits (B, num_classes)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (B, *input_shape) to logits (B, num_classes)."""
+        return self.classify(x)[1]
+
+    def set_domain(self, domain: str) -> None:
+        """Tells the network the domain of the samples that come next."""
+
+    def confusion(self, stage: str, domain: str) -> MulticlassConfusionMatrix:
+        """The metric that counts `val` or `test` samples of a domain by true and predicted class."""
+        return cast(MulticlassConfusionMatrix, self._confusion[f"{stage}_{domain}"])
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        x, y = batch
+        self.set_domain(DOMAINS[dataloader_idx])
+        features, logits = self.classify(x)
+        self.confusion(stage, DOMAINS[dataloader_idx]).update(logits.argmax(dim=1), y)
+        return {"features": features, "y": y}
+
+    def _log_accuracy(self, stage: str) -> None:
+        for domain in DOMAINS:
+            counts = self.confusion(stage, domain).compute()
+            if counts.sum() > 0:
+                self.log_dict({f"{stage}/{domain}/{key}": value for key, value in scores(counts).items()})
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:  # noqa: ARG002
+        return self._evaluate("test", batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_accuracy("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_accuracy("test")
+
+    def on_validation_epoch_start(self) -> None:
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._reset("test")
+
+    def _reset(self, stage: str) -> None:
+        for domain in DOMAINS:
+            self.confusion(stage, domain).reset()
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
+        """Class probabilities (B, num_classes) of target samples."""
+        self.set_domain("target")
+        logits: Tensor = self(batch[0])
+        return logits.softmax(dim=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Arguments given in Python may be classes and functions, which a checkpoint that loads with `weights_only`
+        # cannot hold; those that come from a config are plain values.
+        if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
+            checkpoint.pop("hyper_parameters", None)
+
+
+def scores(counts: Tensor) -> dict[str, Tensor]:
+    """Accuracy, and the means over classes of recall and of precision.
+
+    Args:
+        counts: Samples by true (row) and predicted class, shape (num_classes, num_classes).
+
+    Returns:
+        `acc`, `class_acc` over the classes that occur, and `class_precision` over those that occur or are predicted.
+    """
+    counts = counts.double()
+    right, true, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    recall, precision = right / true, right / predicted.clamp(min=1)
+    return {
+        "acc": right.sum() / counts.sum(),
+        "class_acc": recall[true > 0].mean(),
+        "class_precision": precision[true + predicted > 0].mean(),
+    }
