@@ -1,4 +1,4 @@
-"""The command line: `lightning-da fit|validate|test|predict`, `sweep`, `curve`, `layer-transfer` and `compare`."""
+"""The command line: `lightning-da fit|validate|test|predict`, and the commands that run several of them."""
 
 import argparse
 import difflib
@@ -24,6 +24,7 @@ from lightning_da.data import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import AdaptationModule, Classifier, TransferModule
 from lightning_da.predictions import WritePredictions
+from lightning_da.speech_transfer import speech_transfer
 from lightning_da.sweep import sweep
 from lightning_da.tracking import PROJECT, RecordRun, Tracker, chosen_checkpoint, find_fit, parameters
 from lightning_da.transferability.command import curve
@@ -37,6 +38,7 @@ COMMANDS = {
     "sweep": "fit and test several methods and seeds, and print the comparison",
     "curve": "draw what each layer of a network says of the two domains; nothing is trained",
     "layer-transfer": "train on task B with the first layers of a network for task A, at every depth",
+    "speech-transfer": "learn speakers or genders, then emotions, in two sizes; print the tables",
     "compare": "print the runs of an experiment as a table",
 }
 
@@ -74,7 +76,7 @@ USAGE = f"""\
 usage: lightning-da COMMAND --config conf/method/NAME.yaml --config conf/data/NAME.yaml [--OPTION VALUE ...]
 
 commands:
-{"".join(f"  {name:14} {text}{chr(10)}" for name, text in COMMANDS.items())}
+{"".join(f"  {name:16} {text}{chr(10)}" for name, text in COMMANDS.items())}
 Any value of a YAML file can be given on the command line: --trainer.max_steps 1000
 `lightning-da COMMAND --help` lists the options, `lightning-da fit --model.help DANN` those of a method,
 `lightning-da fit --data.help Digits` those of a data module.
@@ -247,8 +249,11 @@ class TransferCLI(LightningCLI):
         rank_zero_only(print)(f"first {config.after}, from which {config.name} starts", flush=True)
         plain = self.plain(config)
         before = yaml.safe_load(method.read_text())
+        given = before.get("data", {}).get("init_args", {})
         before |= {key: plain[key] for key in ("seed_everything", "data", "trainer")}
-        before["model"]["init_args"] |= {key: plain["model"]["init_args"][key] for key in ("backbone", "bottleneck")}
+        before["data"]["init_args"] |= given
+        network = ("backbone", "bottleneck", "hidden", "standardize")
+        before["model"]["init_args"] |= {k: v for k, v in plain["model"]["init_args"].items() if k in network}
         if self._tracked(config):
             before["trainer"]["logger"]["init_args"]["run_name"] = None
         with tempfile.TemporaryDirectory() as folder:
@@ -266,10 +271,11 @@ class TransferCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         config, start = self.config[self.subcommand], None
         if self._runs and self.subcommand == "fit" and config.ckpt_path is None:
-            starts_from = config.model.init_args.get("init_from")
-            if starts_from is not None:
-                find_fit(starts_from)
-            elif config.after:
+            given = config.model.init_args
+            starts_from = [run for run in (given.get("init_from"), *given.get("members", ())) if run is not None]
+            for run in starts_from:
+                find_fit(run)
+            if config.after and not starts_from:
                 start = self._fit_before(config)
         try:
             super().instantiate_classes()
@@ -373,14 +379,13 @@ def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = Mapping
         sys.exit(f"lightning-da: error: no command {args[0]!r}; {list_choices(args[0], COMMANDS)}")
     _quiet()
     try:
-        if args[0] == "compare":
-            return compare(args[1:])
-        if args[0] == "sweep":
-            return sweep(args[1:], main)
-        if args[0] == "layer-transfer":
-            return layer_transfer(args[1:], load, main)
-        if args[0] == "curve":
-            return curve(args[1:], load)
-        return _cli(args, earlier, run=True)
+        command = {
+            "compare": lambda: compare(args[1:]),
+            "curve": lambda: curve(args[1:], load),
+            "layer-transfer": lambda: layer_transfer(args[1:], load, main),
+            "speech-transfer": lambda: speech_transfer(args[1:], load, main),
+            "sweep": lambda: sweep(args[1:], main),
+        }.get(args[0], lambda: _cli(args, earlier, run=True))
+        return command()
     except ConfigError as error:
         sys.exit(f"lightning-da: error: {error}")

@@ -1,12 +1,16 @@
-"""Pictures of a tested network: confusion matrices and the embedding that the head reads."""
+"""Pictures and tables of a tested network."""
 
+import copy
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
@@ -14,15 +18,19 @@ from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.gather import gather
-from lightning_da.methods import Classifier
-from lightning_da.tracking import Tracker
+from lightning_da.methods import Classifier, TransferModule
+from lightning_da.tracking import Tracker, TrackingError, load_weights
 
 
 class TestFigures(L.Callback):
-    """After a test, records `confusion.png` and `embedding.png` (t-SNE of the features that the head reads).
+    """After a test, records what the figures mean: tables and pictures of the test splits.
+
+    `per_class.csv` has recall and precision of each class, `confusion.png` the confusion matrices, `embedding.png` a
+    t-SNE of the features that the head reads, and, where the fit started from an earlier run, `before_after.png` one of
+    the target with the earlier run's weights and with its own.
 
     Args:
-        samples: How many samples of each domain the embedding shows.
+        samples: How many samples of each domain the embeddings show.
     """
 
     __test__ = False  # no test class, whatever its name makes pytest believe
@@ -31,42 +39,83 @@ class TestFigures(L.Callback):
         self.samples = samples
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {domain: [] for domain in DOMAINS}
+        self._kept: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {domain: [] for domain in DOMAINS}
 
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,  # noqa: ARG002
         outputs: Any,
-        batch: Any,  # noqa: ARG002
+        batch: Any,
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,
     ) -> None:
         kept = self._kept[DOMAINS[dataloader_idx]]
-        missing = -(-self.samples // trainer.world_size) - sum(len(y) for _, y in kept)
+        missing = -(-self.samples // trainer.world_size) - sum(len(y) for _, _, y in kept)
         if missing > 0:
-            kept.append((outputs["features"][:missing].float(), outputs["y"][:missing]))
+            kept.append((batch[0][:missing], outputs["features"][:missing].float(), outputs["y"][:missing]))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         counts = [pl_module.confusion("test", domain).compute().cpu().numpy() for domain in DOMAINS]
         features, labels = [], []
         for domain in DOMAINS:
-            features.append(gather(torch.cat([x for x, _ in self._kept[domain]])).cpu().numpy())
-            labels.append(gather(torch.cat([y for _, y in self._kept[domain]])).cpu().numpy())
+            _, x, y = (torch.cat(parts) for parts in zip(*self._kept[domain], strict=True))
+            features.append(gather(x).cpu().numpy())
+            labels.append(gather(y).cpu().numpy())
+        before = self._before(trainer, pl_module)
         if not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         names = [data.source, data.target]
         tracked, run_id = trainer.logger.experiment, trainer.logger.run_id
+        tracked.log_text(run_id, per_class(counts, names, data.classes).to_csv(index=False), "per_class.csv")
         figures = {"confusion.png": confusion_figure(counts, names, data.classes)}
-        if all(np.isfinite(part).all() for part in features):
-            figures["embedding.png"] = embedding_figure(features, labels, names, data.classes)
-        else:
+        if not all(np.isfinite(part).all() for part in features):
             rank_zero_warn("no embedding is drawn: the features hold NaN or infinite values, the network has diverged")
+        else:
+            figures["embedding.png"] = embedding_figure(features, labels, names, data.classes)
+            if before is not None:
+                figures["before_after.png"] = before_after_figure([before, features[1]], labels[1], data.classes)
         for path, figure in figures.items():
             figure.suptitle(tracked.get_run(run_id).info.run_name)
             tracked.log_figure(run_id, figure, path)
+
+    @torch.no_grad()
+    def _before(self, trainer: L.Trainer, module: Classifier) -> NDArray[Any] | None:
+        """Features of the target with the weights that the fit started from; None if it started from no run."""
+        if not isinstance(trainer.logger, Tracker) or not isinstance(module, TransferModule):
+            return None
+        run = trainer.logger.experiment.get_run(trainer.logger.run_id)
+        trained = copy.deepcopy(module.state_dict())
+        try:
+            load_weights(module, run.data.tags.get("started_from", ""), module.initialised)
+            module.set_domain("target")
+            with trainer.precision_plugin.forward_context():
+                before = torch.cat([module.features(x).float() for x, _, _ in self._kept["target"]])
+        except TrackingError:  # the earlier run is gone, or there was none
+            return None
+        finally:
+            module.load_state_dict(trained)
+        return gather(before).cpu().numpy()
+
+
+def per_class(counts: list[NDArray[Any]], names: list[str], classes: list[str]) -> pd.DataFrame:
+    """A row for each domain and class: samples, recall and precision; empty where nothing is to be divided by.
+
+    Args:
+        counts: A matrix (classes, classes) a domain, each row a true class.
+        names: Names of the domains.
+        classes: Names of the classes.
+    """
+    parts = []
+    for matrix, name in zip(counts, names, strict=True):
+        true, predicted, right = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+        with np.errstate(invalid="ignore"):
+            columns = {"samples": true, "recall": right / true, "precision": right / predicted}
+        if true.any():
+            parts.append(pd.DataFrame({"domain": name, "class": classes} | columns))
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["domain", "class", "samples", "recall", "precision"])
 
 
 def confusion_figure(counts: list[NDArray[Any]], names: list[str], classes: list[str]) -> Figure:
@@ -103,6 +152,23 @@ def confusion_figure(counts: list[NDArray[Any]], names: list[str], classes: list
     return figure
 
 
+def before_after_figure(features: list[NDArray[Any]], labels: NDArray[Any], classes: list[str]) -> Figure:
+    """t-SNE of the target's features before and after a fit, coloured by class.
+
+    Args:
+        features: Two matrices (n, width).
+        labels: Labels (n,), `UNKNOWN` where there is none.
+        classes: Names of the classes.
+    """
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    for axes, part, title in zip(figure.subplots(1, 2), features, ("before", "after"), strict=True):
+        places = _places(part)
+        _scatter_classes(axes, places, labels, classes, "o")
+        axes.set(xticks=[], yticks=[], title=title)
+    _add_legend(axes, classes)
+    return figure
+
+
 def embedding_figure(
     features: list[NDArray[Any]], labels: list[NDArray[Any]], names: list[str], classes: list[str]
 ) -> Figure:
@@ -116,23 +182,41 @@ def embedding_figure(
     """
     both, label = np.concatenate(features), np.concatenate(labels)
     domain = np.repeat(np.arange(len(features)), [len(part) for part in features])
-    places = TSNE(perplexity=min(30, (len(both) - 1) / 3), init="pca", random_state=0).fit_transform(both)
+    places = _places(both)
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     by_class, by_domain = figure.subplots(1, 2)
-    colours = colormaps["tab10" if len(classes) <= 10 else "nipy_spectral"].resampled(max(len(classes), 10))
     for part, marker in enumerate("ox"):
-        known = (domain == part) & (label != UNKNOWN)
-        by_class.scatter(*places[known].T, c=colours(label[known]), s=14, marker=marker, linewidths=0.8)
-        unknown = (domain == part) & (label == UNKNOWN)
-        by_class.scatter(*places[unknown].T, c="lightgrey", s=14, marker=marker, linewidths=0.8)
         here = domain == part
+        _scatter_classes(by_class, places[here], label[here], classes, marker)
         by_domain.scatter(*places[here].T, s=14, marker=marker, linewidths=0.8, label=names[part])
-    if len(classes) <= 20:
-        handles = [by_class.scatter([], [], color=colours(i), label=name) for i, name in enumerate(classes)]
-        by_class.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    _add_legend(by_class, classes)
     by_class.set_title(f"by class ({names[0]} o, {names[1]} x)")
     by_domain.set_title("by domain")
     by_domain.legend(fontsize=8)
     for axes in (by_class, by_domain):
         axes.set(xticks=[], yticks=[])
     return figure
+
+
+def _places(features: NDArray[Any]) -> NDArray[Any]:
+    places: NDArray[Any] = TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=0).fit_transform(
+        features
+    )
+    return places
+
+
+def _colours(classes: list[str]) -> Colormap:
+    return colormaps["tab10" if len(classes) <= 10 else "nipy_spectral"].resampled(max(len(classes), 10))
+
+
+def _scatter_classes(axes: Axes, places: NDArray[Any], labels: NDArray[Any], classes: list[str], marker: str) -> None:
+    known = labels != UNKNOWN
+    x, y = places.T
+    axes.scatter(x[known], y[known], color=_colours(classes)(labels[known]), s=14, marker=marker, linewidths=0.8)
+    axes.scatter(x[~known], y[~known], color="lightgrey", s=14, marker=marker, linewidths=0.8)
+
+
+def _add_legend(axes: Axes, classes: list[str]) -> None:
+    if len(classes) <= 20:
+        handles = [axes.scatter([], [], color=_colours(classes)(i), label=name) for i, name in enumerate(classes)]
+        axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

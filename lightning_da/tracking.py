@@ -153,9 +153,8 @@ class RecordRun(SaveConfigCallback):
         }
         if config["ckpt_path"] is not None:
             tags["resumed_from"] = config["ckpt_path"]
-        elif getattr(pl_module, "init_from", None) is not None:
-            start = find_fit(str(pl_module.init_from))
-            tags["started_from"] = start.run_id or start.checkpoint
+        elif starts := [find_fit(run) for run in getattr(pl_module, "starts_from", ())]:
+            tags["started_from"] = ", ".join(start.run_id or start.checkpoint for start in starts)
         for key, value in tags.items():
             logger.experiment.set_tag(logger.run_id, key, value)
 
@@ -165,6 +164,13 @@ class RecordRun(SaveConfigCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         if isinstance(trainer.logger, Tracker):
             trainer.logger.log_metrics({"fit/seconds": time.monotonic() - self._start}, trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and trainer.global_step == 0:
+            # A fit that takes no step leaves the network as it starts; Lightning would leave nothing.
+            checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
+            trainer.save_checkpoint(checkpoint.last_model_path)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         checkpoint = trainer.checkpoint_callback

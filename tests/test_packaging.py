@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from lightning_da.tracking import PROJECT
 
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "soundfile": "pysoundfile"}
 
 
 def project() -> dict[str, Any]:

@@ -2,6 +2,16 @@ from lightning_da.data.base import DataError, DomainPairDataModule, TensorDomain
 from lightning_da.data.digits import Digits
 from lightning_da.data.features import FeatureTables
 from lightning_da.data.image_folders import ImageFolders
+from lightning_da.data.speech import SpeechCorpora
 from lightning_da.data.task import Task
 
-__all__ = ["DataError", "Digits", "DomainPairDataModule", "FeatureTables", "ImageFolders", "Task", "TensorDomain"]
+__all__ = [
+    "DataError",
+    "Digits",
+    "DomainPairDataModule",
+    "FeatureTables",
+    "ImageFolders",
+    "SpeechCorpora",
+    "Task",
+    "TensorDomain",
+]

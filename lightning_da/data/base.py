@@ -157,11 +157,14 @@ class DomainPairDataModule(L.LightningDataModule):
             for x, _ in _in_chunks(dataset, range(len(dataset))):
                 yield x
 
+    def classes_of(self, domain: str) -> list[str]:
+        """Names of the classes of a domain; empty where no label is known."""
+        return list(self._get(domain, "train").classes)
+
     @property
     def classes(self) -> list[str]:
         """Names of the classes, those of the source, or of the target where the source has no labels."""
-        known = (self._get(domain, "train").classes for domain in (self.source, self.target))
-        return list(next(filter(None, known), []))
+        return self.classes_of(self.source) or self.classes_of(self.target)
 
     @property
     def num_classes(self) -> int:
@@ -229,7 +232,7 @@ class DomainPairDataModule(L.LightningDataModule):
             )
 
     def _check_classes(self) -> None:
-        source, target = (self._get(domain, "train").classes for domain in (self.source, self.target))
+        source, target = self.classes_of(self.source), self.classes_of(self.target)
         if source and target and source != target:
             raise DataError(
                 f"classes differ: domain {self.source!r} has {_only(source, target)}, domain {self.target!r} has "

@@ -6,5 +6,19 @@ from lightning_da.methods.dann import DANN
 from lightning_da.methods.deep_coral import DeepCORAL
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
+from lightning_da.methods.margin_ensemble import MarginEnsemble
+from lightning_da.methods.speech_ffn import SpeechFFN
 
-__all__ = ["ADDA", "DAN", "DANN", "JAN", "AdaptationModule", "Classifier", "DeepCORAL", "FineTune", "TransferModule"]
+__all__ = [
+    "ADDA",
+    "DAN",
+    "DANN",
+    "JAN",
+    "AdaptationModule",
+    "Classifier",
+    "DeepCORAL",
+    "FineTune",
+    "MarginEnsemble",
+    "SpeechFFN",
+    "TransferModule",
+]

@@ -54,10 +54,6 @@ class TransferModule(Classifier):
         ConfigError: If `freeze` exceeds the number of layers, or `unfreeze_by` has nothing to release.
     """
 
-    supervised: tuple[str, ...]
-    """Domains whose labels a training step reads."""
-    unlabelled: tuple[str, ...] = ()
-    """Domains whose samples a training step reads without labels."""
     initialised: tuple[str, ...] = ("backbone.", "bottleneck.")
     """How the names of the weights begin that a fit takes from `init_from`."""
     always_eval: ClassVar[tuple[str, ...]] = ()
@@ -178,6 +174,11 @@ class TransferModule(Classifier):
         return total / (y != UNKNOWN).sum().clamp(min=1)
 
     # ---------------------------------------------------------------- steps
+
+    @property
+    def starts_from(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The earlier run that a fit starts from, if any."""
+        return () if self.init_from is None else (self.init_from,)
 
     def starts_random(self) -> bool:
         """Whether a fit starts from random weights of the backbone."""

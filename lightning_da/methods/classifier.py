@@ -20,6 +20,13 @@ class Classifier(L.LightningModule):
         num_classes: Number of classes.
     """
 
+    supervised: tuple[str, ...] = ()
+    """Domains whose labels a training step reads."""
+    unlabelled: tuple[str, ...] = ()
+    """Domains whose samples a training step reads without labels."""
+    starts_from: tuple[str, ...] = ()
+    """The earlier runs that a fit starts from."""
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self._confusion = nn.ModuleDict(

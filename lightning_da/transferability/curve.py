@@ -171,7 +171,12 @@ class TransferCurve(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and not isinstance(trainer.datamodule, DomainPairDataModule):  # type: ignore[attr-defined]
             raise ConfigError("TransferCurve reads the two domains from a DomainPairDataModule; fit with `datamodule=`")
-        check_layers(cast(TransferModule, pl_module), self.layers)
+        if not isinstance(pl_module, TransferModule):
+            raise ConfigError(
+                f"TransferCurve reads the layers of one network, which {type(pl_module).__name__} is not; leave it out "
+                "of trainer.callbacks"
+            )
+        check_layers(pl_module, self.layers)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Weights that a fit starts from are loaded after this.

@@ -1,0 +1,287 @@
+"""Speech: corpora of sound files with speakers, genders and emotions."""
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, TensorDomain
+from lightning_da.data.splits import Indices, split_indices
+from lightning_da.errors import list_choices
+from lightning_da.speech.audio import SUFFIXES
+from lightning_da.speech.extract import digest, extract, width
+from lightning_da.speech.synthesis import CORPORA, write_corpus
+
+Task = Literal["speaker", "gender", "emotion"]
+TASKS: tuple[Task, ...] = ("speaker", "gender", "emotion")
+NEW = "new"
+"""The split of the sounds that are given to `predict`."""
+
+
+class Corpus(NamedTuple):
+    """Sound files and what is known of them.
+
+    Attributes:
+        place: The manifest, folder or sound file that it was read from.
+        files: Of the sounds.
+        names: Their paths below the folder of the manifest, or below the folder.
+        table: A row a sound, with the columns speaker, gender, emotion and split: text, empty where it is not known.
+    """
+
+    place: Path
+    files: list[Path]
+    names: list[str]
+    table: pd.DataFrame
+
+
+def read_corpus(place: Path, folders: Task) -> Corpus:
+    """Reads what there is of a corpus, but no sound.
+
+    Args:
+        place: A manifest (.csv, see `SpeechCorpora`), a folder of sound files, or a sound file.
+        folders: What the names of the folders in a folder say.
+
+    Raises:
+        DataError: If a file is missing, a folder has no sounds, or a manifest names a file twice, has no column `path`,
+            or a split that is none.
+    """
+    if place.suffix.lower() == ".csv" and place.is_file():
+        return _read_manifest(place)
+    if place.is_dir():
+        files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        if not files:
+            raise DataError(f"{place}: no sound files ({', '.join(SUFFIXES)}) in this folder or below it")
+    elif place.suffix.lower() in SUFFIXES and place.is_file():
+        files, place = [place], place.parent
+    else:
+        raise DataError(
+            f"{str(place)!r} is no manifest (.csv), no folder, no sound file ({', '.join(SUFFIXES)}) and none of the "
+            f"synthetic corpora ({', '.join(CORPORA)})"
+        )
+    names = [path.relative_to(place) for path in files]
+    table = pd.DataFrame({folders: [name.parts[0] if len(name.parts) > 1 else "" for name in names]})
+    return Corpus(place, files, [str(name) for name in names], _with_columns(table))
+
+
+def _read_manifest(path: Path) -> Corpus:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if "path" not in table:
+        raise DataError(f"{path}: no column 'path'; {list_choices('path', table.columns)}")
+    table = table.apply(lambda column: column.str.strip())
+    if table.empty:
+        raise DataError(f"{path}: the manifest lists no sound files")
+    if table["path"].duplicated().any():
+        raise DataError(f"{path}: {table['path'][table['path'].duplicated()].iloc[0]!r} is listed twice")
+    files = [path.parent / name for name in table["path"]]
+    missing = [name for name, file in zip(table["path"], files, strict=True) if not file.is_file()]
+    if missing:
+        raise DataError(
+            f"{path}: {missing[0]!r}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} not found; paths are "
+            "relative to the folder of the manifest"
+        )
+    whole = _with_columns(table)
+    if whole["split"].any() and not whole["split"].isin(SPLITS).all():
+        wrong = whole["split"][~whole["split"].isin(SPLITS)].iloc[0]
+        raise DataError(f"{path}: {wrong!r} in the column 'split'; {list_choices(wrong, SPLITS)}")
+    return Corpus(path, files, list(table["path"]), whole)
+
+
+def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
+    return table.reindex(columns=[*TASKS, "split"], fill_value="")
+
+
+class SpeechCorpora(DomainPairDataModule):
+    """Two corpora of speech, as vectors of features, one an utterance.
+
+    A corpus is a manifest, a folder or, by name, one of the synthetic ones that the project makes itself:
+    `synthetic-speakers` and `synthetic-emotions`. A manifest is a CSV file with a column `path`, relative to its own
+    folder, and any of `speaker`, `gender`, `emotion` and `split` (train, val, test); an empty field is not known. In a
+    folder, the folders' names are labels. Sounds are WAV or FLAC files of any rate, with any number of channels.
+
+    Splits are those of the manifest, else whole speakers where all are known, else utterances. The speakers of the test
+    split are in no other one; only to tell speakers apart (`task: speaker`), utterances of all are in each split, of a
+    corpus that emotions are tested on those of its training speakers alone.
+
+    Each sound's features are computed once and kept, by its content and the settings below, in a cache: in the folder
+    `lightning_da` of `$XDG_CACHE_HOME` or ~/.cache.
+
+    Args:
+        source: Corpus of the source domain.
+        target: Corpus of the target domain.
+        task: What is to be recognised. The classes are those of the source, or, where it has no such labels, those of
+            the target. Speakers of a corpus of its own are nobody's in the source: then the target is unlabelled.
+        features: `functionals`, the built-in set; or one of openSMILE's: IS09, IS10, IS11, IS12 (the paper's), IS13,
+            ComParE_2016, eGeMAPSv02, emobase.
+        rate: Samples per second that all sounds are brought to before.
+        batch_size: Samples of each domain in a batch, on each process.
+        root: Folder that `source` and `target` are relative to.
+        source_folders: What the names of folders say, where the source is a folder.
+        target_folders: The same of the target.
+        test_speakers: Speakers of the test split, to leave one out say; None draws some.
+        seed: Seed of splitting.
+        val_share: Share of the validation split: of the speakers, or of the utterances where speakers are not known.
+        test_share: Share of the test split.
+        recordings: Corpus, folder or sound file that `predict` classifies in place of the target.
+    """
+
+    def __init__(
+        self,
+        source: str = "synthetic-speakers",
+        target: str = "synthetic-emotions",
+        task: Task = "emotion",
+        features: str = "functionals",
+        rate: int = 16000,
+        batch_size: int = 32,
+        root: str = ".",
+        source_folders: Task = "speaker",
+        target_folders: Task = "emotion",
+        test_speakers: list[str] | None = None,
+        seed: int = 0,
+        val_share: float = 0.1,
+        test_share: float = 0.2,
+        recordings: str | None = None,
+    ) -> None:
+        super().__init__(source, target, batch_size)
+        width(features)
+        self.task, self.features, self.rate, self.root = task, features, rate, Path(root)
+        self.folders = {target: target_folders, source: source_folders}
+        self.test_speakers, self.recordings = test_speakers, recordings
+        self.seed, self.val_share, self.test_share = seed, val_share, test_share
+        self._corpora: dict[str, Corpus] = {}
+        self._features: dict[str, NDArray[np.float32]] = {}
+        if recordings is not None:
+            self.predicted = (NEW,)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: the number of features."""
+        return (width(self.features),)
+
+    def classes_of(self, domain: str) -> list[str]:
+        """Names of the classes of a domain; empty where no label is known. No sound is read for it."""
+        labels = self._read(domain).table[self.task].iloc[np.concatenate(list(self._splits(domain).values()))]
+        known: list[str] = sorted(set(labels) - {""})
+        strangers = self.task == "speaker" and domain != self.source and known != self.classes_of(self.source)
+        return [] if strangers else known
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        if split == NEW:
+            corpus = read_corpus(self.root / str(self.recordings), self.task)
+            x = extract(corpus.files, self.features, self.rate, _cache())
+            return TensorDomain(torch.from_numpy(x), torch.full((len(x),), UNKNOWN), [], corpus.names)
+        corpus, rows, classes = self._read(domain), self._splits(domain)[split], self.classes_of(domain)
+        if domain not in self._features:
+            self._features[domain] = extract(corpus.files, self.features, self.rate, _cache())
+        number = {name: label for label, name in enumerate(classes)}
+        y = torch.tensor([number.get(label, UNKNOWN) for label in corpus.table[self.task].iloc[rows]], dtype=torch.long)
+        x = self._features[domain][rows]
+        return TensorDomain(torch.from_numpy(x), y, classes, [corpus.names[row] for row in rows])
+
+    def check(self) -> None:
+        """Checks the labels, and that nothing is trained on that is tested, before the base class checks the rest.
+
+        Raises:
+            DataError: If there are fewer than two classes, or a sound of the training splits whose labels are read is
+                in the target's test split as well.
+        """
+        if len(self.classes) < 2:
+            known = {name for role in DOMAINS for name in TASKS if self._read(getattr(self, role)).table[name].any()}
+            raise DataError(
+                f"task {self.task!r}: {len(self.classes)} classes in {self.source!r} and {self.target!r}, two are "
+                f"needed; labels are there for: {', '.join(sorted(known)) or 'nothing'}"
+            )
+        target = self._read(self.target)
+        tested = {digest(target.files[row]): target.names[row] for row in self._whole_splits(target)["test"]}
+        for role in self._roles()[0]:
+            corpus = self._read(getattr(self, role))
+            for row in self._splits(getattr(self, role))["train"]:
+                twin = tested.get(digest(corpus.files[row]))
+                if twin is not None:
+                    raise DataError(
+                        f"{corpus.names[row]!r} of {getattr(self, role)!r} would be trained on, and is {twin!r} in the "
+                        f"test split of {self.target!r}; take it out of one of them"
+                    )
+        super().check()
+
+    # ---------------------------------------------------------------- splits
+
+    def _read(self, domain: str) -> Corpus:
+        if domain not in self._corpora:
+            place = write_corpus(domain, _cache()) if domain in CORPORA else self.root / domain
+            self._corpora[domain] = read_corpus(place, self.folders[domain])
+        return self._corpora[domain]
+
+    def _splits(self, domain: str) -> dict[str, Indices]:
+        """Rows of each split, for the task."""
+        corpus = self._read(domain)
+        whole = self._whole_splits(corpus)
+        if self.task != "speaker":
+            return whole
+        speakers = corpus.table["speaker"]
+        held_out = domain == self.target or corpus.table["split"].any() or set(self._left_out(corpus))
+        if held_out and set(speakers.iloc[whole["test"]]) <= set(speakers.iloc[whole["train"]]):
+            return whole
+        pool = whole["train"] if held_out else np.arange(len(speakers))
+        parts = split_indices(_codes(speakers.iloc[pool]), self.seed, self.val_share, self.test_share)
+        return {split: pool[rows] for split, rows in parts.items()}
+
+    def _whole_splits(self, corpus: Corpus) -> dict[str, Indices]:
+        """Rows of each split of a corpus, whatever the task."""
+        speakers, given = (corpus.table[column].to_numpy(dtype=str) for column in ("speaker", "split"))
+        shared = _shared_speaker(corpus.table)
+        if shared is not None and self.task != "speaker":
+            raise DataError(
+                f"{corpus.place}: speaker {shared!r} is in several splits; put all of a speaker's sounds into one, or "
+                "the test says nothing about new voices"
+            )
+        if shared is not None or not speakers.all():
+            labels = corpus.table["speaker" if shared else "emotion" if corpus.table["emotion"].any() else "gender"]
+            return split_indices(
+                _codes(labels), self.seed, self.val_share, self.test_share, given if given[0] else None
+            )
+        names, first, inverse = np.unique(speakers, return_index=True, return_inverse=True)
+        if len(names) < 3:
+            raise DataError(
+                f"{corpus.place}: {len(names)} speaker(s) cannot be split into training, validation and test; name the "
+                "split of each sound in a column 'split', or leave the speakers out"
+            )
+        left_out = self._left_out(corpus)
+        of_speakers = split_indices(
+            _codes(corpus.table["gender"].iloc[first]),
+            self.seed,
+            max(self.val_share, 1 / len(names)),
+            max(self.test_share, 1 / len(names)),
+            given[first] if given[0] else np.where(np.isin(names, left_out), "test", "train") if left_out else None,
+        )
+        return {split: np.flatnonzero(np.isin(inverse, rows)) for split, rows in of_speakers.items()}
+
+    def _left_out(self, corpus: Corpus) -> list[str]:
+        """Those of `test_speakers` that speak in a corpus."""
+        if self.test_speakers is None:
+            return []
+        known = {role: set(self._read(getattr(self, role)).table["speaker"]) - {""} for role in DOMAINS}
+        for name in self.test_speakers:
+            if name not in known["source"] | known["target"]:
+                raise DataError(
+                    f"test_speakers: no speaker {name!r}; {list_choices(name, known['source'] | known['target'])}"
+                )
+        return [name for name in self.test_speakers if name in set(corpus.table["speaker"])]
+
+
+def _shared_speaker(table: pd.DataFrame) -> str | None:
+    """A speaker whom a manifest has in more than one split."""
+    known = table[table["speaker"] != ""]
+    splits = known.groupby("speaker")["split"].nunique()
+    return next((str(name) for name in splits.index[splits > 1]), None)
+
+
+def _codes(labels: "pd.Series[str]") -> Indices:
+    return np.unique(labels.to_numpy(dtype=str), return_inverse=True)[1].astype(np.int64)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_da"

@@ -1,0 +1,113 @@
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.cli import instantiate_module
+from torch import Tensor, nn
+
+from lightning_da.errors import ConfigError
+from lightning_da.methods.classifier import Classifier
+from lightning_da.tracking import find_fit
+
+
+class MarginEnsemble(Classifier):
+    """Several networks of earlier runs, of which, for each sample, the one with the largest margin decides.
+
+    Source: Huang et al., CCPR 2016 (see `SpeechFFN`), who join two sizes of a network. A fit trains nothing: it joins
+    the networks, and its checkpoint has all that `test` and `predict` need.
+
+    Args:
+        num_classes: Number of classes; the data module gives it.
+        input_shape: Shape of one sample; the data module gives it.
+        members: The runs, at least two: checkpoint files, or MLflow run ids or names. Of equal margins the earlier
+            member's counts.
+
+    Raises:
+        ConfigError: When a fit begins, if there are fewer than two members, a member was not fitted by the command
+            line, or it was fitted on other classes or features.
+    """
+
+    unlabelled = ("target",)
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], members: tuple[str, ...] = ()) -> None:
+        super().__init__(num_classes)
+        self.save_hyperparameters(logger=False)
+        self.num_classes, self.input_shape, self.starts_from = num_classes, tuple(input_shape), members
+        self.networks = nn.ModuleList()
+        self._settings: list[dict[str, Any]] = []
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or self.networks:
+            return
+        if len(self.starts_from) < 2:
+            raise ConfigError(f"members: an ensemble needs two runs or more, not {list(self.starts_from)}")
+        found = [
+            torch.load(find_fit(run).checkpoint, map_location="cpu", weights_only=True) for run in self.starts_from
+        ]
+        for run, checkpoint in zip(self.starts_from, found, strict=True):
+            settings = checkpoint.get("hyper_parameters", {})
+            if "_instantiator" not in settings:
+                raise ConfigError(f"members: {run!r} does not say what network it is; fit it with `lightning-da fit`")
+            for key, own in (("num_classes", self.num_classes), ("input_shape", self.input_shape)):
+                there = tuple(settings[key]) if key == "input_shape" else settings[key]
+                if there != own:
+                    raise ConfigError(f"members: {run!r} was fitted with {key} {there}, the data have {own}")
+        self._build([checkpoint["hyper_parameters"] for checkpoint in found])
+        for network, checkpoint in zip(self.networks, found, strict=True):
+            network.load_state_dict(checkpoint["state_dict"])
+
+    def _build(self, settings: list[dict[str, Any]]) -> None:
+        self._settings = settings
+        for arguments in settings:
+            given = {key: value for key, value in arguments.items() if key != "_instantiator"}
+            self.networks.append(instantiate_module(Classifier, given))
+
+    def _members(self) -> list[Classifier]:
+        return [cast(Classifier, network) for network in self.networks]
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (B, *input_shape) to the members' features, side by side, and log-probabilities (B, num_classes)."""
+        found = [network.classify(x) for network in self._members()]
+        joined = join_by_margin([logits.softmax(dim=1) for _, logits in found])
+        return torch.cat([features for features, _ in found], dim=1), joined.log()
+
+    def set_domain(self, domain: str) -> None:
+        for network in self._members():
+            network.set_domain(domain)
+
+    def on_fit_start(self) -> None:
+        self.trainer.should_stop = True
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """There is nothing to train, and no step is taken."""
+
+    def configure_optimizers(self) -> None:
+        """There is nothing to train."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["members"] = self._settings
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not self.networks:
+            self._build(checkpoint["members"])
+
+
+def join_by_margin(probabilities: Sequence[Tensor]) -> Tensor:
+    """Class probabilities of the member whose two likeliest classes are furthest apart; of equals, the earlier one's.
+
+    Args:
+        probabilities: Of each member, shape (n, num_classes).
+
+    Returns:
+        Shape (n, num_classes).
+    """
+    chosen = probabilities[0]
+    for other in probabilities[1:]:
+        chosen = torch.where((_margin(chosen) >= _margin(other))[:, None], chosen, other)
+    return chosen
+
+
+def _margin(probabilities: Tensor) -> Tensor:
+    best = probabilities.topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]

@@ -1,0 +1,1 @@
+"""Utterances as feature vectors: reading sound files, computing features, keeping them."""

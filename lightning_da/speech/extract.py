@@ -1,0 +1,227 @@
+"""Features of many sound files, computed in parallel and once."""
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lightning_da.errors import ConfigError, list_choices
+from lightning_da.speech import audio, functionals
+from lightning_da.speech.audio import SoundError, read_sound
+
+OPENSMILE_WIDTHS = {
+    "IS09": 384,
+    "IS10": 1582,
+    "IS11": 4368,
+    "IS12": 6125,
+    "IS13": 6373,
+    "ComParE_2016": 6373,
+    "eGeMAPSv02": 88,
+    "emobase": 988,
+}
+FEATURE_SETS: tuple[str, ...] = ("functionals", *OPENSMILE_WIDTHS)
+LOWEST_RATE, HIGHEST_RATE = 8000, 48000
+OPENSMILE_SHORTEST = 0.1  # seconds, in which each of its sets finds enough frames
+FEW = 64  # files that are done about as soon as a process has started
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+Array = NDArray[np.float32]
+
+
+def width(features: str) -> int:
+    """Number of values of a feature set.
+
+    Raises:
+        ConfigError: If there is no such set.
+    """
+    if features not in FEATURE_SETS:
+        raise ConfigError(f"no feature set {features!r}; {list_choices(features, FEATURE_SETS)}")
+    return OPENSMILE_WIDTHS.get(features, len(functionals.NAMES))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        SoundError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SoundError(f"cannot read {str(path)!r} ({error.strerror}); correct the path, or its rights") from error
+
+
+def describe(sound: Array, features: str, rate: int) -> Array:
+    """The feature vector of one sound.
+
+    The sets of openSMILE get a sound that is shorter than 0.1 seconds with silence after it; values that they have none
+    for (NaN or infinite) are 0.
+
+    Args:
+        sound: Shape (n,), n at least 1.
+        features: One of `FEATURE_SETS`.
+        rate: Samples per second.
+
+    Returns:
+        Shape (width(features),), all finite.
+    """
+    if features == "functionals":
+        return functionals.functionals(sound, rate)
+    padded = np.pad(sound, (0, max(0, round(OPENSMILE_SHORTEST * rate) - len(sound))))
+    row: Array = _opensmile(features).process_signal(padded, rate).to_numpy(dtype=np.float32)[0]
+    return np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def extract(paths: Sequence[Path], features: str, rate: int, cache: Path, jobs: int | None = None) -> Array:
+    """Feature vectors of sound files: from the cache where they are there, else computed and put there.
+
+    An entry of the cache belongs to the content of a file, the feature set, the rate, and what computes it: the source
+    of the built-in set, or the version of openSMILE. Entries are whole or not there, and an interrupted extraction goes
+    on where it stopped.
+
+    Args:
+        paths: WAV and FLAC files.
+        features: One of `FEATURE_SETS`; all but `functionals` need the package opensmile.
+        rate: Samples per second that the sounds are brought to, 8000 to 48000.
+        cache: Folder of the entries; it is made if need be.
+        jobs: Processes that compute, at most; one for each CPU core if None.
+
+    Returns:
+        Shape (len(paths), width(features)), all finite.
+
+    Raises:
+        ConfigError: If `features`, `rate` or `jobs` cannot be used.
+        SoundError: If a file cannot be used.
+    """
+    values = width(features)
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise ConfigError(f"rate: {rate} is not within {LOWEST_RATE} and {HIGHEST_RATE} samples per second")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs: {jobs} is less than 1")
+    folder = cache / f"{features}-{rate}-{_version(features)}"
+    entries = [folder / f"{digest(path)}.npy" for path in paths]
+    rows = {entry: _load(entry, values) for entry in set(entries)}
+    if any(row is None for row in rows.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):  # a second process waits here, and finds the entries of the first
+            missing = {}
+            for path, entry in zip(paths, entries, strict=True):
+                if rows[entry] is None and (row := _load(entry, values)) is not None:
+                    rows[entry] = row
+                elif rows[entry] is None:
+                    missing[entry] = path
+            rows |= _compute(missing, features, rate, jobs)
+    return np.array([rows[entry] for entry in entries], dtype=np.float32).reshape(len(paths), values)
+
+
+def _version(features: str) -> str:
+    """Digest of what computes a feature set."""
+    if features == "functionals":
+        return digest(Path(functionals.__file__))[:8] + digest(Path(audio.__file__))[:8]
+    try:
+        return f"{package_version('opensmile')}-{digest(Path(audio.__file__))[:8]}"
+    except PackageNotFoundError:
+        raise ConfigError(
+            f"the features {features!r} need the package opensmile, whose licence is for research: "
+            "pip install 'opensmile>=2.5,<3', or this project with the extra [speech]; 'functionals' needs nothing"
+        ) from None
+
+
+def _load(entry: Path, values: int) -> Array | None:
+    """An entry of the cache; None where there is none, or none that is whole."""
+    try:
+        row: Array = np.load(entry)
+    except Exception:  # a broken file raises exceptions of many kinds
+        return None
+    return row if row.shape == (values,) and row.dtype == np.float32 and np.isfinite(row).all() else None
+
+
+def _compute(missing: dict[Path, Path], features: str, rate: int, jobs: int | None) -> dict[Path, Array]:
+    """Computes the features of the files that the entries belong to, and writes the entries."""
+    rows = {}
+    with tqdm(total=len(missing), desc=f"features {features}", unit="file", disable=not missing) as bar:
+        for entry, row in _work_off(missing, features, rate, jobs or _cores()):
+            rows[entry] = row
+            bar.update()
+    return rows
+
+
+def _work_off(missing: dict[Path, Path], features: str, rate: int, jobs: int) -> Iterator[tuple[Path, Array]]:
+    """In this process if there is little to do, else in several."""
+    jobs = min(jobs, len(missing) // FEW)
+    if jobs <= 1:
+        for entry, path in missing.items():
+            yield entry, _make_entry(entry, path, features, rate)
+        return
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL))
+    try:
+        with _lean_start():
+            futures = {pool.submit(_make_entry, entry, path, features, rate): entry for entry, path in missing.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"a process that computed the features {features!r} ended, as for want of memory; "
+            "the same command goes on where it stopped, with fewer jobs in less memory"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _lean_start() -> Iterator[None]:
+    """Processes that start meanwhile compute on one thread, and do not import the main module, and torch with it."""
+    main = sys.modules["__main__"]
+    environment = {name: os.environ[name] for name in ONE_THREAD if name in os.environ}
+    sys.modules["__main__"] = ModuleType("__main__")
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        for name in ONE_THREAD:
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+def _make_entry(entry: Path, path: Path, features: str, rate: int) -> Array:
+    """Computes the features of a file, and writes the entry at once or not at all."""
+    sound = read_sound(path, rate)
+    try:
+        row = describe(sound, features, rate)
+    except Exception as error:
+        raise SoundError(f"{path}: no features {features!r} ({type(error).__name__}: {error}); remove it") from error
+    part = entry.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, row)
+    os.replace(part, entry)
+    return row
+
+
+@lru_cache
+def _opensmile(features: str) -> Any:
+    import opensmile  # noqa: PLC0415  # an extra, and slow to import
+
+    return opensmile.Smile(opensmile.FeatureSet[features], opensmile.FeatureLevel.Functionals)
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

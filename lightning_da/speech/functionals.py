@@ -1,0 +1,223 @@
+"""The built-in features of an utterance: statistics over time of short frames of its sound.
+
+The sound is brought to zero mean and unit power first: descriptors of frames are relative to the utterance, and only
+`level` tells how loud the recording is.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from scipy.fft import dct, irfft, next_fast_len, rfft
+
+STEP, FRAME, PITCH_FRAME = 0.010, 0.025, 0.050  # seconds
+BANDS, CEPSTRA = 26, 12
+TOP = 8000.0  # Hz, where the spectrum ends at rates that have more
+FLOOR = 1e-7  # added to powers, that of the utterance being 1; silence is at -70 dB
+LOWEST, HIGHEST = 60.0, 500.0  # Hz, of the pitch
+VOICED, QUIET = 0.45, -30.0  # a frame is voiced above this strength and this energy in dB
+SURE = 0.7  # strength of the frames whose median guards against octave errors
+HIGH_BONUS, JUMP_COST = 0.05, 0.1  # strength, per octave upwards and per octave off that median
+
+SPECTRUM = [
+    *(f"mel{band:02d}" for band in range(BANDS)),
+    *(f"mfcc{i:02d}" for i in range(1, CEPSTRA + 1)),
+    *("alpha", "slope0", "slope500", "centroid", "flux"),
+]
+DESCRIPTORS = [*SPECTRUM, "energy", "zcr", "voicing"]
+VOICE = ["f0", "hnr"]
+PERCENTILES = (5, 25, 50, 75, 95)
+STATISTICS = ["mean", "std", "min", "max", *(f"p{share:02d}" for share in PERCENTILES), "slope"]
+NAMES = [
+    *(
+        f"{descriptor}{delta}_{statistic}"
+        for group in (DESCRIPTORS, VOICE)
+        for delta in ("", "_delta")
+        for descriptor in group
+        for statistic in STATISTICS
+    ),
+    *("voiced_share", "voiced_stretches", "duration", "level"),
+]
+
+Array = NDArray[Any]  # of float32, but for times and frequencies
+
+
+def functionals(sound: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """Features of an utterance: means, deviations, extremes, percentiles and slopes of descriptors and their deltas.
+
+    Descriptors of 25 ms every 10 ms: `mel` energies and `energy` in dB, `mfcc`, `zcr` (share of neighbouring samples
+    that differ in sign), `alpha` (power of 50 to 1000 Hz over that of 1 to 5 kHz, in dB), `slope0` and `slope500`
+    (dB/kHz over 0 to 500 and 500 to 1500 Hz), `centroid` (kHz) and `flux` of the spectrum. Of 50 ms around the same
+    middles: `voicing` (0 to 1) and, over voiced frames only, `f0` (octaves above 60 Hz) and `hnr` (harmonics-to-noise
+    ratio in dB), all 0 where no frame is voiced. Deltas are changes per frame, slopes per second. Then the share of
+    voiced frames, the voiced stretches per second, the duration in seconds and the level in dB of full scale.
+
+    Args:
+        sound: Shape (n,), n at least 1; one shorter than 50 ms is padded with zeros.
+        rate: Samples per second, 8000 to 48000.
+
+    Returns:
+        Values in the order of `NAMES`, shape (len(NAMES),), all finite.
+    """
+    centred = sound - sound.mean(dtype=np.float64)
+    level = max(float(np.sqrt(np.mean(centred**2))), 1e-5)
+    long = _frames((centred / level).astype(np.float32), rate)
+    margin = (long.shape[1] - round(FRAME * rate)) // 2
+    short = long[:, margin : margin + round(FRAME * rate)]
+    energy, (f0, strength) = _decibels(np.mean(short**2, axis=1)), pitch(long, rate)
+    voiced = (strength > VOICED) & (energy > QUIET)
+    times = STEP * np.arange(len(long))
+    if voiced.any():  # bridged, so that deltas at the ends of a voiced stretch are of its pitch
+        f0 = np.interp(times, times[voiced], f0[voiced])
+    every = np.column_stack([_spectral(short, rate), energy, _sign_changes(short), strength])
+    voice = np.column_stack([f0, _harmonics_to_noise(strength)])
+    stretches = np.count_nonzero(np.diff(voiced.astype(int), prepend=0) == 1)
+    duration = len(sound) / rate
+    return np.concatenate(
+        [
+            _statistics(every, times),
+            _statistics(_deltas(every), times),
+            _statistics(voice[voiced], times[voiced]),
+            _statistics(_deltas(voice)[voiced], times[voiced]),
+            [voiced.mean(), stretches / duration, duration, 20 * np.log10(level)],
+        ],
+        dtype=np.float32,
+    )
+
+
+def pitch(frames: Array, rate: int) -> tuple[Array, Array]:
+    """Fundamental frequency of each frame by autocorrelation, and how strong its period is.
+
+    The autocorrelation of the windowed frame is divided by that of the window; its peaks are found at half samples and
+    interpolated by parabolas. Of peaks of about the same height, multiples of the period, the shortest is taken, and
+    then the one nearest to the median pitch of the frames that are surely voiced.
+
+    Source: Boersma, "Accurate short-term analysis of the fundamental frequency and the harmonics-to-noise ratio of a
+    sampled sound", IFA Proceedings 17, 1993.
+
+    Args:
+        frames: Shape (t, n), three of the longest periods or more.
+        rate: Samples per second.
+
+    Returns:
+        Octaves above `LOWEST`, and the height of the peak, 0 (none) to 1, each of shape (t,).
+    """
+    shortest, longest = int(2 * rate / HIGHEST), int(np.ceil(2 * rate / LOWEST))  # in half samples
+    window = np.hanning(frames.shape[1] + 1)[:-1].astype(np.float32)
+    own = _autocorrelation(window[None], longest + 2)
+    of_frames = _autocorrelation((frames - frames.mean(axis=1, keepdims=True)) * window, longest + 2)
+    r = of_frames / np.maximum(of_frames[:, :1], 1e-20) * (own[:, :1] / own)
+    left, middle, right = r[:, shortest - 1 : -2], r[:, shortest:-1], r[:, shortest + 1 :]
+    peaks = (middle > left) & (middle >= right) & (middle > 0)
+    bend = (middle - left) + (middle - right)
+    shift = np.divide(right - left, 2 * bend, out=np.zeros_like(middle), where=peaks)
+    heights = np.where(peaks, middle + (right - left) * shift / 4, 0)
+    octaves = np.log2(2 * rate / LOWEST / (np.arange(shortest, longest + 1, dtype=np.float32) + shift))
+    scores = np.where(peaks, heights + HIGH_BONUS * octaves, -np.inf)
+    every, best = np.arange(len(frames)), scores.argmax(axis=1)
+    sure = heights[every, best] > SURE
+    if sure.any():
+        median = np.median(octaves[every, best][sure])
+        best = (scores - JUMP_COST * np.abs(octaves - median)).argmax(axis=1)
+    return octaves[every, best], np.minimum(heights[every, best], 1)
+
+
+def _autocorrelation(frames: Array, lags: int) -> Array:
+    """At lags of 0, 1/2, 1, ... samples, shape (t, lags)."""
+    size = next_fast_len(frames.shape[1] + lags // 2 + 1, real=True)
+    return irfft(_power(frames, size), 2 * size)[:, :lags]
+
+
+def _power(frames: Array, size: int) -> Array:
+    """Squared magnitudes of the spectra, shape (t, size // 2 + 1)."""
+    spectra = rfft(frames, size)
+    power: Array = spectra.real**2 + spectra.imag**2
+    return power
+
+
+def _frames(sound: Array, rate: int) -> Array:
+    """Stretches of 50 ms every 10 ms, shape (t, n)."""
+    size = round(PITCH_FRAME * rate)
+    padded = np.pad(sound, (0, max(0, size - len(sound))))
+    return sliding_window_view(padded, size)[:: round(STEP * rate)]
+
+
+def _spectral(frames: Array, rate: int) -> Array:
+    """Descriptors of the power spectra of frames, shape (t, len(SPECTRUM))."""
+    window = np.hamming(frames.shape[1] + 1)[:-1].astype(np.float32)
+    size = 1 << (len(window) - 1).bit_length()
+    hertz = rate / size * np.arange(size // 2 + 1, dtype=np.float32)
+    # the powers of a frame sum to its mean square
+    power = 2 / size / np.sum(window**2) * _power(frames * window, size)
+    mel = _decibels(power @ _mel_weights(rate, size))
+    cepstra = dct(mel, norm="ortho")[:, 1 : CEPSTRA + 1]
+
+    def band(low: float, high: float) -> Array:
+        return power[:, (hertz >= low) & (hertz < high)]
+
+    def tilt(low: float, high: float) -> Array:
+        return _decibels(band(low, high)) @ _slope_weights(hertz[(hertz >= low) & (hertz < high)] / 1000)
+
+    alpha = _decibels(band(50, 1000).sum(axis=1)) - _decibels(band(1000, 5000).sum(axis=1))
+    shares = band(0, TOP) + FLOOR / size
+    shares /= shares.sum(axis=1, keepdims=True)
+    centroid = shares @ hertz[hertz < TOP] / 1000
+    roots = np.sqrt(shares)
+    flux = np.linalg.norm(np.diff(roots, axis=0, prepend=roots[:2][-1:]), axis=1)  # the first frame's: to the second
+    return np.column_stack([mel, cepstra, alpha, tilt(0, 500), tilt(500, 1500), centroid, flux])
+
+
+@lru_cache
+def _mel_weights(rate: int, size: int) -> Array:
+    """Triangles that are equally wide on the mel scale, from 20 Hz to `TOP`, shape (size // 2 + 1, BANDS)."""
+    mels = _mel(rate / size * np.arange(size // 2 + 1))[:, None]
+    edges = np.linspace(_mel(20.0), _mel(min(TOP, rate / 2)), BANDS + 2)
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    weights: Array = np.minimum((mels - low) / (middle - low), (high - mels) / (high - middle))
+    return weights.clip(min=0).astype(np.float32)
+
+
+def _mel(hertz: Any) -> Any:
+    return 2595 * np.log10(1 + hertz / 700)
+
+
+def _decibels(power: Array) -> Array:
+    decibels: Array = 10 * np.log10(power + np.float32(FLOOR))
+    return decibels
+
+
+def _sign_changes(frames: Array) -> Array:
+    """Share of neighbouring samples that differ in sign, shape (t,)."""
+    share: Array = np.diff(np.signbit(frames), axis=1).mean(axis=1, dtype=np.float32)
+    return share
+
+
+def _harmonics_to_noise(strength: Array) -> Array:
+    """In dB, cut off at 30: the share of the power that is periodic over the share that is not."""
+    periodic = strength.clip(1e-3, 1 - 1e-3)
+    ratio: Array = 10 * np.log10(periodic / (1 - periodic))
+    return ratio
+
+
+def _deltas(tracks: Array) -> Array:
+    """Slopes over five frames, the ends repeated; shape (t, d) as the tracks."""
+    padded = np.pad(tracks, ((2, 2), (0, 0)), mode="edge")
+    slopes: Array = (2 * (padded[4:] - padded[:-4]) + padded[3:-1] - padded[1:-3]) / 10
+    return slopes
+
+
+def _slope_weights(x: Array) -> Array:
+    """Weights whose product with y is the slope of its regression on x; 0 for a single x."""
+    centred: Array = x - x.mean()
+    return centred / max(centred @ centred, np.finfo(np.float32).tiny)
+
+
+def _statistics(tracks: Array, times: Array) -> Array:
+    """The `STATISTICS` of each column of tracks (t, d), one column after the other; zeros where t is 0."""
+    if not len(tracks):
+        return np.zeros(tracks.shape[1] * len(STATISTICS), dtype=np.float32)
+    rows = [tracks.mean(axis=0), tracks.std(axis=0), tracks.min(axis=0), tracks.max(axis=0)]
+    rows += [*np.percentile(tracks, PERCENTILES, axis=0), _slope_weights(times) @ tracks]
+    return np.stack(rows, axis=1).ravel()
