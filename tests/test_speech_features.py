@@ -89,12 +89,6 @@ def test_pitch_is_the_fundamental_where_other_harmonics_are_stronger(weights: li
     assert hertz(found["f0_max"]) == pytest.approx(130, rel=0.01)
 
 
-def test_a_slow_drift_does_not_hide_the_pitch() -> None:
-    found = values(sine(200) + 10 * sine(2))
-    assert hertz(found["f0_p50"]) == pytest.approx(200, rel=0.01)
-    assert found["voiced_share"] > 0.5
-
-
 def test_frames_that_are_ambiguous_have_the_pitch_of_the_utterance() -> None:
     # every second pulse weaker: period 1/100 s, and nearly 1/200 s
     doubled = pulses(200, 0.2) + 0.12 * pulses(100, 0.2)
@@ -555,14 +549,21 @@ def test_processes_compute_what_one_does(
     assert sys.modules["__main__"].__name__ == "__main__"
 
 
-@pytest.mark.parametrize("few", [1, 100])
-def test_an_error_names_its_sound_wherever_it_is_computed(
-    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
-) -> None:
-    monkeypatch.setattr(extract, "FEW", few)
+def test_an_error_names_its_sound(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_text("no sound")
     with pytest.raises(SoundError, match=r"bad\.wav: not a readable sound file"):
         extract.extract([tmp_path / "bad.wav", *paths], "functionals", RATE, tmp_path / "cache", jobs=2)
+
+
+def test_an_error_of_a_process_names_its_sound_and_ends_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "FEW", 1)
+    sounds = [write(tmp_path / f"{seed}.wav", noise(5, seed=seed)) for seed in range(20)]
+    (tmp_path / "bad.wav").write_text("no sound")
+    with pytest.raises(SoundError, match=r"bad\.wav: not a readable sound file"):
+        extract.extract([sounds[0], tmp_path / "bad.wav", *sounds[1:]], "functionals", RATE, tmp_path / "cache", jobs=2)
+    assert len(entries(tmp_path / "cache")) < 15
 
 
 def test_an_unforeseen_error_names_its_sound_too(
@@ -631,7 +632,9 @@ def test_interrupted_processes_end_and_what_they_wrote_is_whole(tmp_path: Path) 
     sounds += [write(tmp_path / f"{seed}.wav", noise(0.1, seed=seed)) for seed in range(4, 6)]
     command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not entries(tmp_path / "cache") and process.poll() is None:
+    for _ in range(6000):
+        if entries(tmp_path / "cache") or process.poll() is not None:
+            break
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=60)[1]  # until the last of the processes has closed it

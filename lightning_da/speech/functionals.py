@@ -98,7 +98,7 @@ def pitch(frames: Array, rate: int) -> tuple[Array, Array]:
     sampled sound", IFA Proceedings 17, 1993.
 
     Args:
-        frames: Shape (t, n), three of the longest periods or more.
+        frames: Shape (t, n), of a sound without offset, three of the longest periods or more.
         rate: Samples per second.
 
     Returns:
@@ -107,7 +107,7 @@ def pitch(frames: Array, rate: int) -> tuple[Array, Array]:
     shortest, longest = int(2 * rate / HIGHEST), int(np.ceil(2 * rate / LOWEST))  # in half samples
     window = np.hanning(frames.shape[1] + 1)[:-1].astype(np.float32)
     own = _autocorrelation(window[None], longest + 2)
-    of_frames = _autocorrelation((frames - frames.mean(axis=1, keepdims=True)) * window, longest + 2)
+    of_frames = _autocorrelation(frames * window, longest + 2)
     r = of_frames / np.maximum(of_frames[:, :1], 1e-20) * (own[:, :1] / own)
     left, middle, right = r[:, shortest - 1 : -2], r[:, shortest:-1], r[:, shortest + 1 :]
     peaks = (middle > left) & (middle >= right) & (middle > 0)
@@ -211,7 +211,8 @@ def _deltas(tracks: Array) -> Array:
 def _slope_weights(x: Array) -> Array:
     """Weights whose product with y is the slope of its regression on x; 0 for a single x."""
     centred: Array = x - x.mean()
-    return centred / max(centred @ centred, np.finfo(np.float32).tiny)
+    weights: Array = centred / max(centred @ centred, np.finfo(np.float32).tiny)
+    return weights
 
 
 def _statistics(tracks: Array, times: Array) -> Array:
