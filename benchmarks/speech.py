@@ -29,6 +29,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from lightning_da.backbones import FeedForward
 from lightning_da.data import SpeechCorpora
 from lightning_da.methods import SpeechFFN
 from lightning_da.methods.classifier import scores
@@ -86,12 +87,12 @@ def fit(
     steps, rate = settings()
     L.seed_everything(seed, verbose=False)
     module = SpeechFFN(
-        hidden=(size, size),
+        backbone=partial(FeedForward, hidden=[size, size], activation="sigmoid"),
         train_on=role,
         init_from=start,
         num_classes=data.num_classes,
         input_shape=data.input_shape,
-        optimizer=partial(torch.optim.Adam, lr=rate),
+        optimizer=partial(torch.optim.Adam, lr=rate, fused=True),
         lr_schedule=cosine,
     )
     trainer = L.Trainer(

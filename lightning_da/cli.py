@@ -252,7 +252,7 @@ class TransferCLI(LightningCLI):
         given = before.get("data", {}).get("init_args", {})
         before |= {key: plain[key] for key in ("seed_everything", "data", "trainer")}
         before["data"]["init_args"] |= given
-        network = ("backbone", "bottleneck", "hidden", "standardize")
+        network = ("backbone", "bottleneck", "standardize")
         before["model"]["init_args"] |= {k: v for k, v in plain["model"]["init_args"].items() if k in network}
         if self._tracked(config):
             before["trainer"]["logger"]["init_args"]["run_name"] = None
@@ -312,20 +312,25 @@ class TransferCLI(LightningCLI):
 
 
 def _with_run_config(args: list[str], folder: str) -> list[str]:
-    """Puts the configuration of the run that `--ckpt_path` names, as a file in `folder`, in front of what is given."""
-    if args[0] not in ("validate", "test", "predict"):
-        return args
+    """Puts the configuration of an earlier run, as a file in `folder`, in front of what is given.
+
+    To validate, test and predict it is that of the run that `--ckpt_path` names; to fit an ensemble, the data of its
+    first member.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
+    parser.add_argument("--model.init_args.members", dest="members")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(args)[0]
-    if given.ckpt_path is None:
+    members = yaml.safe_load(given.members or "") if args[0] == "fit" else None
+    run = members[0] if isinstance(members, list) and members else None if args[0] == "fit" else given.ckpt_path
+    if args[0] not in ("fit", "validate", "test", "predict") or run is None:
         return args
-    fit = find_fit(given.ckpt_path, given.experiment)
+    fit = find_fit(str(run), None if members else given.experiment)
     if fit.config is None:
         return args
     path = Path(folder) / "config.yaml"
-    path.write_text(fit.config)
+    path.write_text(yaml.safe_dump({"data": yaml.safe_load(fit.config)["data"]}) if members else fit.config)
     return [args[0], "--config", str(path), *args[1:]]
 
 

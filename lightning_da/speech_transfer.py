@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from lightning_da.backbones import FeedForward
 from lightning_da.data import SpeechCorpora
 from lightning_da.errors import ConfigError
 from lightning_da.grid import Main, Result, check_trainable, digest, run_grid
@@ -24,7 +25,7 @@ from lightning_da.methods import SpeechFFN
 from lightning_da.tracking import PROJECT, client
 
 EXPERIMENT = "speech_transfer"
-RESERVED = {"train_on": "target", "init_from": None, "init_layers": "all", "keep_head": False, "hidden": [1024, 1024]}
+RESERVED = {"train_on": "target", "init_from": None, "init_layers": "all", "keep_head": False}
 """Arguments of `SpeechFFN` that the experiment sets, and what they are where nobody has set them."""
 SOURCE_TASKS = ("none", "gender", "speaker")
 ENSEMBLE = "ensemble"
@@ -112,8 +113,9 @@ class Experiment(NamedTuple):
         if "+" in cell.sizes:
             config["model"] = {"class_path": "lightning_da.methods.MarginEnsemble", "init_args": {"members": bases}}
         else:
+            widths = [int(width) for width in cell.sizes.split(":")]
+            config["model"]["init_args"]["backbone"]["init_args"]["hidden"] = widths
             config["model"]["init_args"] |= {
-                "hidden": [int(width) for width in cell.sizes.split(":")],
                 "train_on": cell.learns,
                 "init_from": bases[0] if bases else None,
             }
@@ -140,11 +142,14 @@ def speech_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], m
     stage_2 = ["--config", str(PROJECT / "conf" / "method" / "speech_ffn.yaml"), "--after", "null"]
     experiment = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
     cli = load(["fit", *stage_2, *experiment, *options])
-    if not isinstance(cli.model, SpeechFFN) or not isinstance(cli.datamodule, SpeechCorpora):
-        raise ConfigError("speech-transfer trains SpeechFFN on SpeechCorpora; leave out other methods and data")
+    if not isinstance(cli.model, SpeechFFN) or not isinstance(cli.model.backbone, FeedForward):
+        raise ConfigError("speech-transfer trains SpeechFFN on a FeedForward backbone; leave out other methods")
+    if not isinstance(cli.datamodule, SpeechCorpora):
+        raise ConfigError("speech-transfer reads SpeechCorpora; leave out other data")
     grid = Experiment(check_trainable(cli, given.seeds, RESERVED), "")
-    if cli.datamodule.task != "emotion":
-        raise ConfigError("data.init_args.task: speech-transfer sets it for each training; leave it out")
+    for key, default in (("task", "emotion"), ("seed", 0)):
+        if getattr(cli.datamodule, key) != default:
+            raise ConfigError(f"data.init_args.{key}: speech-transfer sets it for each training; leave it out")
     cells = plan(given.seeds, given.source_tasks, [_size(text) for text in given.sizes])
     grid = grid._replace(data=_check(grid, cli, cells))
     roles = (getattr(cli.datamodule, role) for role in ("source", "target"))

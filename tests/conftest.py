@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import voices
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -22,3 +24,18 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.setattr(logging.getLogger("lightning.pytorch.utilities.rank_zero"), "disabled", True)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features and synthetic voices are kept for the session, never in the user's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["XDG_CACHE_HOME"]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """A folder with `source.csv`, which knows speakers and genders, and `target.csv`, which knows emotions too."""
+    voices.pair(tmp_path / "pair")
+    return tmp_path / "pair"

@@ -1,0 +1,253 @@
+"""Corpora of speech: manifests and folders, splits by speaker, labels of each task, leakage, cached features."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from lightning_da.data import DataError, SpeechCorpora
+from lightning_da.data import speech as speech_data
+from lightning_da.data.base import SPLITS, UNKNOWN
+from lightning_da.data.speech import TASKS, read_corpus
+from lightning_da.speech.extract import extract
+from tests import voices
+
+
+def corpora(folder: Path, **given: Any) -> SpeechCorpora:
+    defaults: dict[str, Any] = {"source": "source.csv", "target": "target.csv", "root": str(folder), "batch_size": 4}
+    return SpeechCorpora(**(defaults | given))
+
+
+def speakers(data: SpeechCorpora, role: str, split: str) -> set[str]:
+    return {name.split("-")[1] for name in data.names(role, split)}
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def test_a_manifest_may_leave_out_columns_and_fields(tmp_path: Path) -> None:
+    voices.write(tmp_path / "sounds", 3, 2)
+    rows = [{"path": " sounds/s-0-0.wav ", "emotion": "sad", "text": "x"}, {"path": "sounds/s-1-0.wav", "emotion": ""}]
+    voices.manifest(tmp_path / "some.csv", rows, ["path", "emotion", "text"])
+    corpus = read_corpus(tmp_path / "some.csv", "emotion")
+    assert corpus.files == [tmp_path / "sounds/s-0-0.wav", tmp_path / "sounds/s-1-0.wav"]
+    assert corpus.table.to_dict("list") == {
+        "speaker": ["", ""], "gender": ["", ""], "emotion": ["sad", ""], "split": ["", ""]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "message"),
+    [
+        (["file"], [["a.wav"]], "no column 'path'; .*'file'"),
+        (["path"], [], "lists no sound files"),
+        (["path"], [["a.wav"], ["a.wav"]], "'a.wav' is listed twice"),
+        (["path"], [["a.wav"], ["no.wav"], ["none.wav"]], r"'no.wav' and 1 more not found"),
+        (["path", "split"], [["a.wav", "training"]], "'training' in the column 'split'; did you mean 'train'"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used(
+    tmp_path: Path, columns: list[str], rows: list[list[str]], message: str
+) -> None:
+    voices.sound(tmp_path / "a.wav", 100.0)
+    with (tmp_path / "m.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    with pytest.raises(DataError, match=message) as error:
+        read_corpus(tmp_path / "m.csv", "emotion")
+    assert "m.csv" in str(error.value)
+
+
+def test_folders_are_labels_and_sounds_beside_them_have_none(tmp_path: Path) -> None:
+    for name in ("angry/a.wav", "sad/deep/b.FLAC", "c.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        voices.sound(tmp_path / name, 100.0)
+    (tmp_path / "notes.txt").write_text("no sound")
+    corpus = read_corpus(tmp_path, "emotion")
+    assert dict(zip(corpus.names, corpus.table["emotion"], strict=True)) == {
+        "angry/a.wav": "angry", "sad/deep/b.FLAC": "sad", "c.wav": ""
+    }  # fmt: skip
+    assert list(read_corpus(tmp_path, "speaker").table["speaker"]) == list(corpus.table["emotion"])
+    one = read_corpus(tmp_path / "angry" / "a.wav", "emotion")
+    assert (one.names, list(one.table["emotion"])) == (["a.wav"], [""])
+
+
+def test_what_is_no_corpus_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere' is no manifest.*synthetic-speakers"):
+        read_corpus(tmp_path / "nowhere", "emotion")
+    with pytest.raises(DataError, match=r"no sound files \(\.wav, \.flac\)"):
+        read_corpus(tmp_path, "emotion")
+
+
+# ---------------------------------------------------------------- splits
+
+
+def test_speakers_are_in_one_split_only_and_every_sound_is_in_one(pair: Path) -> None:
+    drawn = []
+    for seed in range(4):
+        data = corpora(pair, task="gender", seed=seed)
+        for role in ("source", "target"):
+            found = [speakers(data, role, split) for split in SPLITS]
+            assert all(found)
+            assert sum(map(len, found)) == len(set().union(*found)) == 6
+            assert sum(len(data.names(role, split)) for split in SPLITS) == 6 * 4
+        drawn.append(frozenset(speakers(data, "target", "test")))
+    assert len(set(drawn)) > 1
+    assert frozenset(speakers(corpora(pair, task="gender", seed=0), "target", "test")) == drawn[0]
+
+
+def test_the_splits_of_a_corpus_do_not_depend_on_the_task(pair: Path) -> None:
+    splits = [speakers(corpora(pair, task=task), "target", "test") for task in ("gender", "emotion")]
+    assert splits[0] == splits[1]
+
+
+def test_genders_are_spread_over_the_splits(tmp_path: Path) -> None:
+    voices.pair(tmp_path, speakers=10)
+    for seed in range(5):
+        data = corpora(tmp_path, task="gender", seed=seed, test_share=0.4)
+        assert len({int(name) % 2 for name in speakers(data, "target", "test")}) == 2
+
+
+def test_a_speaker_to_leave_out(pair: Path) -> None:
+    data = corpora(pair, test_speakers=["t-2"])
+    assert speakers(data, "target", "test") == {"2"}
+    with pytest.raises(DataError, match="no speaker 't-9'; did you mean 't-"):
+        corpora(pair, test_speakers=["t-9"]).names("target", "test")
+
+
+def test_splits_of_a_manifest_hold_and_a_missing_validation_is_of_other_speakers(pair: Path) -> None:
+    rows = voices.rows(pair / "target.csv")
+    for row in rows:
+        row["split"] = "test" if row["speaker"] in ("t-0", "t-3") else "train"
+    voices.manifest(pair / "target.csv", rows)
+    data = corpora(pair)
+    found = {split: speakers(data, "target", split) for split in SPLITS}
+    assert found["test"] == {"0", "3"}
+    assert len(found["val"]) == 1
+    assert not found["val"] & found["train"]
+
+
+def test_a_speaker_in_two_splits_is_refused(pair: Path) -> None:
+    rows = voices.rows(pair / "target.csv")
+    for place, row in enumerate(rows):
+        row["split"] = SPLITS[place % 3]
+    voices.manifest(pair / "target.csv", rows)
+    with pytest.raises(DataError, match=r"target.csv: speaker 't-0' is in several splits"):
+        corpora(pair).names("target", "test")
+    # to tell speakers apart they have to be
+    data = corpora(pair, task="speaker", source="target.csv")
+    assert [len(data.names("source", split)) for split in SPLITS] == [8, 8, 8]
+
+
+def test_utterances_are_split_where_speakers_are_not_known(pair: Path) -> None:
+    voices.manifest(pair / "target.csv", voices.rows(pair / "target.csv"), ["path", "emotion"])
+    data = corpora(pair)
+    assert [len(data.names("target", split)) for split in SPLITS] == [17, 2, 5]
+
+
+def test_two_speakers_cannot_be_split(tmp_path: Path) -> None:
+    voices.pair(tmp_path, speakers=2)
+    with pytest.raises(DataError, match=r"2 speaker\(s\) cannot be split"):
+        corpora(tmp_path).names("target", "test")
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def test_speakers_of_the_source_are_all_in_each_split_and_those_of_the_target_are_nobody(pair: Path) -> None:
+    data = corpora(pair, task="speaker", val_share=0.25, test_share=0.25)
+    data.check()
+    assert data.classes == [f"s-{i}" for i in range(6)]
+    assert [speakers(data, "source", split) for split in SPLITS] == [set("012345")] * 3
+    assert data.classes_of("target.csv") == []
+    assert set(data.dataset("target.csv", "train").y.tolist()) == {UNKNOWN}
+
+
+def test_speakers_that_are_tested_on_emotions_are_not_learnt(pair: Path) -> None:
+    tested = speakers(corpora(pair, source="target.csv"), "target", "test")
+    for data in (
+        corpora(pair, task="speaker", source="target.csv"),
+        corpora(pair, task="speaker", test_speakers=["s-1", "t-0"]),
+    ):
+        every = set.union(*(speakers(data, "source", split) for split in SPLITS))
+        assert not every & (tested if data.source == "target.csv" else {"1"})
+
+
+def test_the_classes_are_the_targets_where_the_source_has_none(pair: Path) -> None:
+    data = corpora(pair)
+    assert data.classes_of("source.csv") == []
+    assert data.classes == ["angry", "sad"]
+    names, train = data.names("target", "train"), data.dataset("target.csv", "train")
+    emotions = {row["path"].split("/")[1]: row["emotion"] for row in voices.rows(pair / "target.csv")}
+    assert [train.classes[int(y)] for y in train.y] == [emotions[Path(name).name] for name in names]
+
+
+def test_one_class_is_not_enough(pair: Path) -> None:
+    voices.manifest(pair / "target.csv", [{**row, "gender": ""} for row in voices.rows(pair / "target.csv")])
+    voices.manifest(pair / "source.csv", [{**row, "gender": "male"} for row in voices.rows(pair / "source.csv")])
+    with pytest.raises(DataError, match=r"task 'gender': 1 classes .* labels are there for: emotion, gender, speaker"):
+        corpora(pair, task="gender").check()
+
+
+def test_a_sound_that_is_trained_on_and_tested_is_refused(pair: Path) -> None:
+    data = corpora(pair, task="gender")
+    data.check()
+    tested = pair / data.names("target", "test")[0]
+    trained = pair / data.names("source", "train")[0]
+    trained.write_bytes(tested.read_bytes())
+    with pytest.raises(DataError, match=f"{trained.name}' of 'source.csv' would be trained on, and is .*{tested.name}"):
+        corpora(pair, task="gender").check()
+
+
+# ---------------------------------------------------------------- features
+
+
+def test_samples_are_the_features_of_their_sounds(pair: Path, tmp_path: Path) -> None:
+    data = corpora(pair, rate=8000)
+    for split in SPLITS:
+        part = data.dataset("target.csv", split)
+        expected = extract([pair / name for name in part.names], "functionals", 8000, tmp_path / "other cache")
+        np.testing.assert_array_equal(part.x.numpy(), expected)
+    assert data.input_shape == tuple(part.x.shape[1:])
+
+
+def test_classes_and_shape_are_known_without_a_sound(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(speech_data, "extract", fail)
+    data = corpora(pair, task="gender")
+    assert (data.num_classes, data.classes, data.input_shape) == (2, ["female", "male"], (964,))
+    data.setup("predict")
+
+
+def test_new_recordings_are_predicted_in_place_of_the_target(pair: Path) -> None:
+    voices.sound(pair / "new" / "one.wav", 150.0)
+    data = corpora(pair, recordings="new")
+    assert (data.predicted, data.names("target", "new")) == (("new",), ["one.wav"])
+    (loader,) = data.predict_dataloader()
+    ((x, y),) = list(loader)
+    assert x.shape == (1, 964)
+    assert y.tolist() == [UNKNOWN]
+
+
+def test_unknown_features_are_refused_at_once(pair: Path) -> None:
+    with pytest.raises(ValueError, match="no feature set 'IS21'"):
+        corpora(pair, features="IS21")
+
+
+def test_the_synthetic_corpora_need_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    voices.small_synthesis(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data = SpeechCorpora(task="gender", batch_size=2)
+    data.check()
+    assert data.classes == ["female", "male"]
+    assert SpeechCorpora().classes == ["angry", "happy", "neutral", "sad"]
+    sounds: Sequence[Path] = list(tmp_path.rglob("synthetic-*/*.wav"))
+    assert {soundfile.info(path).samplerate for path in sounds} == {16000}
+    assert torch.isfinite(data.dataset("synthetic-emotions", "train").x).all()
+    assert set(TASKS) <= {"speaker", "gender", "emotion"}

@@ -1,0 +1,164 @@
+"""The experiment of the paper: what is trained, what starts from what, the tables, and going on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+
+from lightning_da.cli import main
+from lightning_da.grid import Result
+from lightning_da.speech_transfer import Cell, figure, plan, summary, table
+from lightning_da.tracking import PROJECT, client, find_fit
+from tests import voices
+
+SIZES = ["8:6", "12:6"]
+WANTED = ["--seeds", "0", "--source_tasks", "none", "speaker"]
+
+
+def words(pair: Path, *more: str) -> list[str]:
+    return [
+        "speech-transfer",
+        *("--config", str(PROJECT / "conf" / "data" / "speech.yaml")),
+        f"--data.init_args.root={pair}",
+        "--data.init_args.source=source.csv",
+        "--data.init_args.target=target.csv",
+        "--data.init_args.batch_size=4",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_steps=10",
+        *("--sizes", *SIZES),
+        *("--jobs", "2"),
+        *more,
+    ]
+
+
+def children() -> dict[str, Run]:
+    experiment = client().get_experiment_by_name("speech_transfer")
+    assert experiment is not None
+    runs = client().search_runs([experiment.experiment_id], order_by=["start_time ASC"])
+    return {run.info.run_name: run for run in runs if "cell" in run.data.tags}
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def test_what_is_started_from_comes_first_and_every_cell_has_a_name_and_a_seed_of_its_own() -> None:
+    cells = plan([0, 1], ["none", "gender", "speaker"], SIZES)
+    for place, cell in enumerate(cells):
+        assert set(cell.bases) <= set(cells[:place])
+    assert len(cells) == len(set(cells)) == 2 * (2 * (2 + 3) + 3)
+    assert len({cell.name for cell in cells}) == len({cell.random_seed() for cell in cells}) == len(cells)
+    assert Cell("target", "speaker", "8:6", 1).bases == (Cell("source", "speaker", "8:6", 1),)
+    assert Cell("target", "none", "8:6", 1).bases == ()
+    ensemble = Cell("target", "gender", "8:6+12:6", 0)
+    assert ensemble.bases == (Cell("target", "gender", "8:6", 0), Cell("target", "gender", "12:6", 0))
+    assert not any("+" in cell.sizes for cell in plan([0], ["none"], ["8"]))
+
+
+# ---------------------------------------------------------------- the result
+
+
+def results() -> dict[Cell, Result]:
+    done = {}
+    for seed in (0, 1):
+        done[Cell("target", "speaker", "8:6+12:6", seed)] = 0.9
+        done[Cell("source", "speaker", "12:6", seed)] = 0.7 + seed / 10
+        done[Cell("target", "speaker", "12:6", seed)] = 0.6
+        done[Cell("target", "speaker", "8:6", seed)] = 0.5 + seed / 10
+        done[Cell("target", "none", "8:6", seed)] = 0.4
+    names = ("test/target/acc", "test/target/class_precision", "test/target/class_acc", "test/source/acc")
+    return {
+        cell: Result({name: value - place / 100 for place, name in enumerate(names)}, 1.0, cell.name)
+        for cell, value in done.items()
+    }
+
+
+def test_the_tables_hold_means_and_deviations_in_the_order_of_the_paper() -> None:
+    rows = table(results())
+    means = summary(rows[rows["learns"] == "target"], ["accuracy", "MAP", "UAR"])
+    assert list(means.index) == [("none", "8:6"), ("speaker", "8:6"), ("speaker", "12:6"), ("speaker", "ensemble")]
+    assert means.loc[("speaker", "8:6"), ("accuracy", "mean")] == pytest.approx(55)
+    assert means.loc[("speaker", "8:6"), ("MAP", "std")] == pytest.approx(np.std([50, 60], ddof=1))
+    errors = summary(rows[rows["learns"] == "source"], ["error"])
+    assert errors.loc[("speaker", "12:6"), ("error", "mean")] == pytest.approx(100 - 75 + 3)
+    (axes,) = figure(rows, "title").axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["baseline", "after speaker"]
+    tops = [bar.get_window_extent().y1 for bar in axes.patches]
+    assert tops[0] < tops[1]
+
+
+# ---------------------------------------------------------------- the whole
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    folder = tmp_path_factory.mktemp("pair")
+    voices.pair(folder)
+    return folder, main(words(folder, *WANTED))
+
+
+def test_every_cell_is_a_run_below_one(finished: tuple[Path, pd.DataFrame]) -> None:
+    _, rows = finished
+    assert len(rows) == 8
+    found = children()
+    parents = {run.data.tags["mlflow.parentRunId"] for run in found.values()}
+    parent = client().get_run(parents.pop())
+    assert not parents
+    assert parent.info.run_name == "speech-transfer-source-target"
+    assert {"source_error/speaker_8-6", "accuracy/none_8-6", "MAP/speaker_ensemble", "UAR/speaker_12-6"} <= set(
+        parent.data.metrics
+    )
+    files = {file.path for file in client().list_artifacts(parent.info.run_id)}
+    assert {"cells.csv", "config.yaml", "speech_transfer.png"} <= files
+    second = found["speaker-emotion-8:6-s0"]
+    assert second.data.tags["started_from"] == found["speaker-8:6-s0"].info.run_id
+    assert second.data.params["backbone.hidden"] == "[8, 6]"
+    assert (second.data.params["train_on"], second.data.params["task"]) == ("target", "emotion")
+    first = found["speaker-8:6-s0"].data.params
+    assert (first["train_on"], first["task"]) == ("source", "speaker")
+    assert "started_from" not in found["emotion-8:6-s0"].data.tags
+    members = found["speaker-emotion-ensemble-s0"].data.tags["started_from"].split(", ")
+    assert members == [found[f"speaker-emotion-{size}-s0"].info.run_id for size in SIZES]
+
+
+def test_what_is_there_is_not_run_again_and_what_is_missing_is(
+    finished: tuple[Path, pd.DataFrame], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, rows = finished
+    before = children()
+    assert main(words(folder, *WANTED)).equals(rows)
+    assert "8 of 8 trainings are there already" in capsys.readouterr().out
+    # as an interruption leaves it: a first stage whose checkpoint is gone, and a second stage that did not end
+    gone = before["speaker-12:6-s0"].info.run_id
+    Path(find_fit(gone).checkpoint).unlink()
+    client().delete_tag(before["speaker-emotion-12:6-s0"].info.run_id, "whole")
+    again = main(words(folder, *WANTED))
+    figures: Any = again.drop(columns=["run", "seconds"])
+    pd.testing.assert_frame_equal(figures, rows.drop(columns=["run", "seconds"]))
+    changed = {name for name, run in children().items() if run.info.run_id != before[name].info.run_id}
+    assert changed == {"speaker-12:6-s0", "speaker-emotion-12:6-s0"}
+    tags = json.loads(children()["speaker-12:6-s0"].data.tags["cell"])
+    assert Cell(*tags) == Cell("source", "speaker", "12:6", 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model.init_args.init_from", "x"], "init_from"),
+        (["--data.init_args.task", "gender"], "data.init_args.task: speech-transfer sets it"),
+        (["--data.init_args.seed", "1"], "data.init_args.seed: speech-transfer sets it"),
+        (["--sizes", "8x8"], "sizes: '8x8' is no list of widths"),
+        (["--seeds", "-1"], "seeds: -1 is less than 0"),
+        (["--jobs", "0"], "jobs: 0 is less than 1"),
+        (["--trainer.logger", "false"], "the grid is kept in MLflow"),
+        (["--data.init_args.features", "IS21"], "no feature set 'IS21'"),
+        (["--data.init_args.batch_size", "64"], "fewer than a batch of 64"),
+    ],
+)
+def test_what_is_refused(pair: Path, more: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words(pair, *more))
+    assert message in str(stop.value.code)
