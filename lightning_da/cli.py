@@ -113,24 +113,18 @@ def _plain(message: str, parser: _Parser) -> str:
         r"Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected|unrecognized arguments: --([\w.]+)",
         message,
     )
+    required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)\b", message)
+    owner = _owner(unknown.group(0), message) if unknown else None
+    if required or (owner and _class(owner) is Classifier):  # which a configuration without a method is taken for
+        return MISSING[required.group(1) if required else "model"]
     if unknown:
         key = next(group for group in unknown.groups() if group)
-        owners = re.findall(
-            r"class_path '?([\w.]+)'?", message.split(unknown.group(0), maxsplit=1)[0] + unknown.group(0)
-        )
-        owner = re.search(re.escape(unknown.group(0)) + r"\. Got value: Namespace\(class_path='([\w.]+)'", message)
-        name = owner.group(1) if owner else owners[-1] if owners else None
-        known = _arguments(name) if name else _keys(parser)
+        known = _arguments(owner) if owner else _keys(parser)
         near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
             key.rsplit(".", 1)[-1], known, n=1
         )
-        place = f" of {name}" if name else ""
-        return f"unknown key {key!r}{place}" + (
-            f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-        )
-    required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)\b", message)
-    if required:
-        return MISSING[required.group(1)]
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return f"unknown key {key!r}{f' of {owner}' if owner else ''}; {hint}"
     choice = re.search(r'Parser key "(\w+)":\s+Expected a typing.Literal\[(.*?)\]. Got value: (\S+)', message)
     if choice:
         key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)
@@ -148,6 +142,13 @@ def _plain(message: str, parser: _Parser) -> str:
         return missing.group(0) + (f"; {list_choices(missing.group(1), there)}" if there else "")
     lines = [line for line in message.splitlines() if "NoneType" not in line and "Given value" not in line]
     return "\n".join(lines)
+
+
+def _owner(unknown: str, message: str) -> str | None:
+    """The class whose argument a key, with the words around it in a message, would be."""
+    given = re.search(re.escape(unknown) + r"\. Got value: Namespace\(class_path='([\w.]+)'", message)
+    before = re.findall(r"class_path '?([\w.]+)'?", message.split(unknown, maxsplit=1)[0] + unknown)
+    return given.group(1) if given else before[-1] if before else None
 
 
 def _arguments(class_path: str) -> list[str]:
