@@ -10,6 +10,7 @@ not run again. `--table` prints what is there and runs nothing.
 """
 
 import argparse
+import gc
 import json
 import logging
 import tarfile
@@ -213,6 +214,7 @@ def main() -> None:
                         with path.open("a") as file:
                             file.write(json.dumps(rows) + "\n")
                         print(f"{features}, seed {seed}, without speaker {speaker}", flush=True)
+                        gc.collect()  # trainers and modules refer to each other
     show(finished(path))
 
 

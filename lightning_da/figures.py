@@ -84,16 +84,20 @@ class TestFigures(L.Callback):
     @torch.no_grad()
     def _before(self, trainer: L.Trainer, module: Classifier) -> NDArray[Any] | None:
         """Features of the target with the weights that the fit started from; None if it started from no run."""
-        if not isinstance(trainer.logger, Tracker) or not isinstance(module, TransferModule):
+        start = ""
+        if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
+            run = trainer.logger.experiment.get_run(str(trainer.logger.run_id))
+            start = run.data.tags.get("started_from", "")
+        start = trainer.strategy.broadcast(start)
+        if not start or not isinstance(module, TransferModule):
             return None
-        run = trainer.logger.experiment.get_run(trainer.logger.run_id)
         trained = copy.deepcopy(module.state_dict())
         try:
-            load_weights(module, run.data.tags.get("started_from", ""), module.initialised)
+            load_weights(module, start, module.initialised)
             module.set_domain("target")
             with trainer.precision_plugin.forward_context():
                 before = torch.cat([module.features(x).float() for x, _, _ in self._kept["target"]])
-        except TrackingError:  # the earlier run is gone, or there was none
+        except TrackingError:  # the earlier run is gone
             return None
         finally:
             module.load_state_dict(trained)

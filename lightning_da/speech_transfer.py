@@ -173,7 +173,9 @@ def _parser() -> argparse.ArgumentParser:
         usage="lightning-da speech-transfer --config conf/data/speech.yaml [--seeds ...] [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="repetitions")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="repetitions (default: 0 1 2)"
+    )
     parser.add_argument(
         "--source_tasks", nargs="+", default=SOURCE_TASKS, choices=SOURCE_TASKS, metavar="NAME",
         help="what is learnt first: none, gender, speaker (default: all)",

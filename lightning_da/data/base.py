@@ -265,7 +265,10 @@ class DomainPairDataModule(L.LightningDataModule):
                 shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
                 start += step * len(x)
         if role in self._roles()[0] and not labelled:
-            raise DataError(f"domain {domain!r}: its training labels are to be read, but no sample has one")
+            raise DataError(
+                f"domain {domain!r}: its training labels are to be read, but no sample has one; label it, or "
+                "name the domains whose labels are read in model.init_args.train_on"
+            )
         return _Look(shape, reach)
 
     # ---------------------------------------------------------------- loaders
