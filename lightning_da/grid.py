@@ -49,6 +49,11 @@ class Cell(Hashable, Protocol):
         """The cells whose runs it starts from."""
         ...
 
+    @property
+    def metric(self) -> str:
+        """The test metric that says how well it did."""
+        ...
+
 
 C = TypeVar("C", bound=Cell)
 C_contra = TypeVar("C_contra", bound=Cell, contravariant=True)
@@ -175,8 +180,7 @@ def _run_missing(
     for cell, result in _run_all(grid, list(cells), done, main, parent, pool):
         place += 1
         if isinstance(result, Result):
-            accuracy = result.metrics.get("test/target/acc", result.metrics.get("test/source/acc", float("nan")))
-            said = f"{accuracy:.3f} ({result.seconds:.0f} s)"
+            said = f"{result.metrics[cell.metric]:.3f} ({result.seconds:.0f} s)"
         else:
             failed.append(f"{cell.name}: {result}")
             said = f"failed: {result}"

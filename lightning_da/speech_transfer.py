@@ -58,6 +58,11 @@ class Cell(NamedTuple):
         return (Cell("source", self.source_task, self.sizes, self.seed),)
 
     @property
+    def metric(self) -> str:
+        """Accuracy on what it learns."""
+        return f"test/{self.learns}/acc"
+
+    @property
     def name(self) -> str:
         """What it learns, after what, in which size: gender-emotion-1024:1024-s0, say."""
         learnt = {"none": [], "gender": ["gender"], "speaker": ["speaker"]}[self.source_task]
@@ -224,7 +229,7 @@ def table(done: dict[Cell, Result]) -> pd.DataFrame:
         network = ENSEMBLE if "+" in cell.sizes else cell.sizes
         row = {"learns": cell.learns, "source task": cell.source_task, "network": network, "seed": cell.seed}
         if cell.learns == "source":
-            row["error"] = 100 - 100 * result.metrics["test/source/acc"]
+            row["error"] = 100 - 100 * result.metrics[cell.metric]
         else:
             row |= {column: 100 * result.metrics[metric] for column, metric in FIGURES.items()}
         rows.append({**row, "seconds": result.seconds, "run": result.run_id})

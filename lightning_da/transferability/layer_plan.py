@@ -42,6 +42,11 @@ class Cell(NamedTuple):
         return (Cell(task, 0, None if task == "A" else self.labels, self.seed),)
 
     @property
+    def metric(self) -> str:
+        """Accuracy on the task, of which source and target are the same."""
+        return "test/target/acc"
+
+    @property
     def name(self) -> str:
         """A3B+, say: with the number of layers in the place of n; `labels` and seed follow."""
         head = f"base{self.treatment}" if not self.n else self.treatment.replace("n", str(self.n), 1)

@@ -25,7 +25,7 @@ def table(cells: Sequence[Cell], done: dict[Cell, Result], layers: Sequence[str]
     for cell in cells:
         if cell in done:
             result, layer = done[cell], layers[cell.n - 1] if cell.n else ""
-            figures = (result.metrics["test/target/acc"], result.seconds, result.run_id)
+            figures = (result.metrics[cell.metric], result.seconds, result.run_id)
             rows.append((cell.labels or 0, cell.treatment, cell.n, layer, cell.seed, *figures))
     return pd.DataFrame(rows, columns=["labels", "treatment", "n", "layer", "seed", "accuracy", "seconds", "run"])
 
