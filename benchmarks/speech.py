@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +40,6 @@ from lightning_da.standardize import moments
 
 MEN = ("03", "10", "11", "12", "15")
 WOMEN = ("08", "09", "13", "14", "16")
-SIZES = (1024, 2048)
 STEPS = 200
 DIGITS = 10
 """Of each speaker and digit, the first so many utterances are read: 600 in all."""
@@ -110,7 +110,7 @@ def linear(data: SpeechCorpora) -> Tensor:
     )
 
 
-def fold(folder: Path, features: str, speaker: str, seed: int) -> list[dict[str, Any]]:
+def fold(folder: Path, features: str, speaker: str, seed: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Everything that is trained with one speaker left out."""
     corpora = partial(
         SpeechCorpora,
@@ -134,7 +134,7 @@ def fold(folder: Path, features: str, speaker: str, seed: int) -> list[dict[str,
         tasks: tuple[Literal["none", "gender", "speaker"], ...] = ("none", "gender", "speaker")
         for task in tasks:
             members = []
-            for size in SIZES:
+            for size in sizes:
                 began, start = time.monotonic(), None
                 if task != "none":
                     data = corpora(task=task)
@@ -149,7 +149,8 @@ def fold(folder: Path, features: str, speaker: str, seed: int) -> list[dict[str,
                 with torch.no_grad():
                     members.append(module(test.x).softmax(dim=1))
                 add(task, str(size), members[-1], time.monotonic() - began)
-            add(task, "ensemble", join_by_margin(members), 0.0)
+            if len(sizes) > 1:
+                add(task, "ensemble", join_by_margin(members), 0.0)
     return [{"features": features, "speaker": speaker, "seed": seed, **row} for row in rows]
 
 
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--features", nargs="+", default=["functionals", "IS12"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1024, 2048], help="widths of both hidden layers")
     parser.add_argument("--table", action="store_true", help="print what is finished")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -201,7 +203,7 @@ def main() -> None:
                     if not (
                         (there["features"] == features) & (there["speaker"] == speaker) & (there["seed"] == seed)
                     ).any():
-                        rows = fold(folder, features, speaker, seed)
+                        rows = fold(folder, features, speaker, seed, given.sizes)
                         with path.open("a") as file:
                             file.write(json.dumps(rows) + "\n")
                         print(f"{features}, seed {seed}, without speaker {speaker}", flush=True)

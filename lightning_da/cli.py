@@ -323,7 +323,10 @@ def _with_run_config(args: list[str], folder: str) -> list[str]:
     parser.add_argument("--model.init_args.members", dest="members")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(args)[0]
-    members = yaml.safe_load(given.members or "") if args[0] == "fit" else None
+    try:
+        members = yaml.safe_load(given.members or "") if args[0] == "fit" else None
+    except yaml.YAMLError:
+        sys.exit(f"lightning-da: error: members: {given.members!r} is no list, as '[RUN, RUN]' is")
     run = members[0] if isinstance(members, list) and members else None if args[0] == "fit" else given.ckpt_path
     if args[0] not in ("fit", "validate", "test", "predict") or run is None:
         return args
@@ -395,3 +398,5 @@ def main(args: Sequence[str] | None = None, earlier: Mapping[str, str] = Mapping
         return command()
     except ConfigError as error:
         sys.exit(f"lightning-da: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("lightning-da: interrupted")

@@ -83,13 +83,14 @@ class TestFigures(L.Callback):
 
     @torch.no_grad()
     def _before(self, trainer: L.Trainer, module: Classifier) -> NDArray[Any] | None:
-        """Features of the target with the weights that the fit started from; None if it started from no run."""
+        """Features of the target with the earlier run's weights; None if the fit took no whole network from one."""
         start = ""
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
             run = trainer.logger.experiment.get_run(str(trainer.logger.run_id))
             start = run.data.tags.get("started_from", "")
         start = trainer.strategy.broadcast(start)
-        if not start or not isinstance(module, TransferModule):
+        number = sum(len(y) for _, _, y in self._kept["target"])
+        if not start or not isinstance(module, TransferModule) or "bottleneck." not in module.initialised or number < 4:
             return None
         trained = copy.deepcopy(module.state_dict())
         try:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from lightning_da.backbones import FeedForward
 from lightning_da.data import SpeechCorpora
+from lightning_da.data.speech import TASKS
 from lightning_da.errors import ConfigError
 from lightning_da.grid import Main, Result, check_trainable, digest, run_grid
 from lightning_da.methods import SpeechFFN
@@ -82,7 +83,7 @@ def plan(seeds: Sequence[int], source_tasks: Sequence[str], sizes: Sequence[str]
         targets = [Cell("target", task, size, seed) for task in source_tasks for size in sizes]
         joined = [Cell("target", task, "+".join(sizes), seed) for task in source_tasks] if len(sizes) > 1 else []
         cells += [*(base for cell in targets for base in cell.bases), *targets, *joined]
-    return cells
+    return list(dict.fromkeys(cells))
 
 
 class Experiment(NamedTuple):
@@ -90,15 +91,17 @@ class Experiment(NamedTuple):
 
     Attributes:
         config: The configuration of the second stage.
+        sizes: Of the networks, which an ensemble joins.
         data: A digest of all samples and labels.
     """
 
     config: dict[str, Any]
-    data: str
+    sizes: tuple[str, ...]
+    data: str = ""
 
     def digest(self) -> str:
         """Equal for experiments whose cells can stand in one table."""
-        return digest(self.config, self.data)
+        return digest(self.config, self.sizes, self.data)
 
     def data_of(self, cell: Cell) -> dict[str, Any]:
         """The arguments of `SpeechCorpora` for a cell."""
@@ -151,11 +154,12 @@ def speech_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], m
         raise ConfigError("speech-transfer trains SpeechFFN on a FeedForward backbone; leave out other methods")
     if not isinstance(cli.datamodule, SpeechCorpora):
         raise ConfigError("speech-transfer reads SpeechCorpora; leave out other data")
-    grid = Experiment(check_trainable(cli, given.seeds, RESERVED), "")
+    sizes = tuple(_size(text) for text in given.sizes)
+    grid = Experiment(check_trainable(cli, given.seeds, RESERVED), sizes)
     for key, default in (("task", "emotion"), ("seed", 0)):
         if getattr(cli.datamodule, key) != default:
             raise ConfigError(f"data.init_args.{key}: speech-transfer sets it for each training; leave it out")
-    cells = plan(given.seeds, given.source_tasks, [_size(text) for text in given.sizes])
+    cells = plan(given.seeds, given.source_tasks, sizes)
     grid = grid._replace(data=_check(grid, cli, cells))
     roles = (getattr(cli.datamodule, role) for role in ("source", "target"))
     name = given.name or "-".join(["speech-transfer", *(Path(role).stem for role in roles)])
@@ -207,7 +211,7 @@ def _check(grid: Experiment, cli: Any, cells: Sequence[Cell]) -> str:
         data = SpeechCorpora(**grid.data_of(Cell(learns, task, "", seed)))
         data.trainer = cli.trainer if learns == "target" else None
         data.check()
-    return SpeechCorpora(**cli.plain(cli.config.fit)["data"]["init_args"]).fingerprint()
+    return " ".join(SpeechCorpora(**{**grid.config["data"]["init_args"], "task": task}).fingerprint() for task in TASKS)
 
 
 # ---------------------------------------------------------------- the result
@@ -237,14 +241,14 @@ def table(done: dict[Cell, Result]) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds for each source task and network.
+    """Mean, standard deviation and number of seeds for each source task and network.
 
     Args:
         rows: Of `table`, all of one stage.
         columns: The figures.
     """
     groups = rows.groupby(["source task", "network"], sort=False)[list(columns)]
-    return groups.agg(["mean", "std"])
+    return groups.agg(["mean", "std", "count"])
 
 
 def figure(rows: pd.DataFrame, title: str) -> Figure:
@@ -285,13 +289,14 @@ def report(rows: pd.DataFrame, parent: str, name: str) -> None:
             for index, mean in zip(means.index.tolist(), means[column, "mean"], strict=True):
                 key = "_".join(index).replace(":", "-")
                 tracked.log_metric(parent, f"{'source_error' if learns == 'source' else column}/{key}", mean)
-        text = {column: [_number(*pair) for pair in means[column].itertuples(index=False)] for column in columns}
-        print(f"\n{titles[learns]}, test split, {own['seed'].nunique()} seed(s)")
+        text: dict[str, Any] = {"seeds": means[columns[0], "count"].to_list()}
+        text |= {column: [_number(*row) for row in means[column].itertuples(index=False)] for column in columns}
+        print(f"\n{titles[learns]}, test split")
         print(pd.DataFrame(text, index=means.index).reset_index().to_string(index=False))
     tracked.log_text(parent, rows.to_csv(index=False), "cells.csv")
     tracked.log_figure(parent, figure(rows, name), "speech_transfer.png")
     print(f"\ntables and figure: run {name} ({parent})")
 
 
-def _number(mean: float, deviation: float) -> str:
+def _number(mean: float, deviation: float, _count: int) -> str:
     return f"{mean:.1f}" + ("" if pd.isna(deviation) else f" ± {deviation:.1f}")

@@ -14,8 +14,9 @@ from lightning_da.data import DataError, SpeechCorpora
 from lightning_da.data import speech as speech_data
 from lightning_da.data.base import SPLITS, UNKNOWN
 from lightning_da.data.speech import TASKS, read_corpus
+from lightning_da.methods import SpeechFFN
 from lightning_da.speech.extract import extract
-from tests import voices
+from tests import toy, voices
 
 
 def corpora(folder: Path, **given: Any) -> SpeechCorpora:
@@ -47,7 +48,9 @@ def test_a_manifest_may_leave_out_columns_and_fields(tmp_path: Path) -> None:
         (["file"], [["a.wav"]], "no column 'path'; .*'file'"),
         (["path"], [], "lists no sound files"),
         (["path"], [["a.wav"], ["a.wav"]], "'a.wav' is listed twice"),
-        (["path"], [["a.wav"], ["no.wav"], ["none.wav"]], r"'no.wav' and 1 more not found"),
+        (["path", "emotions"], [["a.wav", "sad"]], "column 'emotions' is not read; name it 'emotion'"),
+        (["path", "Speaker"], [["a.wav", "a"]], "column 'Speaker' is not read; name it 'speaker'"),
+        (["path"], [["a.wav", "b"], ["a", "b", "c"]], "no table of comma-separated values"),
         (["path", "split"], [["a.wav", "training"]], "'training' in the column 'split'; did you mean 'train'"),
     ],
 )
@@ -60,6 +63,23 @@ def test_a_manifest_that_cannot_be_used(
     with pytest.raises(DataError, match=message) as error:
         read_corpus(tmp_path / "m.csv", "emotion")
     assert "m.csv" in str(error.value)
+
+
+def test_a_manifest_that_is_no_table(tmp_path: Path) -> None:
+    for content in (b"", "päth,speaker\n".encode("latin-1")):
+        (tmp_path / "m.csv").write_bytes(content)
+        with pytest.raises(DataError, match=r"m.csv: no table of comma-separated values in UTF-8"):
+            read_corpus(tmp_path / "m.csv", "emotion")
+
+
+def test_sounds_that_are_gone_are_named_when_they_are_read(pair: Path) -> None:
+    data = corpora(pair, recordings="source.csv")
+    assert data.classes == ["angry", "sad"]
+    for name in ("t-0-0", "t-0-1"):
+        (pair / "target" / f"{name}.wav").unlink()
+    data.dataset("target.csv", "new")  # other sounds are predicted all the same
+    with pytest.raises(DataError, match=r"target.csv: 'target/t-0-0.wav' and 1 more not found"):
+        data.dataset("target.csv", "train")
 
 
 def test_folders_are_labels_and_sounds_beside_them_have_none(tmp_path: Path) -> None:
@@ -77,8 +97,11 @@ def test_folders_are_labels_and_sounds_beside_them_have_none(tmp_path: Path) -> 
 
 
 def test_what_is_no_corpus_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere' is no manifest.*synthetic-speakers"):
+    with pytest.raises(DataError, match=r"no file or folder .*nowhere'; .*'synthetic-speakers'"):
         read_corpus(tmp_path / "nowhere", "emotion")
+    (tmp_path / "table.txt").write_text("path")
+    with pytest.raises(DataError, match=r"table.txt' is no manifest"):
+        read_corpus(tmp_path / "table.txt", "emotion")
     with pytest.raises(DataError, match=r"no sound files \(\.wav, \.flac\)"):
         read_corpus(tmp_path, "emotion")
 
@@ -108,7 +131,7 @@ def test_the_splits_of_a_corpus_do_not_depend_on_the_task(pair: Path) -> None:
 def test_genders_are_spread_over_the_splits(tmp_path: Path) -> None:
     voices.pair(tmp_path, speakers=10)
     for seed in range(5):
-        data = corpora(tmp_path, task="gender", seed=seed, test_share=0.4)
+        data = corpora(tmp_path, task="gender", seed=seed)  # two of ten speakers
         assert len({int(name) % 2 for name in speakers(data, "target", "test")}) == 2
 
 
@@ -117,6 +140,26 @@ def test_a_speaker_to_leave_out(pair: Path) -> None:
     assert speakers(data, "target", "test") == {"2"}
     with pytest.raises(DataError, match="no speaker 't-9'; did you mean 't-"):
         corpora(pair, test_speakers=["t-9"]).names("target", "test")
+    half = corpora(pair, test_speakers=["t-0", "t-1", "t-2"])
+    assert [len(speakers(half, "target", split)) for split in SPLITS] == [2, 1, 3]
+    rows = [
+        {**row, "split": "test" if row["speaker"] == "t-0" else "train"} for row in voices.rows(pair / "target.csv")
+    ]
+    voices.manifest(pair / "target.csv", rows)
+    with pytest.raises(DataError, match=r"test_speakers: .*says itself in its column 'split'"):
+        corpora(pair, test_speakers=["t-2"]).names("target", "test")
+
+
+def test_an_unknown_speaker_leaves_the_others_in_one_split_each(pair: Path) -> None:
+    rows = voices.rows(pair / "target.csv")
+    rows[5]["speaker"] = ""
+    voices.manifest(pair / "target.csv", rows)
+    known = {row["path"]: row["speaker"] for row in rows if row["speaker"]}
+    for seed in range(4):
+        data = corpora(pair, seed=seed)
+        found = [{known[name] for name in data.names("target", split) if name in known} for split in SPLITS]
+        assert sum(map(len, found)) == len(set().union(*found)) == 6
+        assert sum(len(data.names("target", split)) for split in SPLITS) == 24
 
 
 def test_splits_of_a_manifest_hold_and_a_missing_validation_is_of_other_speakers(pair: Path) -> None:
@@ -177,6 +220,17 @@ def test_speakers_that_are_tested_on_emotions_are_not_learnt(pair: Path) -> None
         assert not every & (tested if data.source == "target.csv" else {"1"})
 
 
+def test_test_speakers_of_a_manifest_are_not_learnt(pair: Path) -> None:
+    rows = [
+        {**row, "split": "test" if row["speaker"] == "s-4" else "train"} for row in voices.rows(pair / "source.csv")
+    ]
+    voices.manifest(pair / "source.csv", rows)
+    data = corpora(pair, task="speaker", val_share=0.25, test_share=0.25)
+    learnt = set.union(*(speakers(data, "source", split) for split in SPLITS))
+    assert "4" not in learnt
+    assert data.classes == [f"s-{name}" for name in sorted(learnt)]
+
+
 def test_the_classes_are_the_targets_where_the_source_has_none(pair: Path) -> None:
     data = corpora(pair)
     assert data.classes_of("source.csv") == []
@@ -184,6 +238,14 @@ def test_the_classes_are_the_targets_where_the_source_has_none(pair: Path) -> No
     names, train = data.names("target", "train"), data.dataset("target.csv", "train")
     emotions = {row["path"].split("/")[1]: row["emotion"] for row in voices.rows(pair / "target.csv")}
     assert [train.classes[int(y)] for y in train.y] == [emotions[Path(name).name] for name in names]
+
+
+def test_genders_of_the_target_that_are_not_the_sources_are_not_read(pair: Path) -> None:
+    women = [row for row in voices.rows(pair / "target.csv") if row["gender"] == "female"]
+    voices.manifest(pair / "target.csv", women)
+    data = corpora(pair, task="gender")
+    data.check()
+    assert data.classes_of("target.csv") == []
 
 
 def test_one_class_is_not_enough(pair: Path) -> None:
@@ -199,8 +261,17 @@ def test_a_sound_that_is_trained_on_and_tested_is_refused(pair: Path) -> None:
     tested = pair / data.names("target", "test")[0]
     trained = pair / data.names("source", "train")[0]
     trained.write_bytes(tested.read_bytes())
-    with pytest.raises(DataError, match=f"{trained.name}' of 'source.csv' would be trained on, and is .*{tested.name}"):
+    with pytest.raises(DataError, match=f"{trained.name}' of 'source.csv' is trained on, and is .*{tested.name}"):
         corpora(pair, task="gender").check()
+
+
+def test_a_copy_in_the_targets_own_training_split_is_refused_where_it_is_read(pair: Path) -> None:
+    data = corpora(pair)
+    tested, trained = pair / data.names("target", "test")[0], pair / data.names("target", "train")[0]
+    trained.write_bytes(tested.read_bytes())
+    module = SpeechFFN(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE)
+    with pytest.raises(DataError, match=f"{trained.name}' of 'target.csv' is trained on"):
+        toy.trainer(1).fit(module, corpora(pair))
 
 
 # ---------------------------------------------------------------- features

@@ -224,10 +224,11 @@ def test_curves_over_the_two_hidden_layers(first_stage: Path) -> None:
 
 def test_scores_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
-    y, predicted = rng.integers(5, size=200), rng.integers(4, size=200)  # class 4 is never predicted
-    found = scores(multiclass_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(y), 5))
+    # class 4 is never predicted, class 5 does not occur, class 6 neither
+    y, predicted = rng.integers(5, size=200), rng.choice([0, 1, 2, 3, 5], size=200)
+    found = scores(multiclass_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(y), 7))
     assert float(found["acc"]) == pytest.approx((y == predicted).mean())
-    assert float(found["class_acc"]) == pytest.approx(recall_score(y, predicted, average="macro"))
+    assert float(found["class_acc"]) == pytest.approx(recall_score(y, predicted, average="macro", labels=range(5)))
     assert float(found["class_precision"]) == pytest.approx(
         precision_score(y, predicted, average="macro", zero_division=0)
     )
@@ -347,6 +348,18 @@ def test_members_that_do_not_fit(pair: Path, first_stage: Path) -> None:
     assert "'nothing' is no checkpoint file" in members(genders, "nothing")
     assert "was fitted with num_classes 6, the data have 2" in members(genders, speakers)
     assert "does not say what network it is" in members(genders, first_stage)
+    other = main(["fit", *configs("method/speech_gender"), *words(pair, f"{HIDDEN}=[8]", "--data.init_args.seed=3")])
+    assert "was fitted on other data, or on another split" in members(genders, run(other).info.run_id)
+
+
+def test_a_stage_that_learnt_what_is_tested_is_refused(pair: Path) -> None:
+    leave_out = "--data.init_args.test_speakers"
+    source = "--data.init_args.source=target.csv"
+    first = main(["fit", *configs("method/speech_gender"), *words(pair, f"{HIDDEN}=[8]", source, f"{leave_out}=[t-0]")])
+    start = f"--model.init_args.init_from={run(first).info.run_id}"
+    second = [*configs("method/speech_ffn"), *words(pair, f"{HIDDEN}=[8]", start)]
+    assert "was trained on by the run that this one starts from" in complaint(["fit", *second, f"{leave_out}=[t-1]"])
+    main(["fit", *second, f"{leave_out}=[t-0]"])
 
 
 def test_curves_of_an_ensemble_are_refused() -> None:

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
-from lightning_da.cli import main
+from lightning_da.cli import load, main
 from lightning_da.grid import Result
-from lightning_da.speech_transfer import Cell, figure, plan, summary, table
+from lightning_da.speech_transfer import Cell, Experiment, _check, figure, plan, summary, table
 from lightning_da.tracking import PROJECT, client, find_fit
 from tests import voices
 
@@ -19,9 +19,8 @@ SIZES = ["8:6", "12:6"]
 WANTED = ["--seeds", "0", "--source_tasks", "none", "speaker"]
 
 
-def words(pair: Path, *more: str) -> list[str]:
+def options(pair: Path) -> list[str]:
     return [
-        "speech-transfer",
         *("--config", str(PROJECT / "conf" / "data" / "speech.yaml")),
         f"--data.init_args.root={pair}",
         "--data.init_args.source=source.csv",
@@ -29,10 +28,11 @@ def words(pair: Path, *more: str) -> list[str]:
         "--data.init_args.batch_size=4",
         "--trainer.accelerator=cpu",
         "--trainer.max_steps=10",
-        *("--sizes", *SIZES),
-        *("--jobs", "2"),
-        *more,
     ]
+
+
+def words(pair: Path, *more: str) -> list[str]:
+    return ["speech-transfer", *options(pair), "--sizes", *SIZES, "--jobs", "2", *more]
 
 
 def children() -> dict[str, Run]:
@@ -56,6 +56,7 @@ def test_what_is_started_from_comes_first_and_every_cell_has_a_name_and_a_seed_o
     ensemble = Cell("target", "gender", "8:6+12:6", 0)
     assert ensemble.bases == (Cell("target", "gender", "8:6", 0), Cell("target", "gender", "12:6", 0))
     assert not any("+" in cell.sizes for cell in plan([0], ["none"], ["8"]))
+    assert plan([0, 0], ["none"], ["8"]) == [Cell("target", "none", "8", 0)]
 
 
 # ---------------------------------------------------------------- the result
@@ -142,6 +143,23 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(
     assert changed == {"speaker-12:6-s0", "speaker-emotion-12:6-s0"}
     tags = json.loads(children()["speaker-12:6-s0"].data.tags["cell"])
     assert Cell(*tags) == Cell("source", "speaker", "12:6", 0)
+
+
+def test_other_labels_or_sizes_are_another_experiment(pair: Path) -> None:
+    def name(*sizes: str) -> str:
+        cli = load(
+            ["fit", "--config", str(PROJECT / "conf" / "method" / "speech_ffn.yaml"), "--after", "null", *options(pair)]
+        )
+        grid = Experiment(cli.plain(cli.config.fit), sizes)
+        return grid._replace(data=_check(grid, cli, plan([0], ["none"], sizes))).digest()
+
+    first = name("8", "12")
+    assert name("8", "12") == first
+    assert name("8", "16") != first
+    rows = voices.rows(pair / "source.csv")
+    rows[1]["speaker"], rows[9]["speaker"] = rows[9]["speaker"], rows[1]["speaker"]
+    voices.manifest(pair / "source.csv", rows)
+    assert name("8", "12") != first
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Speech: corpora of sound files with speakers, genders and emotions."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -7,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from numpy.typing import NDArray
 
 from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, TensorDomain
@@ -15,9 +17,11 @@ from lightning_da.errors import list_choices
 from lightning_da.speech.audio import SUFFIXES
 from lightning_da.speech.extract import digest, extract, width
 from lightning_da.speech.synthesis import CORPORA, write_corpus
+from lightning_da.tracking import find_fit
 
 Task = Literal["speaker", "gender", "emotion"]
 TASKS: tuple[Task, ...] = ("speaker", "gender", "emotion")
+COLUMNS = ("path", *TASKS, "split")
 NEW = "new"
 """The split of the sounds that are given to `predict`."""
 
@@ -26,7 +30,7 @@ class Corpus(NamedTuple):
     """Sound files and what is known of them.
 
     Attributes:
-        place: The manifest, folder or sound file that it was read from.
+        place: The manifest or folder that it was read from.
         files: Of the sounds.
         names: Their paths below the folder of the manifest, or below the folder.
         table: A row a sound, with the columns speaker, gender, emotion and split: text, empty where it is not known.
@@ -39,15 +43,15 @@ class Corpus(NamedTuple):
 
 
 def read_corpus(place: Path, folders: Task) -> Corpus:
-    """Reads what there is of a corpus, but no sound.
+    """Reads what there is of a corpus, but no sound: those of a manifest may be gone.
 
     Args:
         place: A manifest (.csv, see `SpeechCorpora`), a folder of sound files, or a sound file.
         folders: What the names of the folders in a folder say.
 
     Raises:
-        DataError: If a file is missing, a folder has no sounds, or a manifest names a file twice, has no column `path`,
-            or a split that is none.
+        DataError: If there is no such place, a folder has no sounds, or a manifest cannot be read, names a file twice,
+            or has no column `path`, a column that is nearly one of those that are read, or a split that is none.
     """
     if place.suffix.lower() == ".csv" and place.is_file():
         return _read_manifest(place)
@@ -57,37 +61,39 @@ def read_corpus(place: Path, folders: Task) -> Corpus:
             raise DataError(f"{place}: no sound files ({', '.join(SUFFIXES)}) in this folder or below it")
     elif place.suffix.lower() in SUFFIXES and place.is_file():
         files, place = [place], place.parent
-    else:
+    elif not place.exists():
         raise DataError(
-            f"{str(place)!r} is no manifest (.csv), no folder, no sound file ({', '.join(SUFFIXES)}) and none of the "
-            f"synthetic corpora ({', '.join(CORPORA)})"
+            f"there is no file or folder {str(place)!r}; the synthetic corpora are {' and '.join(map(repr, CORPORA))}"
         )
+    else:
+        raise DataError(f"{str(place)!r} is no manifest (.csv), no folder and no sound file ({', '.join(SUFFIXES)})")
     names = [path.relative_to(place) for path in files]
     table = pd.DataFrame({folders: [name.parts[0] if len(name.parts) > 1 else "" for name in names]})
     return Corpus(place, files, [str(name) for name in names], _with_columns(table))
 
 
 def _read_manifest(path: Path) -> Corpus:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{path}: no table of comma-separated values in UTF-8 ({error})") from error
+    table.columns = table.columns.str.strip()
     if "path" not in table:
         raise DataError(f"{path}: no column 'path'; {list_choices('path', table.columns)}")
+    for column in sorted(set(table.columns) - set(COLUMNS)):
+        near = difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8)
+        if near and near[0] not in table:
+            raise DataError(f"{path}: column {column!r} is not read; name it {near[0]!r} if it is that, else otherwise")
     table = table.apply(lambda column: column.str.strip())
     if table.empty:
         raise DataError(f"{path}: the manifest lists no sound files")
     if table["path"].duplicated().any():
         raise DataError(f"{path}: {table['path'][table['path'].duplicated()].iloc[0]!r} is listed twice")
-    files = [path.parent / name for name in table["path"]]
-    missing = [name for name, file in zip(table["path"], files, strict=True) if not file.is_file()]
-    if missing:
-        raise DataError(
-            f"{path}: {missing[0]!r}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} not found; paths are "
-            "relative to the folder of the manifest"
-        )
     whole = _with_columns(table)
     if whole["split"].any() and not whole["split"].isin(SPLITS).all():
         wrong = whole["split"][~whole["split"].isin(SPLITS)].iloc[0]
         raise DataError(f"{path}: {wrong!r} in the column 'split'; {list_choices(wrong, SPLITS)}")
-    return Corpus(path, files, list(table["path"]), whole)
+    return Corpus(path, [path.parent / name for name in table["path"]], list(table["path"]), whole)
 
 
 def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -113,12 +119,12 @@ class SpeechCorpora(DomainPairDataModule):
         source: Corpus of the source domain.
         target: Corpus of the target domain.
         task: What is to be recognised. The classes are those of the source, or, where it has no such labels, those of
-            the target. Speakers of a corpus of its own are nobody's in the source: then the target is unlabelled.
+            the target. A target with other speakers, or not both genders, is unlabelled in these tasks.
         features: `functionals`, the built-in set; or one of openSMILE's: IS09, IS10, IS11, IS12 (the paper's), IS13,
             ComParE_2016, eGeMAPSv02, emobase.
         rate: Samples per second that all sounds are brought to before.
         batch_size: Samples of each domain in a batch, on each process.
-        root: Folder that `source` and `target` are relative to.
+        root: Folder that `source`, `target` and `recordings` are relative to.
         source_folders: What the names of folders say, where the source is a folder.
         target_folders: The same of the target.
         test_speakers: Speakers of the test split, to leave one out say; None draws some.
@@ -148,7 +154,7 @@ class SpeechCorpora(DomainPairDataModule):
         super().__init__(source, target, batch_size)
         width(features)
         self.task, self.features, self.rate, self.root = task, features, rate, Path(root)
-        self.folders = {target: target_folders, source: source_folders}
+        self.folders = {source: source_folders, target: target_folders}
         self.test_speakers, self.recordings = test_speakers, recordings
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._corpora: dict[str, Corpus] = {}
@@ -165,17 +171,17 @@ class SpeechCorpora(DomainPairDataModule):
         """Names of the classes of a domain; empty where no label is known. No sound is read for it."""
         labels = self._read(domain).table[self.task].iloc[np.concatenate(list(self._splits(domain).values()))]
         known: list[str] = sorted(set(labels) - {""})
-        strangers = self.task == "speaker" and domain != self.source and known != self.classes_of(self.source)
+        strangers = self.task != "emotion" and domain != self.source and known != self.classes_of(self.source)
         return [] if strangers else known
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
         if split == NEW:
-            corpus = read_corpus(self.root / str(self.recordings), self.task)
-            x = extract(corpus.files, self.features, self.rate, _cache())
+            corpus = self._open(str(self.recordings), self.task)
+            x = self._extract(corpus)
             return TensorDomain(torch.from_numpy(x), torch.full((len(x),), UNKNOWN), [], corpus.names)
         corpus, rows, classes = self._read(domain), self._splits(domain)[split], self.classes_of(domain)
         if domain not in self._features:
-            self._features[domain] = extract(corpus.files, self.features, self.rate, _cache())
+            self._features[domain] = self._extract(corpus)
         number = {name: label for label, name in enumerate(classes)}
         y = torch.tensor([number.get(label, UNKNOWN) for label in corpus.table[self.task].iloc[rows]], dtype=torch.long)
         x = self._features[domain][rows]
@@ -196,24 +202,47 @@ class SpeechCorpora(DomainPairDataModule):
             )
         target = self._read(self.target)
         tested = {digest(target.files[row]): target.names[row] for row in self._whole_splits(target)["test"]}
-        for role in self._roles()[0]:
-            corpus = self._read(getattr(self, role))
-            for row in self._splits(getattr(self, role))["train"]:
-                twin = tested.get(digest(corpus.files[row]))
-                if twin is not None:
-                    raise DataError(
-                        f"{corpus.names[row]!r} of {getattr(self, role)!r} would be trained on, and is {twin!r} in the "
-                        f"test split of {self.target!r}; take it out of one of them"
-                    )
+        for role in {role for roles in self._roles() for role in roles}:
+            self._check_apart(self, getattr(self, role), tested)
+        for run in getattr(self.trainer.lightning_module, "starts_from", ()) if self.trainer else ():
+            config = yaml.safe_load(find_fit(run).config or "{}")
+            if config and config["data"]["class_path"].endswith(type(self).__name__):
+                earlier = type(self)(**config["data"]["init_args"])
+                read = config["model"]["init_args"].get("train_on", "source")
+                for role in DOMAINS if read == "both" else (read,):
+                    self._check_apart(earlier, getattr(earlier, role), tested)
         super().check()
+
+    def _check_apart(self, trained: "SpeechCorpora", domain: str, tested: dict[str, str]) -> None:
+        """Refuses a sound that is trained on, here or by an earlier run, and tested."""
+        corpus = trained._read(domain)
+        for row in trained._splits(domain)["train"]:
+            twin = tested.get(digest(corpus.files[row]))
+            if twin is not None:
+                when = "is trained on" if trained is self else "was trained on by the run that this one starts from"
+                raise DataError(
+                    f"{corpus.names[row]!r} of {domain!r} {when}, and is {twin!r} in the test split of "
+                    f"{self.target!r}; take it out of one of them (test_speakers and seed the same in both stages?)"
+                )
 
     # ---------------------------------------------------------------- splits
 
     def _read(self, domain: str) -> Corpus:
         if domain not in self._corpora:
-            place = write_corpus(domain, _cache()) if domain in CORPORA else self.root / domain
-            self._corpora[domain] = read_corpus(place, self.folders[domain])
+            self._corpora[domain] = self._open(domain, self.folders[domain])
         return self._corpora[domain]
+
+    def _open(self, name: str, folders: Task) -> Corpus:
+        return read_corpus(write_corpus(name, _cache()) if name in CORPORA else self.root / name, folders)
+
+    def _extract(self, corpus: Corpus) -> NDArray[np.float32]:
+        missing = [name for name, file in zip(corpus.names, corpus.files, strict=True) if not file.is_file()]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise DataError(
+                f"{corpus.place}: {missing[0]!r}{more} not found; paths are relative to the folder of the manifest"
+            )
+        return extract(corpus.files, self.features, self.rate, _cache())
 
     def _splits(self, domain: str) -> dict[str, Indices]:
         """Rows of each split, for the task."""
@@ -238,24 +267,33 @@ class SpeechCorpora(DomainPairDataModule):
                 f"{corpus.place}: speaker {shared!r} is in several splits; put all of a speaker's sounds into one, or "
                 "the test says nothing about new voices"
             )
-        if shared is not None or not speakers.all():
+        left_out = self._left_out(corpus)
+        if left_out and given[0]:
+            raise DataError(
+                f"test_speakers: {corpus.place} says itself in its column 'split' what is tested; leave out one of them"
+            )
+        if shared is not None or not speakers.any():
             labels = corpus.table["speaker" if shared else "emotion" if corpus.table["emotion"].any() else "gender"]
             return split_indices(
                 _codes(labels), self.seed, self.val_share, self.test_share, given if given[0] else None
             )
-        names, first, inverse = np.unique(speakers, return_index=True, return_inverse=True)
-        if len(names) < 3:
+        # one whose speaker is not known is alone
+        groups = np.where(speakers == "", [f"\t{row}" for row in range(len(speakers))], speakers)
+        names, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+        given_of = given[first] if given[0] else np.where(np.isin(names, left_out), "test", "train")
+        drawn = not given[0] and not left_out
+        rest = len(names) if drawn else int((given_of != "test").sum())
+        if rest < (3 if drawn else 2):
             raise DataError(
                 f"{corpus.place}: {len(names)} speaker(s) cannot be split into training, validation and test; name the "
                 "split of each sound in a column 'split', or leave the speakers out"
             )
-        left_out = self._left_out(corpus)
         of_speakers = split_indices(
             _codes(corpus.table["gender"].iloc[first]),
             self.seed,
-            max(self.val_share, 1 / len(names)),
-            max(self.test_share, 1 / len(names)),
-            given[first] if given[0] else np.where(np.isin(names, left_out), "test", "train") if left_out else None,
+            max(self.val_share, 1 / rest),
+            max(self.test_share, 1 / rest),
+            None if drawn else given_of,
         )
         return {split: np.flatnonzero(np.isin(inverse, rows)) for split, rows in of_speakers.items()}
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_da.errors import ConfigError
 from lightning_da.methods.classifier import Classifier
-from lightning_da.tracking import find_fit
+from lightning_da.tracking import client, find_fit
 
 
 class MarginEnsemble(Classifier):
@@ -24,7 +24,7 @@ class MarginEnsemble(Classifier):
 
     Raises:
         ConfigError: When a fit begins, if there are fewer than two members, a member was not fitted by the command
-            line, or it was fitted on other classes or features.
+            line, or it was fitted on other classes, features or splits.
     """
 
     unlabelled = ("target",)
@@ -52,9 +52,20 @@ class MarginEnsemble(Classifier):
                 there = tuple(settings[key]) if key == "input_shape" else settings[key]
                 if there != own:
                     raise ConfigError(f"members: {run!r} was fitted with {key} {there}, the data have {own}")
+            self._check_data(run)
         self._build([checkpoint["hyper_parameters"] for checkpoint in found])
         for network, checkpoint in zip(self.networks, found, strict=True):
             network.load_state_dict(checkpoint["state_dict"])
+
+    def _check_data(self, run: str) -> None:
+        """Refuses a member that another split, other features or other corpora were used for."""
+        run_id = find_fit(run).run_id
+        fitted_on = client().get_run(run_id).data.tags.get("data") if run_id else None
+        if fitted_on not in (None, self.trainer.datamodule.fingerprint()):  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"members: {run!r} was fitted on other data, or on another split of them, and may have been trained on "
+                "what is tested here; join runs of one data configuration"
+            )
 
     def _build(self, settings: list[dict[str, Any]]) -> None:
         self._settings = settings

@@ -179,7 +179,7 @@ def _work_off(missing: dict[Path, Path], features: str, rate: int, jobs: int) ->
     except BrokenProcessPool as error:
         raise ConfigError(
             f"a process that computed the features {features!r} ended, as for want of memory; "
-            "the same command goes on where it stopped, with fewer jobs in less memory"
+            "the same command goes on where it stopped"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
