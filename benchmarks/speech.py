@@ -161,13 +161,13 @@ def finished(path: Path) -> pd.DataFrame:
 
 
 def show(rows: pd.DataFrame) -> None:
-    """The two tables: errors of the source tasks, and emotions; over the seeds that have all speakers."""
+    """The two tables: errors of the source tasks, and emotions; over the seeds that have all folds."""
     for features, every in rows.groupby("features", sort=False):
-        whole = every.groupby("seed")["speaker"].transform("nunique") == len(MEN + WOMEN)
-        own = every[whole]
-        print(f"\n{features}: {own['seed'].nunique()} seeds of {len(MEN + WOMEN)} folds")
+        folds = every.groupby(["source_task", "network", "seed"])["speaker"].transform("nunique")
+        own = every[folds == len(MEN + WOMEN)]
+        print(f"\n{features}")
         errors = own.dropna(subset="error").groupby(["source_task", "network", "seed"])["error"].mean() * 100
-        print(errors.groupby(["source_task", "network"]).agg(["mean", "std"]).round(1).to_string())
+        print(errors.groupby(["source_task", "network"]).agg(["mean", "std", "count"]).round(1).to_string())
         table: dict[tuple[str, str], list[dict[str, float]]] = {}
         tested = own.dropna(subset="counts")
         for (task, network, _), part in tested.groupby(["source_task", "network", "seed"], sort=False):
@@ -176,7 +176,7 @@ def show(rows: pd.DataFrame) -> None:
         for (task, network), per_seed in table.items():
             frame = pd.DataFrame(per_seed)
             text = "  ".join(f"{key} {frame[key].mean():.1f} ± {frame[key].std():.1f}" for key in frame)
-            print(f"{task:8} {network:9} {text}")
+            print(f"{task:8} {network:9} {len(frame)} seeds  {text}")
 
 
 def main() -> None:

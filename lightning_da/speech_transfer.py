@@ -209,7 +209,7 @@ def _check(grid: Experiment, cli: Any, cells: Sequence[Cell]) -> str:
     cli.trainer.strategy.connect(cli.model)
     for learns, task, seed in dict.fromkeys((cell.learns, cell.source_task, cell.seed) for cell in cells):
         data = SpeechCorpora(**grid.data_of(Cell(learns, task, "", seed)))
-        data.trainer = cli.trainer if learns == "target" else None
+        data.trainer, cli.model.supervised = cli.trainer, (learns,)
         data.check()
     return " ".join(SpeechCorpora(**{**grid.config["data"]["init_args"], "task": task}).fingerprint() for task in TASKS)
 
