@@ -271,7 +271,7 @@ def figure(rows: pd.DataFrame, title: str) -> Figure:
             axes.plot([offset] * len(part), part, ".", color="black", ms=4)
     axes.set_xticks(range(len(tasks)), [f"after {task}" if task != "none" else "baseline" for task in tasks])
     axes.set(ylabel="UAR of emotions, test split (%)", title=title, ylim=(0, 100))
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return drawn
 
 
