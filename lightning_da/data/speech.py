@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, TensorDomain
 from lightning_da.data.splits import Indices, split_indices
-from lightning_da.errors import list_choices
+from lightning_da.errors import ConfigError, list_choices
 from lightning_da.speech.audio import SUFFIXES
 from lightning_da.speech.extract import digest, extract, width
 from lightning_da.speech.synthesis import CORPORA, write_corpus
@@ -191,8 +192,8 @@ class SpeechCorpora(DomainPairDataModule):
         """Checks the labels, and that nothing is trained on that is tested, before the base class checks the rest.
 
         Raises:
-            DataError: If there are fewer than two classes, or a sound of the training splits whose labels are read is
-                in the target's test split as well.
+            DataError: If there are fewer than two classes, or a sound that is trained on, here or by the run that is
+                started from, is in the target's test split as well.
         """
         if len(self.classes) < 2:
             known = {name for role in DOMAINS for name in TASKS if self._read(getattr(self, role)).table[name].any()}
@@ -200,30 +201,23 @@ class SpeechCorpora(DomainPairDataModule):
                 f"task {self.task!r}: {len(self.classes)} classes in {self.source!r} and {self.target!r}, two are "
                 f"needed; labels are there for: {', '.join(sorted(known)) or 'nothing'}"
             )
-        target = self._read(self.target)
-        tested = {digest(target.files[row]): target.names[row] for row in self._whole_splits(target)["test"]}
+        tested = _digests(self._read(self.target), self._whole_splits(self._read(self.target))["test"])
         for role in {role for roles in self._roles() for role in roles}:
-            self._check_apart(self, getattr(self, role), tested)
+            domain = getattr(self, role)
+            self._check_apart(self._trained_on(domain), tested, f"of {domain!r} is trained on,")
         for run in getattr(self.trainer.lightning_module, "starts_from", ()) if self.trainer else ():
-            config = yaml.safe_load(find_fit(run).config or "{}")
-            if config and config["data"]["class_path"].endswith(type(self).__name__):
-                earlier = type(self)(**config["data"]["init_args"])
-                read = config["model"]["init_args"].get("train_on", "source")
-                for role in DOMAINS if read == "both" else (read,):
-                    self._check_apart(earlier, getattr(earlier, role), tested)
+            self._check_apart(_learnt_by(run), tested, f"was trained on by {run!r}, which this fit starts from,")
         super().check()
 
-    def _check_apart(self, trained: "SpeechCorpora", domain: str, tested: dict[str, str]) -> None:
-        """Refuses a sound that is trained on, here or by an earlier run, and tested."""
-        corpus = trained._read(domain)
-        for row in trained._splits(domain)["train"]:
-            twin = tested.get(digest(corpus.files[row]))
-            if twin is not None:
-                when = "is trained on" if trained is self else "was trained on by the run that this one starts from"
-                raise DataError(
-                    f"{corpus.names[row]!r} of {domain!r} {when}, and is {twin!r} in the test split of "
-                    f"{self.target!r}; take it out of one of them (test_speakers and seed the same in both stages?)"
-                )
+    def _trained_on(self, domain: str) -> dict[str, str]:
+        return _digests(self._read(domain), self._splits(domain)["train"])
+
+    def _check_apart(self, trained: dict[str, str], tested: dict[str, str], what: str) -> None:
+        for twin in trained.keys() & tested.keys():
+            raise DataError(
+                f"{trained[twin]!r} {what} and is {tested[twin]!r} in the test split of {self.target!r}; take it out "
+                "of one of them, or give both stages the same seed or test_speakers"
+            )
 
     # ---------------------------------------------------------------- splits
 
@@ -308,6 +302,26 @@ class SpeechCorpora(DomainPairDataModule):
                     f"test_speakers: no speaker {name!r}; {list_choices(name, known['source'] | known['target'])}"
                 )
         return [name for name in self.test_speakers if name in set(corpus.table["speaker"])]
+
+
+def _digests(corpus: Corpus, rows: Indices) -> dict[str, str]:
+    """Names of sounds by their content."""
+    return {digest(corpus.files[row]): corpus.names[row] for row in rows}
+
+
+def _learnt_by(run: str) -> dict[str, str]:
+    """What an earlier run of speech was trained on, as far as it is still there."""
+    config = yaml.safe_load(find_fit(run).config or "{}")
+    if not config or not config["data"]["class_path"].endswith(SpeechCorpora.__name__):
+        return {}
+    try:
+        earlier = SpeechCorpora(**config["data"]["init_args"])
+        read = config["model"]["init_args"].get("train_on", "source")
+        roles = DOMAINS if read == "both" else (read,)
+        return {key: name for role in roles for key, name in earlier._trained_on(getattr(earlier, role)).items()}
+    except ConfigError as error:
+        rank_zero_warn(f"what {run!r} was trained on cannot be compared with what is tested: {error}")
+        return {}
 
 
 def _shared_speaker(table: pd.DataFrame) -> str | None:
