@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_da.compare import compare
 from lightning_da.data import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
-from lightning_da.methods import AdaptationModule, Classifier, TransferModule
+from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
 from lightning_da.predictions import WritePredictions
 from lightning_da.speech_transfer import speech_transfer
 from lightning_da.sweep import sweep
@@ -91,6 +91,13 @@ class _Parser(LightningArgumentParser):
         self.hidden: list[argparse.Action] = []
         """Options that `--help` leaves out; what is recorded of a run has them."""
 
+    def add_lightning_class_args(self, lightning_class: Any, nested_key: str, *args: Any, **kwargs: Any) -> list[str]:
+        if nested_key != "model":
+            return super().add_lightning_class_args(lightning_class, nested_key, *args, **kwargs)
+        # The first says what files without a method, those of data and backbones, may set of it.
+        added: list[str] = self.add_subclass_arguments((lightning_class, MarginEnsemble), "model", fail_untyped=False)
+        return added
+
     def format_help(self, formatter: Any = None) -> str:
         help_of = {action: action.help for action in self.hidden}
         try:
@@ -115,8 +122,8 @@ def _plain(message: str, parser: _Parser) -> str:
     )
     required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)\b", message)
     owner = _owner(unknown.group(0), message) if unknown else None
-    if required or (owner and _class(owner) is Classifier):  # which a configuration without a method is taken for
-        return MISSING[required.group(1) if required else "model"]
+    if required:
+        return MISSING[required.group(1)]
     if unknown:
         key = next(group for group in unknown.groups() if group)
         known = _arguments(owner) if owner else _keys(parser)
@@ -180,7 +187,7 @@ class TransferCLI(LightningCLI):
                 "with `pip install -e .`"
             )
         super().__init__(
-            Classifier,
+            TransferModule,
             DomainPairDataModule,
             save_config_callback=RecordRun,
             save_config_kwargs={"save_to_log_dir": False},
@@ -216,7 +223,7 @@ class TransferCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if config.model is None or _class(config.model.class_path) in (Classifier, TransferModule, AdaptationModule):
+        if config.model is None or _class(config.model.class_path) in (TransferModule, AdaptationModule):
             sys.exit(f"lightning-da: error: {MISSING['model']}")
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
         logger = config.trainer.logger
