@@ -274,7 +274,7 @@ def test_what_is_recorded_of_a_run() -> None:
         assert len(run.data.tags["mlflow.source.git.commit"]) == 40
         assert run.data.tags["git.dirty"] in ("True", "False")
     paths = {file.path for file in client().list_artifacts(run.info.run_id)}
-    assert paths == {"checkpoints", "config.yaml", "confusion.png", "embedding.png"}
+    assert paths == {"checkpoints", "config.yaml", "confusion.png", "embedding.png", "per_class.csv"}
     for picture in ("confusion.png", "embedding.png"):
         with Image.open(client().download_artifacts(run.info.run_id, picture)) as image:
             assert min(image.size) > 300
