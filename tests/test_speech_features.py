@@ -626,6 +626,7 @@ def test_interrupted_processes_end_and_what_they_wrote_is_whole(tmp_path: Path) 
         # without a guard: the processes must not run it
         "import sys; from pathlib import Path; from lightning_da.speech import extract\n"
         "extract.FEW, folder = 1, Path(sys.argv[1])\n"
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it\n"
         "extract.extract(sorted(folder.glob('*.wav')), 'functionals', 16000, folder / 'cache', jobs=2)\n"
     )
     sounds = [write(tmp_path / f"{seed}.wav", noise(30, seed=seed)) for seed in range(4)]
