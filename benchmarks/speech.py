@@ -15,7 +15,6 @@ import json
 import logging
 import tarfile
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -125,17 +124,17 @@ def fold(folder: Path, features: str, speaker: str, seed: int, sizes: Sequence[i
     test = emotions.dataset("target.csv", "test")
     rows: list[dict[str, Any]] = []
 
-    def add(task: str, network: str, probabilities: Tensor, seconds: float) -> None:
+    def add(task: str, network: str, probabilities: Tensor) -> None:
         counts = multiclass_confusion_matrix(probabilities.argmax(dim=1), test.y, len(emotions.classes))
-        rows.append({"source_task": task, "network": network, "counts": counts.tolist(), "seconds": seconds})
+        rows.append({"source_task": task, "network": network, "counts": counts.tolist()})
 
-    add("none", "linear", linear(emotions), 0.0)
+    add("none", "linear", linear(emotions))
     with tempfile.TemporaryDirectory() as temporary:
         tasks: tuple[Literal["none", "gender", "speaker"], ...] = ("none", "gender", "speaker")
         for task in tasks:
             members = []
             for size in sizes:
-                began, start = time.monotonic(), None
+                start = None
                 if task != "none":
                     data = corpora(task=task)
                     module, trainer = fit(data, size, "source", None, seed)
@@ -148,9 +147,9 @@ def fold(folder: Path, features: str, speaker: str, seed: int, sizes: Sequence[i
                 module, _ = fit(emotions, size, "target", start, seed + 1000)
                 with torch.no_grad():
                     members.append(module(test.x).softmax(dim=1))
-                add(task, str(size), members[-1], time.monotonic() - began)
+                add(task, str(size), members[-1])
             if len(sizes) > 1:
-                add(task, "ensemble", join_by_margin(members), 0.0)
+                add(task, "ensemble", join_by_margin(members))
     return [{"features": features, "speaker": speaker, "seed": seed, **row} for row in rows]
 
 

@@ -121,10 +121,10 @@ def _plain(message: str, parser: _Parser) -> str:
         message,
     )
     required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)\b", message)
-    owner = _owner(unknown.group(0), message) if unknown else None
     if required:
         return MISSING[required.group(1)]
     if unknown:
+        owner = _owner(unknown.group(0), message)
         key = next(group for group in unknown.groups() if group)
         known = _arguments(owner) if owner else _keys(parser)
         near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
@@ -330,19 +330,24 @@ def _with_run_config(args: list[str], folder: str) -> list[str]:
     parser.add_argument("--model.init_args.members", dest="members")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(args)[0]
-    try:
-        members = yaml.safe_load(given.members or "") if args[0] == "fit" else None
-    except yaml.YAMLError:
-        sys.exit(f"lightning-da: error: members: {given.members!r} is no list, as '[RUN, RUN]' is")
-    run = members[0] if isinstance(members, list) and members else None if args[0] == "fit" else given.ckpt_path
-    if args[0] not in ("fit", "validate", "test", "predict") or run is None:
-        return args
-    fit = find_fit(str(run), None if members else given.experiment)
-    if fit.config is None:
+    if args[0] == "fit":
+        run, experiment, parts = _first_member(given.members), None, ["data"]
+    else:
+        run, experiment, parts = given.ckpt_path, given.experiment, None
+    fit = find_fit(run, experiment) if run is not None else None
+    if fit is None or fit.config is None:
         return args
     path = Path(folder) / "config.yaml"
-    path.write_text(yaml.safe_dump({"data": yaml.safe_load(fit.config)["data"]}) if members else fit.config)
+    path.write_text(yaml.safe_dump({key: yaml.safe_load(fit.config)[key] for key in parts}) if parts else fit.config)
     return [args[0], "--config", str(path), *args[1:]]
+
+
+def _first_member(members: str | None) -> str | None:
+    try:
+        given = yaml.safe_load(members or "")
+    except yaml.YAMLError:
+        sys.exit(f"lightning-da: error: members: {members!r} is no list, as '[RUN, RUN]' is")
+    return str(given[0]) if isinstance(given, list) and given else None
 
 
 def _quiet() -> None:

@@ -15,6 +15,7 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import pandas as pd
 import torch
 import yaml
 from filelock import FileLock, Timeout
@@ -129,8 +130,8 @@ def run_grid(
     main: Main,
     name: str,
     jobs: int | None,
-    report: Callable[[dict[C, Result], str], Any],
-) -> Any:
+    report: Callable[[dict[C, Result], str], pd.DataFrame],
+) -> pd.DataFrame:
     """Runs what is not there yet of a grid.
 
     Args:
@@ -140,10 +141,11 @@ def run_grid(
         main: Runs the command line `fit ...` in another process, and returns it.
         name: Of the run of the whole grid.
         jobs: Trainings at a time; None has one a GPU, else one a core.
-        report: Is given the results of all finished cells, those of earlier calls too, and the id of the grid's run.
+        report: Makes the table of all finished cells, those of earlier calls too, and writes it into the grid's run,
+            whose id it is given.
 
     Returns:
-        What `report` returns.
+        The table.
 
     Raises:
         ConfigError: If another process runs the same grid, or a cell failed.
@@ -157,9 +159,9 @@ def run_grid(
     try:
         with lock.acquire(timeout=0), _workers(jobs or len(gpus) or torch.get_num_threads(), gpus) as pool:
             done, parent = _run_missing(grid, cells, main, experiment, name, pool)
-            reported = report(done, parent)
+            rows = report(done, parent)
             client().set_terminated(parent)
-            return reported
+            return rows
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ Source: Huang et al., CCPR 2016, tables 2 and 3.
 import argparse
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """What it learns, after what, in which size: gender-emotion-1024:1024-s0, say."""
-        learnt = {"none": [], "gender": ["gender"], "speaker": ["speaker"]}[self.source_task]
+        learnt = [] if self.source_task == "none" else [self.source_task]
         tasks = [*learnt, *(["emotion"] if self.learns == "target" else [])]
         return "-".join([*tasks, ENSEMBLE if "+" in self.sizes else self.sizes, f"s{self.seed}"])
 
@@ -163,14 +164,7 @@ def speech_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], m
     grid = grid._replace(data=_check(grid, cli, cells))
     roles = (getattr(cli.datamodule, role) for role in ("source", "target"))
     name = given.name or "-".join(["speech-transfer", *(Path(role).stem for role in roles)])
-
-    def finish(done: dict[Cell, Result], parent: str) -> pd.DataFrame:
-        rows = table(done)
-        report(rows, parent, name)
-        return rows
-
-    rows: pd.DataFrame = run_grid(grid, cells, cli, main, name, given.jobs, finish)
-    return rows
+    return run_grid(grid, cells, cli, main, name, given.jobs, partial(report, name))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -275,9 +269,9 @@ def figure(rows: pd.DataFrame, title: str) -> Figure:
     return drawn
 
 
-def report(rows: pd.DataFrame, parent: str, name: str) -> None:
-    """Prints the two tables, and writes figures, tables and picture into the experiment's run."""
-    tracked = client()
+def report(name: str, done: dict[Cell, Result], parent: str) -> pd.DataFrame:
+    """Prints the two tables, writes figures, cells and picture into the experiment's run, and returns its cells."""
+    rows, tracked = table(done), client()
     stages = {"source": ["error"], "target": list(FIGURES)}
     titles = {"source": "source task, error in per cent", "target": "emotions after a source task, per cent"}
     for learns, columns in stages.items():
@@ -296,6 +290,7 @@ def report(rows: pd.DataFrame, parent: str, name: str) -> None:
     tracked.log_text(parent, rows.to_csv(index=False), "cells.csv")
     tracked.log_figure(parent, figure(rows, name), "speech_transfer.png")
     print(f"\ntables and figure: run {name} ({parent})")
+    return rows
 
 
 def _number(mean: float, deviation: float, _count: int) -> str:

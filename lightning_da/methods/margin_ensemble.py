@@ -41,10 +41,10 @@ class MarginEnsemble(Classifier):
             return
         if len(self.starts_from) < 2:
             raise ConfigError(f"members: an ensemble needs two runs or more, not {list(self.starts_from)}")
-        found = [
-            torch.load(find_fit(run).checkpoint, map_location="cpu", weights_only=True) for run in self.starts_from
-        ]
-        for run, checkpoint in zip(self.starts_from, found, strict=True):
+        fits = [find_fit(run) for run in self.starts_from]
+        found = [torch.load(fit.checkpoint, map_location="cpu", weights_only=True) for fit in fits]
+        data = self.trainer.datamodule.fingerprint()  # type: ignore[attr-defined]
+        for run, fit, checkpoint in zip(self.starts_from, fits, found, strict=True):
             settings = checkpoint.get("hyper_parameters", {})
             if "_instantiator" not in settings:
                 raise ConfigError(f"members: {run!r} does not say what network it is; fit it with `lightning-da fit`")
@@ -52,20 +52,15 @@ class MarginEnsemble(Classifier):
                 there = tuple(settings[key]) if key == "input_shape" else settings[key]
                 if there != own:
                     raise ConfigError(f"members: {run!r} was fitted with {key} {there}, the data have {own}")
-            self._check_data(run)
+            fitted_on = client().get_run(fit.run_id).data.tags.get("data") if fit.run_id else None
+            if fitted_on not in (None, data):
+                raise ConfigError(
+                    f"members: {run!r} was fitted on other data, or on another split of them, and may have been "
+                    "trained on what is tested here; join runs of one data configuration"
+                )
         self._build([checkpoint["hyper_parameters"] for checkpoint in found])
         for network, checkpoint in zip(self.networks, found, strict=True):
             network.load_state_dict(checkpoint["state_dict"])
-
-    def _check_data(self, run: str) -> None:
-        """Refuses a member that another split, other features or other corpora were used for."""
-        run_id = find_fit(run).run_id
-        fitted_on = client().get_run(run_id).data.tags.get("data") if run_id else None
-        if fitted_on not in (None, self.trainer.datamodule.fingerprint()):  # type: ignore[attr-defined]
-            raise ConfigError(
-                f"members: {run!r} was fitted on other data, or on another split of them, and may have been trained on "
-                "what is tested here; join runs of one data configuration"
-            )
 
     def _build(self, settings: list[dict[str, Any]]) -> None:
         self._settings = settings

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lightning_da.grid import Result
 from lightning_da.tracking import client
-from lightning_da.transferability.layer_plan import Cell, Grid
+from lightning_da.transferability.layer_plan import Cell, Grid, in_order
 
 STYLES = {
     "BnB": ("tab:blue", "-", "o"),
@@ -83,8 +83,12 @@ def _labels(number: int) -> str:
     return f"{number} labels of B" if number else "all labels of B"
 
 
-def report(grid: Grid, rows: pd.DataFrame, parent: str, name: str) -> None:
-    """Writes curves, tables and figure into the grid's run; points that are there and unchanged are left alone."""
+def report(grid: Grid, name: str, done: dict[Cell, Result], parent: str) -> pd.DataFrame:
+    """Prints the tables, writes them, curves and figure into the grid's run, and returns the table of its cells.
+
+    Points that are there and unchanged are left alone.
+    """
+    rows = table(in_order(done), done, grid.layers)
     tracked, means = client(), summary(rows)
     for number, treatment in _pairs(means):
         prefix = f"layer_transfer_{number}" if number else "layer_transfer"
@@ -107,3 +111,4 @@ def report(grid: Grid, rows: pd.DataFrame, parent: str, name: str) -> None:
         print(f"\n{_labels(int(str(labels)))}\n{pd.DataFrame(wide).T.to_string()}")
     experiment = grid.config["trainer"]["logger"]["init_args"]["experiment_name"]
     print(f"\ntables and figure: run {parent} of experiment {experiment}")
+    return rows

@@ -9,17 +9,18 @@ Source: Yosinski et al., "How transferable are features in deep neural networks?
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lightning_da.errors import ConfigError, list_choices
-from lightning_da.grid import Main, Result, check_trainable, run_grid
+from lightning_da.grid import Main, check_trainable, run_grid
 from lightning_da.methods import FineTune
 from lightning_da.tracking import PROJECT
-from lightning_da.transferability.layer_plan import TREATMENTS, Cell, Grid, in_order, plan
-from lightning_da.transferability.layer_report import report, table
+from lightning_da.transferability.layer_plan import TREATMENTS, Grid, plan
+from lightning_da.transferability.layer_report import report
 
 EXPERIMENT = "layer_transfer"
 RESERVED = {
@@ -55,14 +56,7 @@ def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], ma
     grid.check(cli.datamodule, cells)
     domains = ("source", "target") if given.across_domains else ("source",)
     name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
-
-    def finish(done: dict[Cell, Result], parent: str) -> pd.DataFrame:
-        rows = table(in_order(done), done, grid.layers)
-        report(grid, rows, parent, name)
-        return rows
-
-    rows: pd.DataFrame = run_grid(grid, cells, cli, main, name, given.jobs, finish)
-    return rows
+    return run_grid(grid, cells, cli, main, name, given.jobs, partial(report, grid, name))
 
 
 def _parser() -> argparse.ArgumentParser:
