@@ -132,6 +132,10 @@ def _plain(message: str, parser: _Parser) -> str:
         )
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return f"unknown key {key!r}{f' of {owner}' if owner else ''}; {hint}"
+    return _plain_value(message)
+
+
+def _plain_value(message: str) -> str:
     choice = re.search(r'Parser key "(\w+)":\s+Expected a typing.Literal\[(.*?)\]. Got value: (\S+)', message)
     if choice:
         key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)
@@ -142,6 +146,10 @@ def _plain(message: str, parser: _Parser) -> str:
     if nested and either and given:
         known, value = re.findall(r"'([^']*)'", either.group(1)), given.group(1)
         return f"{nested[-1]}: {value!r} is neither {either.group(2)} nor a choice; {list_choices(value, known)}"
+    number = re.search(r"Expected a <class 'str'>. Got value: (\S+)", message)
+    if nested and number:
+        value = number.group(1)
+        return f"{nested[-1]}: YAML reads {value} as no text; put it into quotes, as in '[\"{value}\"]'"
     missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
     if missing:
         module = re.search(r"module '([\w.]+)' has no", missing.group(0))
@@ -357,6 +365,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen layers
+    warnings.filterwarnings("ignore", message=".*this fit will run with no optimizer.*")  # an ensemble
     for name in ("mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")

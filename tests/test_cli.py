@@ -355,6 +355,21 @@ def test_predict_writes_every_target_sample_once(tables: Path, capsys: pytest.Ca
     assert not list(Path().glob("*.part"))
 
 
+def test_predict_refuses_other_samples_and_other_classes(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"--data.init_args.root={tables}"]
+    run = run_of(main(["fit", *configs("method/source_only", "data/features"), *SHORT, *given])).info.run_id
+    np.savez(tables / "wide.npz", x=np.ones((120, 7)), y=np.arange(120) % 3)
+    np.savez(tables / "later.npz", x=np.ones((120, 5)), y=1 + np.arange(120) % 3)
+
+    def said(name: str) -> str:
+        pair = [f"--data.init_args.{role}={name}.npz" for role in ("source", "target")]
+        return complaint(["predict", "--ckpt_path", run, *given, *pair, "--predictions.path=found.csv"], capsys)
+
+    assert "the checkpoint was fitted with input_shape (5,), the data have (7,)" in said("wide")
+    assert "the checkpoint tells ['0', '1', '2'] apart, the data have ['1', '2', '3']" in said("later")
+    assert not Path("found.csv").exists()
+
+
 def test_predict_images_of_the_transductive_protocol_once(image_root: Path) -> None:
     args = [*configs("method/source_only", "data/image_folders"), *SHORT, "--data.init_args.protocol=all"]
     args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=28", "--data.init_args.num_workers=0"]
@@ -541,6 +556,10 @@ def test_a_typo_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         ),
         (["fit", *configs("method/dann", "data/image_folders")], "no backbone is given; add --config conf/backbone"),
         (["test", *digits("dann", "--seed_everything=99")], "'dann-typeset-handwritten-s99' is no checkpoint file"),
+        (
+            ["fit", *configs("method/speech_ffn", "data/speech"), "--data.init_args.test_speakers=[03]"],
+            """test_speakers: YAML reads 3 as no text; put it into quotes, as in '["3"]'""",
+        ),
         (["test", "--ckpt_path", "nowhere"], "'nowhere' is no checkpoint file, and neither id nor name of a run"),
         (["sweep", *digits()[2:], "--methods", "dnan"], "invalid choice: 'dnan'"),
     ],

@@ -184,6 +184,16 @@ class DomainPairDataModule(L.LightningDataModule):
                 digest.update(self._get(domain, split).fingerprint().encode())
         return digest.hexdigest()[:16]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"classes": self.classes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["classes"] != self.classes:
+            raise DataError(
+                f"the checkpoint tells {state_dict['classes']} apart, the data have {self.classes}; give it data with "
+                "its own classes"
+            )
+
     # ---------------------------------------------------------------- checks
 
     def setup(self, stage: str) -> None:

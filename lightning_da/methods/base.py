@@ -77,10 +77,9 @@ class TransferModule(Classifier):
         head_lr_scale: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, input_shape)
         self._frozen, self._resumed = 0, False
         self.save_hyperparameters(logger=False)
-        self.input_shape = tuple(input_shape)
         self.supervised = DOMAINS if train_on == "both" else (train_on,)
         self.init_from = init_from
         self.standardize: nn.Module = Standardize(self.input_shape) if standardize else nn.Identity()
@@ -198,7 +197,8 @@ class TransferModule(Classifier):
         if self.init_from is not None:
             load_weights(self, self.init_from, self.initialised)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self._resumed = True
 
     def on_fit_start(self) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
+from lightning_da.errors import ConfigError
 
 
 class Classifier(L.LightningModule):
@@ -18,6 +19,7 @@ class Classifier(L.LightningModule):
 
     Args:
         num_classes: Number of classes.
+        input_shape: Shape of one sample.
     """
 
     supervised: tuple[str, ...] = ()
@@ -27,8 +29,9 @@ class Classifier(L.LightningModule):
     starts_from: tuple[str, ...] = ()
     """The earlier runs that a fit starts from."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.num_classes, self.input_shape = num_classes, tuple(input_shape)
         self._confusion = nn.ModuleDict(
             {
                 f"{stage}_{domain}": MulticlassConfusionMatrix(num_classes, ignore_index=UNKNOWN)
@@ -98,6 +101,24 @@ class Classifier(L.LightningModule):
         # cannot hold; those that come from a config are plain values.
         if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
             checkpoint.pop("hyper_parameters", None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_shapes(checkpoint.get("hyper_parameters", {}), "the checkpoint")
+
+    def check_shapes(self, settings: dict[str, Any], name: str) -> None:
+        """Checks that another classifier reads samples of the same shape, and knows as many classes.
+
+        Args:
+            settings: The arguments of its constructor, as far as they are known.
+            name: What the error calls it.
+
+        Raises:
+            ConfigError: If not.
+        """
+        for key, own in (("num_classes", self.num_classes), ("input_shape", self.input_shape)):
+            there = settings.get(key, own)
+            if (tuple(there) if key == "input_shape" else there) != own:
+                raise ConfigError(f"{name} was fitted with {key} {there}, the data have {own}; give it data alike")
 
 
 def scores(counts: Tensor) -> dict[str, Tensor]:

@@ -30,9 +30,9 @@ class MarginEnsemble(Classifier):
     unlabelled = ("target",)
 
     def __init__(self, num_classes: int, input_shape: tuple[int, ...], members: tuple[str, ...] = ()) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, input_shape)
         self.save_hyperparameters(logger=False)
-        self.num_classes, self.input_shape, self.starts_from = num_classes, tuple(input_shape), members
+        self.starts_from = members
         self.networks = nn.ModuleList()
         self._settings: list[dict[str, Any]] = []
 
@@ -48,10 +48,7 @@ class MarginEnsemble(Classifier):
             settings = checkpoint.get("hyper_parameters", {})
             if "_instantiator" not in settings:
                 raise ConfigError(f"members: {run!r} does not say what network it is; fit it with `lightning-da fit`")
-            for key, own in (("num_classes", self.num_classes), ("input_shape", self.input_shape)):
-                there = tuple(settings[key]) if key == "input_shape" else settings[key]
-                if there != own:
-                    raise ConfigError(f"members: {run!r} was fitted with {key} {there}, the data have {own}")
+            self.check_shapes(settings, f"members: {run!r}")
             fitted_on = client().get_run(fit.run_id).data.tags.get("data") if fit.run_id else None
             if fitted_on not in (None, data):
                 raise ConfigError(
@@ -95,6 +92,7 @@ class MarginEnsemble(Classifier):
         checkpoint["members"] = self._settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if not self.networks:
             self._build(checkpoint["members"])
 
