@@ -325,7 +325,7 @@ def test_from_two_stages_to_an_ensemble_and_a_sound(pair: Path) -> None:
     with open("predictions.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     new = SpeechCorpora("source.csv", "target.csv", root=str(pair), recordings="new.wav").dataset("target.csv", "new")
-    probabilities = tested.model(new.x).softmax(dim=1)[0]
+    probabilities = tested.model(new.x).softmax(dim=1)[0].detach()
     assert (row["sample"], row["class"]) == ("new.wav", ["angry", "sad"][int(probabilities.argmax())])
     assert float(row["probability"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
 
