@@ -148,8 +148,7 @@ def _plain_value(message: str) -> str:
         return f"{nested[-1]}: {value!r} is neither {either.group(2)} nor a choice; {list_choices(value, known)}"
     number = re.search(r"Expected a <class 'str'>. Got value: (\S+)", message)
     if nested and number:
-        value = number.group(1)
-        return f"{nested[-1]}: YAML reads {value} as no text; put it into quotes, as in '[\"{value}\"]'"
+        return f"{nested[-1]}: YAML reads {number.group(1)}, which is no text; put text into quotes, as in '[\"007\"]'"
     missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
     if missing:
         module = re.search(r"module '([\w.]+)' has no", missing.group(0))

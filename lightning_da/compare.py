@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from mlflow.entities import Run
 
-from lightning_da.tracking import EXPERIMENT, TrackingError, client, search_runs, tracking_uri
+from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, client, search_runs, tracking_uri
 
 LOWER, UPPER = "source_only", "target_only"
 """The methods whose accuracies on the target are 0 and 1 on the scale of `gap closed`."""
@@ -33,7 +33,7 @@ def tested_runs(experiment_id: str) -> list[Run]:
     return [
         run
         for run in search_runs(experiment_id, newest_first=True)
-        if "test/source/acc" in run.data.metrics and "method" in run.data.params
+        if {"test/source/acc", PRIMARY_METRIC} & run.data.metrics.keys() and "method" in run.data.params
     ]
 
 
@@ -63,8 +63,8 @@ def table(runs: list[Run]) -> pd.DataFrame:
             "method": run.data.params["method"]
             + (" (oracle)" if "oracle" in run.data.tags.get("selection", "") else ""),
             "pair": f"{run.data.params.get('source')} -> {run.data.params.get('target')}",
-            "source acc": run.data.metrics["test/source/acc"],
-            "target acc": run.data.metrics.get("test/target/acc"),
+            "source acc": run.data.metrics.get("test/source/acc"),
+            "target acc": run.data.metrics.get(PRIMARY_METRIC),
             "seconds": run.data.metrics.get("fit/seconds"),
         }
         for (key, seed), run in reversed(latest.items())

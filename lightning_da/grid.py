@@ -165,6 +165,7 @@ def run_grid(
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
     except KeyboardInterrupt:
+        _close(grid, cells, experiment)
         raise ConfigError("interrupted; the same command goes on where it stopped") from None
 
 
@@ -335,6 +336,16 @@ def _finished(experiment_id: str, parents: Sequence[str], cells: Iterable[C]) ->
         gone = {base for base in needed if not _has_checkpoint(done[base].run_id)}
         done = {cell: result for cell, result in done.items() if cell not in gone}
     return done
+
+
+def _close(grid: Grid[C], cells: Sequence[C], experiment: str) -> None:
+    """Marks what an interruption has left of a grid as killed."""
+    found = client().get_experiment_by_name(experiment)
+    parents = search_runs(found.experiment_id, f"tags.grid = '{grid.digest()}'") if found else []
+    _finished(parents[0].info.experiment_id if parents else "", [run.info.run_id for run in parents], cells)
+    for run in parents:
+        if run.info.status == "RUNNING":
+            client().set_terminated(run.info.run_id, "KILLED")
 
 
 def _has_checkpoint(run_id: str) -> bool:

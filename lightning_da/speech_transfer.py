@@ -148,14 +148,19 @@ def speech_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], m
             training failed.
     """
     given, options = _parser().parse_known_args(args)
-    stage_2 = ["--config", str(PROJECT / "conf" / "method" / "speech_ffn.yaml"), "--after", "null"]
+    for option, instead in (("--after", "source_tasks"), ("--model.init_args.backbone.init_args.hidden", "sizes")):
+        if any(word.split("=")[0] == option for word in options):
+            raise ConfigError(f"{option}: speech-transfer sets it for each training; give --{instead}")
+    stage_2 = ["--config", str(PROJECT / "conf" / "method" / "speech_ffn.yaml")]
     experiment = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
-    cli = load(["fit", *stage_2, *experiment, *options])
+    cli = load(["fit", *stage_2, *experiment, *options, "--after", "null"])
     if not isinstance(cli.model, SpeechFFN) or not isinstance(cli.model.backbone, FeedForward):
         raise ConfigError("speech-transfer trains SpeechFFN on a FeedForward backbone; leave out other methods")
     if not isinstance(cli.datamodule, SpeechCorpora):
         raise ConfigError("speech-transfer reads SpeechCorpora; leave out other data")
     sizes = tuple(_size(text) for text in given.sizes)
+    if len(set(sizes)) < len(sizes):
+        raise ConfigError(f"sizes: {' '.join(sizes)} names one twice")
     grid = Experiment(check_trainable(cli, given.seeds, RESERVED), sizes)
     for key, default in (("task", "emotion"), ("seed", 0)):
         if getattr(cli.datamodule, key) != default:

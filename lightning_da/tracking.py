@@ -150,6 +150,9 @@ class RecordRun(SaveConfigCallback):
                 f"{name} {version(name)}" for name in ("lightning", "torch", "torchvision", "timm", "mlflow")
             ),
             "data": trainer.datamodule.fingerprint() if hasattr(trainer, "datamodule") else "",
+            "trained_on": ", ".join(
+                sorted({*getattr(pl_module, "supervised", ()), *getattr(pl_module, "unlabelled", ())})
+            ),
         }
         if config["ckpt_path"] is not None:
             tags["resumed_from"] = config["ckpt_path"]
@@ -170,7 +173,7 @@ class RecordRun(SaveConfigCallback):
         if isinstance(checkpoint, ModelCheckpoint) and trainer.global_step == 0:
             # A fit that takes no step leaves the network as it starts; Lightning would leave nothing.
             checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
-            trainer.save_checkpoint(checkpoint.last_model_path)
+            trainer.save_checkpoint(checkpoint.last_model_path, weights_only=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         checkpoint = trainer.checkpoint_callback
@@ -252,7 +255,7 @@ def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data"
         "accumulate_grad_batches",
         "gradient_clip_val",
     )
-    found = {"method": config["name"], "seed": config["seed_everything"]}
+    found = {"method": config["name"], "after": config["after"], "seed": config["seed_everything"]}
     if "data" in parts:
         found |= {key: config["trainer"][key] for key in trainer if config["trainer"].get(key) is not None}
     for part in parts:

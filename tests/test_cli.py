@@ -366,7 +366,7 @@ def test_predict_refuses_other_samples_and_other_classes(tables: Path, capsys: p
         return complaint(["predict", "--ckpt_path", run, *given, *pair, "--predictions.path=found.csv"], capsys)
 
     assert "the checkpoint was fitted with input_shape (5,), the data have (7,)" in said("wide")
-    assert "the checkpoint tells ['0', '1', '2'] apart, the data have ['1', '2', '3']" in said("later")
+    assert "the checkpoint was fitted with classes ['0', '1', '2'], the data have ['1', '2', '3']" in said("later")
     assert not Path("found.csv").exists()
 
 
@@ -558,7 +558,7 @@ def test_a_typo_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         (["test", *digits("dann", "--seed_everything=99")], "'dann-typeset-handwritten-s99' is no checkpoint file"),
         (
             ["fit", *configs("method/speech_ffn", "data/speech"), "--data.init_args.test_speakers=[03]"],
-            """test_speakers: YAML reads 3 as no text; put it into quotes, as in '["3"]'""",
+            """test_speakers: YAML reads 3, which is no text; put text into quotes""",
         ),
         (["test", "--ckpt_path", "nowhere"], "'nowhere' is no checkpoint file, and neither id nor name of a run"),
         (["sweep", *digits()[2:], "--methods", "dnan"], "invalid choice: 'dnan'"),

@@ -13,7 +13,7 @@ import torch
 from lightning_da.data import DataError, SpeechCorpora
 from lightning_da.data import speech as speech_data
 from lightning_da.data.base import SPLITS, UNKNOWN
-from lightning_da.data.speech import TASKS, read_corpus
+from lightning_da.data.speech import read_corpus
 from lightning_da.methods import SpeechFFN
 from lightning_da.speech.extract import extract
 from tests import toy, voices
@@ -180,7 +180,7 @@ def test_a_speaker_in_two_splits_is_refused(pair: Path) -> None:
         row["split"] = SPLITS[place % 3]
     voices.manifest(pair / "target.csv", rows)
     with pytest.raises(DataError, match=r"target.csv: speaker 't-0' is in several splits"):
-        corpora(pair).names("target", "test")
+        corpora(pair).check()
     # to tell speakers apart they have to be
     data = corpora(pair, task="speaker", source="target.csv")
     assert [len(data.names("source", split)) for split in SPLITS] == [8, 8, 8]
@@ -251,8 +251,85 @@ def test_genders_of_the_target_that_are_not_the_sources_are_not_read(pair: Path)
 def test_one_class_is_not_enough(pair: Path) -> None:
     voices.manifest(pair / "target.csv", [{**row, "gender": ""} for row in voices.rows(pair / "target.csv")])
     voices.manifest(pair / "source.csv", [{**row, "gender": "male"} for row in voices.rows(pair / "source.csv")])
-    with pytest.raises(DataError, match=r"task 'gender': 1 classes .* labels are there for: emotion, gender, speaker"):
+    with pytest.raises(DataError, match=r"task 'gender': neither .* two classes; .* for: emotion, gender, speaker"):
+        _ = corpora(pair, task="gender").num_classes
+
+
+def test_a_source_whose_labels_are_all_one_is_unlabelled(pair: Path) -> None:
+    voices.manifest(pair / "source.csv", [{**row, "emotion": "neutral"} for row in voices.rows(pair / "source.csv")])
+    data = corpora(pair)
+    assert (data.classes, data.classes_of("source.csv")) == (["angry", "sad"], [])
+    assert set(data.dataset("source.csv", "train").y.tolist()) == {UNKNOWN}
+
+
+def test_a_speaker_who_is_tested_in_the_target_is_not_trained_on_in_the_source(pair: Path) -> None:
+    rows = [{**row, "speaker": row["speaker"].replace("s", "t")} for row in voices.rows(pair / "source.csv")]
+    voices.manifest(pair / "source.csv", rows)
+    tested = speakers(corpora(pair), "target", "test")
+    for task in ("gender", "speaker"):
+        data = corpora(pair, task=task)
+        assert not tested & (speakers(data, "source", "train") | speakers(data, "source", "val"))
+        with pytest.warns(UserWarning, match=r"'t-.*: tested in 'target.csv', and therefore not trained on"):
+            data.check()
+    others = sorted({"0", "1", "2", "3", "4", "5"} - tested)
+    splits = {others[0]: "val", others[1]: "test"}
+    given = [{**row, "split": splits.get(row["speaker"][2:], "train")} for row in rows]
+    voices.manifest(pair / "source.csv", given)
+    with pytest.raises(
+        DataError, match=r"speaker 't-.' of 'source.csv' is trained on, and is speaker 't-.' in the test"
+    ):
         corpora(pair, task="gender").check()
+
+
+def test_a_source_that_is_not_read_may_split_its_speakers(pair: Path) -> None:
+    rows = [{**row, "split": SPLITS[place % 3]} for place, row in enumerate(voices.rows(pair / "source.csv"))]
+    voices.manifest(pair / "source.csv", rows)
+    module = SpeechFFN(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE)
+    toy.trainer(1).fit(module, corpora(pair))
+    with pytest.raises(DataError, match=r"source.csv: speaker 's-0' is in several splits"):
+        corpora(pair, task="gender").check()
+
+
+def test_both_genders_are_tested_and_three_speakers_are_enough(pair: Path) -> None:
+    rows = voices.rows(pair / "target.csv")
+    rows = [{**row, "gender": "female" if row["speaker"] < "t-3" else "male"} for row in rows]
+    voices.manifest(pair / "target.csv", rows)
+    for seed in range(5):
+        tested = corpora(pair, seed=seed, test_share=0.34).names("target", "test")
+        assert {row["gender"] for row in rows if row["path"] in tested} == {"female", "male"}
+    voices.manifest(pair / "target.csv", [row for row in rows if row["speaker"] < "t-3"])
+    assert [len(speakers(corpora(pair), "target", split)) for split in SPLITS] == [1, 1, 1]
+
+
+def test_a_class_that_is_never_trained_on_is_named(pair: Path) -> None:
+    rows = voices.rows(pair / "target.csv")
+    tested = corpora(pair).names("target", "test")
+    voices.manifest(
+        pair / "target.csv", [row | ({"emotion": "bored"} if row["path"] in tested else {}) for row in rows]
+    )
+    data = corpora(pair)
+    assert data.classes == ["angry", "bored", "sad"]
+    module = SpeechFFN(num_classes=3, input_shape=(964,), backbone=toy.BACKBONE)
+    with pytest.warns(UserWarning, match="'target.csv': no training sound is labelled 'bored'"):
+        toy.trainer(1).fit(module, data)
+
+
+def test_labels_that_differ_in_case_are_refused(pair: Path) -> None:
+    rows = voices.rows(pair / "target.csv")
+    voices.manifest(pair / "target.csv", [{**rows[0], "emotion": "Angry"}, *rows[1:]])
+    with pytest.raises(DataError, match=r"target.csv: 'Angry' and 'angry' in 'emotion'; write them alike"):
+        corpora(pair).check()
+
+
+def test_an_odd_sound_is_used(pair: Path) -> None:
+    """One of a few frames, whose slopes are far from those of all others."""
+    rows = voices.rows(pair / "target.csv")
+    soundfile.write(pair / "target" / "short.wav", np.r_[np.zeros(600), 0.9 * np.ones(360)], 16000)
+    voices.manifest(pair / "target.csv", [*rows, {**rows[0], "path": "target/short.wav"}])
+    data = corpora(pair, task="gender")
+    data.check()
+    reach = [max(float(data.dataset(domain, split).x.abs().max()) for split in SPLITS) for domain in data._corpora]
+    assert max(reach) > 50 * min(reach)
 
 
 def test_a_sound_that_is_trained_on_and_tested_is_refused(pair: Path) -> None:
@@ -262,6 +339,15 @@ def test_a_sound_that_is_trained_on_and_tested_is_refused(pair: Path) -> None:
     trained = pair / data.names("source", "train")[0]
     trained.write_bytes(tested.read_bytes())
     with pytest.raises(DataError, match=f"{trained.name}' of 'source.csv' is trained on, and is .*{tested.name}"):
+        corpora(pair, task="gender").check()
+    # nor unlabelled, nor within the source
+    (pair / data.names("target", "train")[0]).write_bytes(tested.read_bytes())
+    trained.write_bytes((pair / data.names("source", "train")[1]).read_bytes())
+    with pytest.raises(DataError, match=r"of 'target.csv' is trained on, and is .* in the test split of 'target.csv'"):
+        corpora(pair, task="gender").check()
+    (pair / data.names("target", "train")[0]).write_bytes((pair / data.names("target", "train")[1]).read_bytes())
+    trained.write_bytes((pair / data.names("source", "test")[0]).read_bytes())
+    with pytest.raises(DataError, match=r"'source.csv': .* is trained on, and is .* in the test split; take one"):
         corpora(pair, task="gender").check()
 
 
@@ -304,6 +390,8 @@ def test_new_recordings_are_predicted_in_place_of_the_target(pair: Path) -> None
     ((x, y),) = list(loader)
     assert x.shape == (1, 964)
     assert y.tolist() == [UNKNOWN]
+    with pytest.raises(DataError, match=r"recordings: `predict` alone reads them, not test"):
+        data.setup("test")
 
 
 def test_unknown_features_are_refused_at_once(pair: Path) -> None:
@@ -321,4 +409,3 @@ def test_the_synthetic_corpora_need_no_files(monkeypatch: pytest.MonkeyPatch, tm
     sounds: Sequence[Path] = list(tmp_path.rglob("synthetic-*/*.wav"))
     assert {soundfile.info(path).samplerate for path in sounds} == {16000}
     assert torch.isfinite(data.dataset("synthetic-emotions", "train").x).all()
-    assert set(TASKS) <= {"speaker", "gender", "emotion"}

@@ -14,6 +14,7 @@ from sklearn.metrics import precision_score, recall_score
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from lightning_da import figures
 from lightning_da.backbones import FeedForward
 from lightning_da.cli import main
 from lightning_da.data import SpeechCorpora, TensorDomain
@@ -23,7 +24,7 @@ from lightning_da.methods import DeepCORAL, FineTune, MarginEnsemble, SpeechFFN,
 from lightning_da.methods.classifier import scores
 from lightning_da.methods.margin_ensemble import join_by_margin
 from lightning_da.standardize import Standardize, moments
-from lightning_da.tracking import PROJECT, client, find_fit
+from lightning_da.tracking import PROJECT, client, find_fit, load_weights
 from lightning_da.transferability.curve import TransferCurve
 from tests import toy, voices
 
@@ -287,8 +288,16 @@ def run(cli: Any) -> Any:
     return client().get_run(cli.trainer.logger.run_id)
 
 
-def test_from_two_stages_to_an_ensemble_and_a_sound(pair: Path) -> None:
-    runs = []
+def test_from_two_stages_to_an_ensemble_and_a_sound(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+    drawn: list[Any] = []
+    draw = figures.before_after_figure
+
+    def keep(*given: Any) -> Any:
+        drawn.append(given[0])
+        return draw(*given)
+
+    monkeypatch.setattr(figures, "before_after_figure", keep)
     for hidden in ("[16, 8]", "[24, 12]"):
         cli = main(["fit", *configs("method/speech_ffn"), *words(pair, f"{HIDDEN}={hidden}", f"--name=net{hidden}")])
         first = client().get_run(run(cli).data.tags["started_from"])
@@ -304,15 +313,24 @@ def test_from_two_stages_to_an_ensemble_and_a_sound(pair: Path) -> None:
         test.model.backbone.get_submodule("fc1.0").weight, cli.model.backbone.get_submodule("fc1.0").weight
     )
 
+    x = test.datamodule.dataset("target.csv", "test").x
+    after = test.model.eval().features(x)
+    load_weights(test.model, first.info.run_id, test.model.initialised)
+    for pictured, network in zip(drawn[-1], (test.model.features(x), after), strict=True):
+        np.testing.assert_allclose(pictured, network.detach().numpy(), atol=1e-5)
+    assert np.abs(drawn[-1][0] - drawn[-1][1]).max() > 1e-3
+
     members = f"--model.init_args.members={runs}"
     joined = main(["fit", *configs("method/margin_ensemble"), *QUIET, members])
     assert joined.trainer.global_step == 0
     assert run(joined).data.tags["started_from"] == ", ".join(runs)
+    learnt = [torch.load(find_fit(one).checkpoint, weights_only=True)["state_dict"] for one in runs]
     for first_run in runs:  # the ensemble's checkpoint is whole
         Path(find_fit(first_run).checkpoint).unlink()
     tested = main(["test", "--ckpt_path", run(joined).info.run_id])
     assert run(tested).info.run_id == run(joined).info.run_id
-    x = tested.datamodule.dataset("target.csv", "test").x
+    for network, weights in zip(tested.model.networks, learnt, strict=True):
+        assert all(torch.equal(network.state_dict()[key], value) for key, value in weights.items())
     networks = [network.eval()(x).softmax(dim=1) for network in tested.model.networks]
     expected = join_by_margin(networks)
     torch.testing.assert_close(tested.model.eval()(x).softmax(dim=1), expected)
@@ -345,6 +363,7 @@ def test_members_that_do_not_fit(pair: Path, first_stage: Path) -> None:
     speaker = main(["fit", *configs("method/speech_speaker"), *words(pair, f"{HIDDEN}=[8]", "--trainer.max_steps=1")])
     genders, speakers = run(gender).info.run_id, run(speaker).info.run_id
     assert "needs two runs or more" in members(genders)
+    assert "needs two runs or more, each once" in members(genders, genders)
     assert "'nothing' is no checkpoint file" in members(genders, "nothing")
     assert "was fitted with num_classes 6, the data have 2" in members(genders, speakers)
     assert "does not say what network it is" in members(genders, first_stage)
@@ -358,8 +377,51 @@ def test_a_stage_that_learnt_what_is_tested_is_refused(pair: Path) -> None:
     first = main(["fit", *configs("method/speech_gender"), *words(pair, f"{HIDDEN}=[8]", source, f"{leave_out}=[t-0]")])
     start = f"--model.init_args.init_from={run(first).info.run_id}"
     second = [*configs("method/speech_ffn"), *words(pair, f"{HIDDEN}=[8]", start)]
-    assert "which this fit starts from, and is 'target/t-1-" in complaint(["fit", *second, f"{leave_out}=[t-1]"])
-    main(["fit", *second, f"{leave_out}=[t-0]"])
+    message = "and is speaker 't-1' in the test split of 'target.csv'; give both runs the same seed"
+    assert message in complaint(["fit", *second, f"{leave_out}=[t-1]"])
+    fitted = main(["fit", *second, f"{leave_out}=[t-0]"])
+    # nor is a fit tested on what it has learnt itself
+    test = ["test", "--ckpt_path", run(fitted).info.run_id, "--trainer.logger=false"]
+    main([*test, f"{leave_out}=[t-0]"])
+    assert message in complaint([*test, f"{leave_out}=[t-1]"])
+
+
+def test_what_was_learnt_before_the_earlier_stage_counts_as_well(pair: Path) -> None:
+    left_out = "--data.init_args.test_speakers=[t-0]"
+    common = words(pair, f"{HIDDEN}=[8]")
+    source = "--data.init_args.source=target.csv"
+    first = main(["fit", *configs("method/speech_gender"), *common, source, left_out])
+    start = f"--model.init_args.init_from={run(first).info.run_id}"
+    second = main(["fit", *configs("method/speech_gender"), *common, start])
+    # and without its labels
+    other = main(["fit", *configs("method/deep_coral"), *common, "--data.init_args.task=gender", left_out])
+    for earlier in (second, other):
+        start = f"--model.init_args.init_from={run(earlier).info.run_id}"
+        third = [*configs("method/speech_ffn"), *common, start, "--data.init_args.test_speakers=[t-1]"]
+        assert "is speaker 't-1' in the test split of 'target.csv'" in complaint(["fit", *third])
+    # what is not known is said
+    moved = pair / "moved.ckpt"
+    content = torch.load(find_fit(run(first).info.run_id).checkpoint, weights_only=True)
+    torch.save({**content, "callbacks": {}}, moved)
+    with pytest.warns(UserWarning, match=r"moved.ckpt' was trained on cannot be compared .* not in this MLflow store"):
+        main(["fit", *configs("method/speech_ffn"), *common, f"--model.init_args.init_from={moved}"])
+
+
+def test_runs_after_different_stages_are_told_apart(pair: Path) -> None:
+    experiment = "--trainer.logger.init_args.experiment_name=told apart"
+    fit = [*configs("method/speech_ffn"), *words(pair, f"{HIDDEN}=[8]"), experiment, "--data.init_args.val_share=0.34"]
+    after = {}
+    for first in ("speech_gender", "null"):
+        after[first] = run(main(["fit", *fit, "--after", first])).info.run_id
+        main(["test", "--ckpt_path", after[first]])
+    assert run(main(["test", *fit, "--after", "speech_gender"])).info.run_id == after["speech_gender"]
+    rows = main(["compare", "--experiment", "told apart"]).set_index("method")
+    assert set(rows.index) == {"speech_ffn (after=None)", "speech_ffn (after=speech_gender)"}
+    assert rows["source acc"].isna().all()
+    metrics = client().get_run(after["null"]).data.metrics
+    assert rows["target acc"]["speech_ffn (after=None)"] == metrics["test/target/acc"]
+    table = main(["curve", "--ckpt_path", after["null"], "--measures", "mmd"])
+    assert list(table["layer"].unique()) == ["fc1", "bottleneck", "head"]
 
 
 def test_the_sounds_of_the_first_stage_need_not_be_there(pair: Path) -> None:

@@ -59,6 +59,31 @@ def test_what_is_started_from_comes_first_and_every_cell_has_a_name_and_a_seed_o
     assert plan([0, 0], ["none"], ["8"]) == [Cell("target", "none", "8", 0)]
 
 
+def test_the_configuration_of_each_cell() -> None:
+    network: dict[str, Any] = {"backbone": {"init_args": {"hidden": [1024, 1024]}}, "freeze": 1, "unfreeze_by": 0.5}
+    config: dict[str, Any] = {"model": {"init_args": network}, "data": {"init_args": {"root": "."}}, "trainer": {}}
+    grid = Experiment(config, ("8:6", "12:6"))
+    first, second = Cell("source", "gender", "8:6", 3), Cell("target", "gender", "8:6", 3)
+    made = {
+        cell: grid.cell_config(cell, ["base"] * len(cell.bases)) for cell in plan([3], ["none", "gender"], grid.sizes)
+    }
+    assert [made[cell]["data"]["init_args"] for cell in (first, second)] == [
+        {"root": ".", "task": "gender", "seed": 3},
+        {"root": ".", "task": "emotion", "seed": 3},
+    ]
+    assert {made[cell]["seed_everything"] for cell in made} == {cell.random_seed() for cell in made}
+    given = [made[cell]["model"]["init_args"] for cell in (first, second)]
+    assert [part["backbone"]["init_args"]["hidden"] for part in given] == [[8, 6], [8, 6]]
+    assert [(part["train_on"], part["init_from"], part["freeze"], part["unfreeze_by"]) for part in given] == [
+        ("source", None, 0, None),  # random layers are not frozen
+        ("target", "base", 1, 0.5),
+    ]
+    assert [len(made[cell]["trainer"]["callbacks"]) for cell in (first, second)] == [0, 1]
+    ensemble = made[Cell("target", "none", "8:6+12:6", 3)]
+    assert ensemble["model"]["init_args"] == {"members": ["base", "base"]}
+    assert config["model"]["init_args"]["freeze"] == 1
+
+
 # ---------------------------------------------------------------- the result
 
 
@@ -170,6 +195,12 @@ def test_other_labels_or_sizes_are_another_experiment(pair: Path) -> None:
         (["--data.init_args.task", "gender"], "data.init_args.task: speech-transfer sets it"),
         (["--data.init_args.seed", "1"], "data.init_args.seed: speech-transfer sets it"),
         (["--sizes", "8x8"], "sizes: '8x8' is no list of widths"),
+        (["--sizes", "8:6", "8:6"], "sizes: 8:6 8:6 names one twice"),
+        (["--after=speech_gender"], "--after: speech-transfer sets it for each training; give --source_tasks"),
+        (
+            ["--model.init_args.backbone.init_args.hidden", "[8]"],
+            "speech-transfer sets it for each training; give --sizes",
+        ),
         (["--seeds", "-1"], "seeds: -1 is less than 0"),
         (["--jobs", "0"], "jobs: 0 is less than 1"),
         (["--trainer.logger", "false"], "the grid is kept in MLflow"),

@@ -188,11 +188,9 @@ class DomainPairDataModule(L.LightningDataModule):
         return {"classes": self.classes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["classes"] != self.classes:
-            raise DataError(
-                f"the checkpoint tells {state_dict['classes']} apart, the data have {self.classes}; give it data with "
-                "its own classes"
-            )
+        for key, here in self.state_dict().items():
+            if state_dict[key] != here:
+                raise DataError(f"the checkpoint was fitted with {key} {state_dict[key]}, the data have {here}")
 
     # ---------------------------------------------------------------- checks
 
@@ -222,12 +220,14 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"{target.shape} in "
                 f"domain {self.target!r}; bring them to one shape"
             )
-        low, high = sorted((source.reach, target.reach))
+        self._check_ranges(source.reach, target.reach)
+
+    def _check_ranges(self, source: float, target: float) -> None:
+        low, high = sorted((source, target))
         if high > 50 * low:
             raise DataError(
-                f"value ranges differ: values reach {source.reach:.4g} in domain {self.source!r} and "
-                f"{target.reach:.4g} in "
-                f"domain {self.target!r}; scale both alike (0..1 against 0..255?)"
+                f"value ranges differ: values reach {source:.4g} in domain {self.source!r} and {target:.4g} in domain "
+                f"{self.target!r}; scale both alike (0..1 against 0..255?)"
             )
 
     def _check_size(self, domain: str, split: str, in_batches: bool) -> None:

@@ -3,7 +3,7 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from lightning_da.errors import ConfigError, list_choices
 from lightning_da.speech.audio import SUFFIXES
 from lightning_da.speech.extract import digest, extract, width
 from lightning_da.speech.synthesis import CORPORA, write_corpus
-from lightning_da.tracking import find_fit
+from lightning_da.tracking import client, find_fit
 
 Task = Literal["speaker", "gender", "emotion"]
 TASKS: tuple[Task, ...] = ("speaker", "gender", "emotion")
@@ -52,7 +52,8 @@ def read_corpus(place: Path, folders: Task) -> Corpus:
 
     Raises:
         DataError: If there is no such place, a folder has no sounds, or a manifest cannot be read, names a file twice,
-            or has no column `path`, a column that is nearly one of those that are read, or a split that is none.
+            or has no column `path`, a column twice, one that is nearly one of those that are read, or a split that is
+            none.
     """
     if place.suffix.lower() == ".csv" and place.is_file():
         return _read_manifest(place)
@@ -75,10 +76,13 @@ def read_corpus(place: Path, folders: Task) -> Corpus:
 
 def _read_manifest(path: Path) -> Corpus:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{path}: no table of comma-separated values in UTF-8 ({error})") from error
-    table.columns = table.columns.str.strip()
+    table = table.set_axis(table.iloc[0].str.strip(), axis="columns").iloc[1:].reset_index(drop=True)
+    table = table.drop(columns="", errors="ignore")
+    if table.columns.duplicated().any():
+        raise DataError(f"{path}: two columns are named {table.columns[table.columns.duplicated()][0]!r}")
     if "path" not in table:
         raise DataError(f"{path}: no column 'path'; {list_choices('path', table.columns)}")
     for column in sorted(set(table.columns) - set(COLUMNS)):
@@ -111,7 +115,10 @@ class SpeechCorpora(DomainPairDataModule):
 
     Splits are those of the manifest, else whole speakers where all are known, else utterances. The speakers of the test
     split are in no other one; only to tell speakers apart (`task: speaker`), utterances of all are in each split, of a
-    corpus that emotions are tested on those of its training speakers alone.
+    corpus that emotions are tested on those of its training speakers alone. A name is one person in both corpora: the
+    speakers of the target's test split are in no other split of the source either.
+
+    A corpus whose labels of the task are fewer than two is unlabelled.
 
     Each sound's features are computed once and kept, by its content and the settings below, in a cache: in the folder
     `lightning_da` of `$XDG_CACHE_HOME` or ~/.cache.
@@ -123,7 +130,7 @@ class SpeechCorpora(DomainPairDataModule):
             the target. A target with other speakers, or not both genders, is unlabelled in these tasks.
         features: `functionals`, the built-in set; or one of openSMILE's: IS09, IS10, IS11, IS12 (the paper's), IS13,
             ComParE_2016, eGeMAPSv02, emobase.
-        rate: Samples per second that all sounds are brought to before.
+        rate: Samples per second that all sounds are brought to before their features are computed, 8000 to 48000.
         batch_size: Samples of each domain in a batch, on each process.
         root: Folder that `source`, `target` and `recordings` are relative to.
         source_folders: What the names of folders say, where the source is a folder.
@@ -155,13 +162,28 @@ class SpeechCorpora(DomainPairDataModule):
         super().__init__(source, target, batch_size)
         width(features)
         self.task, self.features, self.rate, self.root = task, features, rate, Path(root)
-        self.folders = {source: source_folders, target: target_folders}
+        self.folders = (source_folders, target_folders)
         self.test_speakers, self.recordings = test_speakers, recordings
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._corpora: dict[str, Corpus] = {}
         self._features: dict[str, NDArray[np.float32]] = {}
         if recordings is not None:
             self.predicted = (NEW,)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes.
+
+        Raises:
+            DataError: If there are fewer than two.
+        """
+        if not self.classes:
+            known = {name for role in DOMAINS for name in TASKS if self._read(getattr(self, role)).table[name].any()}
+            raise DataError(
+                f"task {self.task!r}: neither {self.source!r} nor {self.target!r} has two classes; labels are there "
+                f"for: {', '.join(sorted(known)) or 'nothing'}"
+            )
+        return len(self.classes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -172,6 +194,8 @@ class SpeechCorpora(DomainPairDataModule):
         """Names of the classes of a domain; empty where no label is known. No sound is read for it."""
         labels = self._read(domain).table[self.task].iloc[np.concatenate(list(self._splits(domain).values()))]
         known: list[str] = sorted(set(labels) - {""})
+        if len(known) < 2:
+            return []
         strangers = self.task != "emotion" and domain != self.source and known != self.classes_of(self.source)
         return [] if strangers else known
 
@@ -188,80 +212,127 @@ class SpeechCorpora(DomainPairDataModule):
         x = self._features[domain][rows]
         return TensorDomain(torch.from_numpy(x), y, classes, [corpus.names[row] for row in rows])
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "features": self.features, "rate": self.rate}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if self.trainer and self.trainer.testing:
+            self._check_earlier(str(self.trainer.ckpt_path))
+
+    def setup(self, stage: str) -> None:
+        if self.recordings is not None and stage != "predict":
+            raise DataError(f"recordings: `predict` alone reads them, not {stage}; name them as source or target")
+        super().setup(stage)
+
     def check(self) -> None:
         """Checks the labels, and that nothing is trained on that is tested, before the base class checks the rest.
 
         Raises:
-            DataError: If there are fewer than two classes, or a sound that is trained on, here or by the run that is
-                started from, is in the target's test split as well.
+            DataError: If a sound is missing, a label cannot be meant, a speaker is in several splits, or a sound or a
+                speaker that is trained on, here or by the runs that are started from, is tested as well.
         """
-        if len(self.classes) < 2:
-            known = {name for role in DOMAINS for name in TASKS if self._read(getattr(self, role)).table[name].any()}
-            raise DataError(
-                f"task {self.task!r}: {len(self.classes)} classes in {self.source!r} and {self.target!r}, two are "
-                f"needed; labels are there for: {', '.join(sorted(known)) or 'nothing'}"
+        supervised, unlabelled = self._roles()
+        read = [getattr(self, role) for role in DOMAINS if role in supervised + unlabelled]
+        for domain in dict.fromkeys((*read, self.target)):
+            self._check_corpus(domain)
+        for domain in read:
+            both = f"{{}} of {domain!r} is trained on, and is {{}} in the test split of {self.target!r}; take one out"
+            _check_apart(self._trained_on(domain), self._tested(), both)
+        for domain in (getattr(self, role) for role in supervised):
+            own = _sounds(self._read(domain), self._splits(domain)["test"])
+            both = f"{domain!r}: {{}} is trained on, and is {{}} in the test split; take one out"
+            _check_apart(self._trained_on(domain), own, both)
+            learnt = set(self._get(domain, "train").y.tolist())
+            if unseen := [name for label, name in enumerate(self.classes_of(domain)) if label not in learnt]:
+                rank_zero_warn(f"{domain!r}: no training sound is labelled {', '.join(map(repr, unseen))}")
+        if self.test_speakers is None and read and (shared := self._left_out(self.source)):
+            rank_zero_warn(
+                f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
+                f"{self.source!r}, where there are speakers of these names; name them otherwise if they are others"
             )
-        tested = _digests(self._read(self.target), self._whole_splits(self._read(self.target))["test"])
-        for role in {role for roles in self._roles() for role in roles}:
-            domain = getattr(self, role)
-            self._check_apart(self._trained_on(domain), tested, f"of {domain!r} is trained on,")
-        for run in getattr(self.trainer.lightning_module, "starts_from", ()) if self.trainer else ():
-            self._check_apart(_learnt_by(run), tested, f"was trained on by {run!r}, which this fit starts from,")
+        for run in getattr(self.trainer.lightning_module, "starts_from", ()) if self.trainer and read else ():
+            self._check_earlier(run)
         super().check()
 
-    def _trained_on(self, domain: str) -> dict[str, str]:
-        return _digests(self._read(domain), self._splits(domain)["train"])
-
-    def _check_apart(self, trained: dict[str, str], tested: dict[str, str], what: str) -> None:
-        for twin in trained.keys() & tested.keys():
-            raise DataError(
-                f"{trained[twin]!r} {what} and is {tested[twin]!r} in the test split of {self.target!r}; take it out "
-                "of one of them, or give both stages the same seed or test_speakers"
-            )
-
-    # ---------------------------------------------------------------- splits
-
-    def _read(self, domain: str) -> Corpus:
-        if domain not in self._corpora:
-            self._corpora[domain] = self._open(domain, self.folders[domain])
-        return self._corpora[domain]
-
-    def _open(self, name: str, folders: Task) -> Corpus:
-        return read_corpus(write_corpus(name, _cache()) if name in CORPORA else self.root / name, folders)
-
-    def _extract(self, corpus: Corpus) -> NDArray[np.float32]:
-        missing = [name for name, file in zip(corpus.names, corpus.files, strict=True) if not file.is_file()]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise DataError(
-                f"{corpus.place}: {missing[0]!r}{more} not found; paths are relative to the folder of the manifest"
-            )
-        return extract(corpus.files, self.features, self.rate, _cache())
-
-    def _splits(self, domain: str) -> dict[str, Indices]:
-        """Rows of each split, for the task."""
+    def _check_corpus(self, domain: str) -> None:
         corpus = self._read(domain)
-        whole = self._whole_splits(corpus)
-        if self.task != "speaker":
-            return whole
-        speakers = corpus.table["speaker"]
-        held_out = domain == self.target or corpus.table["split"].any() or set(self._left_out(corpus))
-        if held_out and set(speakers.iloc[whole["test"]]) <= set(speakers.iloc[whole["train"]]):
-            return whole
-        pool = whole["train"] if held_out else np.arange(len(speakers))
-        parts = split_indices(_codes(speakers.iloc[pool]), self.seed, self.val_share, self.test_share)
-        return {split: pool[rows] for split, rows in parts.items()}
-
-    def _whole_splits(self, corpus: Corpus) -> dict[str, Indices]:
-        """Rows of each split of a corpus, whatever the task."""
-        speakers, given = (corpus.table[column].to_numpy(dtype=str) for column in ("speaker", "split"))
+        self._check_there(corpus)
+        alike = pd.Series(sorted(set(corpus.table[self.task]) - {""}), dtype=str)
+        if alike.str.lower().duplicated().any():
+            both = alike[alike.str.lower().duplicated(keep=False)].iloc[:2]
+            raise DataError(f"{corpus.place}: {' and '.join(map(repr, both))} in {self.task!r}; write them alike")
         shared = _shared_speaker(corpus.table)
         if shared is not None and self.task != "speaker":
             raise DataError(
                 f"{corpus.place}: speaker {shared!r} is in several splits; put all of a speaker's sounds into one, or "
                 "the test says nothing about new voices"
             )
-        left_out = self._left_out(corpus)
+        if self.source == self.target and len(set(self.folders)) > 1 and corpus.place.is_dir():
+            raise DataError(f"{corpus.place} is source and target; give source_folders and target_folders alike")
+
+    def _check_ranges(self, source: float, target: float) -> None:
+        """The features of both corpora are computed alike; those of one odd sound may be far from all others."""
+
+    def _check_earlier(self, run: str) -> None:
+        _check_apart(
+            _learnt_by(run),
+            self._tested(),
+            f"{{}} was trained on by {run!r}, and is {{}} in the test split of {self.target!r}; give both runs the "
+            "same seed and test_speakers, or a column 'split'",
+        )
+
+    def _trained_on(self, domain: str) -> dict[str, str]:
+        corpus, rows = self._read(domain), self._splits(domain)["train"]
+        return _speakers(corpus, rows) | _sounds(corpus, rows)
+
+    def _tested(self) -> dict[str, str]:
+        """What is tested in the target, whatever the task."""
+        corpus = self._read(self.target)
+        rows = self._whole_splits(self.target)["test"]
+        return (_speakers(corpus, rows) if _shared_speaker(corpus.table) is None else {}) | _sounds(corpus, rows)
+
+    # ---------------------------------------------------------------- splits
+
+    def _read(self, domain: str) -> Corpus:
+        if domain not in self._corpora:
+            self._corpora[domain] = self._open(domain, self.folders[domain == self.target])
+        return self._corpora[domain]
+
+    def _open(self, name: str, folders: Task) -> Corpus:
+        return read_corpus(write_corpus(name, _cache()) if name in CORPORA else self.root / name, folders)
+
+    def _check_there(self, corpus: Corpus) -> None:
+        missing = [name for name, file in zip(corpus.names, corpus.files, strict=True) if not file.is_file()]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise DataError(
+                f"{corpus.place}: {missing[0]!r}{more} not found; paths are relative to the folder of the manifest"
+            )
+
+    def _extract(self, corpus: Corpus) -> NDArray[np.float32]:
+        self._check_there(corpus)
+        return extract(corpus.files, self.features, self.rate, _cache())
+
+    def _splits(self, domain: str) -> dict[str, Indices]:
+        """Rows of each split, for the task."""
+        whole = self._whole_splits(domain)
+        if self.task != "speaker":
+            return whole
+        table = self._read(domain).table
+        speakers = table["speaker"]
+        held_out = domain == self.target or table["split"].any() or set(self._left_out(domain))
+        if held_out and set(speakers.iloc[whole["test"]]) <= set(speakers.iloc[whole["train"]]):
+            return whole
+        pool = whole["train"] if held_out else np.arange(len(speakers))
+        parts = split_indices(_codes(speakers.iloc[pool]), self.seed, self.val_share, self.test_share)
+        return {split: pool[rows] for split, rows in parts.items()}
+
+    def _whole_splits(self, domain: str) -> dict[str, Indices]:
+        """Rows of each split of a corpus, whatever the task."""
+        corpus = self._read(domain)
+        speakers, given = (corpus.table[column].to_numpy(dtype=str) for column in ("speaker", "split"))
+        shared, left_out = _shared_speaker(corpus.table), self._left_out(domain)
         if left_out and given[0]:
             raise DataError(
                 f"test_speakers: {corpus.place} says itself in its column 'split' what is tested; leave out one of them"
@@ -291,34 +362,53 @@ class SpeechCorpora(DomainPairDataModule):
         )
         return {split: np.flatnonzero(np.isin(inverse, rows)) for split, rows in of_speakers.items()}
 
-    def _left_out(self, corpus: Corpus) -> list[str]:
-        """Those of `test_speakers` that speak in a corpus."""
-        if self.test_speakers is None:
+    def _left_out(self, domain: str) -> list[str]:
+        """Speakers of a corpus that it may only be tested on: the named ones, else, in the source, the target's."""
+        own = set(self._read(domain).table["speaker"]) - {""}
+        if self.test_speakers is not None:
+            known = {name for role in DOMAINS for name in self._read(getattr(self, role)).table["speaker"]} - {""}
+            for name in self.test_speakers:
+                if name not in known:
+                    raise DataError(f"test_speakers: no speaker {name!r}; {list_choices(name, known)}")
+            return [name for name in self.test_speakers if name in own]
+        if domain == self.target or self._read(domain).table["split"].any():
             return []
-        known = {role: set(self._read(getattr(self, role)).table["speaker"]) - {""} for role in DOMAINS}
-        for name in self.test_speakers:
-            if name not in known["source"] | known["target"]:
-                raise DataError(
-                    f"test_speakers: no speaker {name!r}; {list_choices(name, known['source'] | known['target'])}"
-                )
-        return [name for name in self.test_speakers if name in set(corpus.table["speaker"])]
+        tested = self._read(self.target).table["speaker"].iloc[self._whole_splits(self.target)["test"]]
+        return sorted(own & set(tested))
 
 
-def _digests(corpus: Corpus, rows: Indices) -> dict[str, str]:
-    """Names of sounds by their content."""
-    return {digest(corpus.files[row]): corpus.names[row] for row in rows}
+def _sounds(corpus: Corpus, rows: Indices) -> dict[str, str]:
+    """Sounds by their content."""
+    return {digest(corpus.files[row]): repr(corpus.names[row]) for row in rows}
+
+
+def _speakers(corpus: Corpus, rows: Indices) -> dict[str, str]:
+    """Speakers by name."""
+    return {f"speaker {name!r}": f"speaker {name!r}" for name in corpus.table["speaker"].iloc[rows] if name}
+
+
+def _check_apart(trained: dict[str, str], tested: dict[str, str], said: str) -> None:
+    """Raises what is said, with the names of what is trained on and tested, where there is such."""
+    for twin, name in trained.items():
+        if twin in tested:
+            raise DataError(said.format(name, tested[twin]))
 
 
 def _learnt_by(run: str) -> dict[str, str]:
-    """What an earlier run of speech was trained on, as far as it is still there."""
-    config = yaml.safe_load(find_fit(run).config or "{}")
-    if not config or not config["data"]["class_path"].endswith(SpeechCorpora.__name__):
-        return {}
+    """What an earlier run, with those that it started from, was trained on, as far as it is still there."""
     try:
-        earlier = SpeechCorpora(**config["data"]["init_args"])
-        read = config["model"]["init_args"].get("train_on", "source")
-        roles = DOMAINS if read == "both" else (read,)
-        return {key: name for role in roles for key, name in earlier._trained_on(getattr(earlier, role)).items()}
+        fit = find_fit(run)
+        if fit.run_id is None:
+            raise ConfigError("its run is not in this MLflow store")
+        tags = client().get_run(fit.run_id).data.tags
+        earlier = [part for part in tags.get("started_from", "").split(", ") if part]
+        learnt = {key: name for part in earlier for key, name in _learnt_by(part).items()}
+        config = yaml.safe_load(str(fit.config))["data"]
+        if config["class_path"].endswith(SpeechCorpora.__name__):
+            data = SpeechCorpora(**{**config["init_args"], "recordings": None})
+            for role in tags.get("trained_on", ", ".join(DOMAINS)).split(", "):
+                learnt |= data._trained_on(getattr(data, role))
+        return learnt
     except ConfigError as error:
         rank_zero_warn(f"what {run!r} was trained on cannot be compared with what is tested: {error}")
         return {}

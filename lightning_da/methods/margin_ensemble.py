@@ -3,6 +3,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_da.errors import ConfigError
@@ -23,8 +24,8 @@ class MarginEnsemble(Classifier):
             member's counts.
 
     Raises:
-        ConfigError: When a fit begins, if there are fewer than two members, a member was not fitted by the command
-            line, or it was fitted on other classes, features or splits.
+        ConfigError: When a fit begins, if there are fewer than two members, one is given twice or was not fitted by the
+            command line, or it was fitted on other classes, features or splits.
     """
 
     unlabelled = ("target",)
@@ -39,9 +40,9 @@ class MarginEnsemble(Classifier):
     def setup(self, stage: str) -> None:
         if stage != "fit" or self.networks:
             return
-        if len(self.starts_from) < 2:
-            raise ConfigError(f"members: an ensemble needs two runs or more, not {list(self.starts_from)}")
         fits = [find_fit(run) for run in self.starts_from]
+        if len({fit.checkpoint for fit in fits}) < max(2, len(fits)):
+            raise ConfigError(f"members: an ensemble needs two runs or more, each once, not {list(self.starts_from)}")
         found = [torch.load(fit.checkpoint, map_location="cpu", weights_only=True) for fit in fits]
         data = self.trainer.datamodule.fingerprint()  # type: ignore[attr-defined]
         for run, fit, checkpoint in zip(self.starts_from, fits, found, strict=True):
@@ -49,8 +50,9 @@ class MarginEnsemble(Classifier):
             if "_instantiator" not in settings:
                 raise ConfigError(f"members: {run!r} does not say what network it is; fit it with `lightning-da fit`")
             self.check_shapes(settings, f"members: {run!r}")
-            fitted_on = client().get_run(fit.run_id).data.tags.get("data") if fit.run_id else None
-            if fitted_on not in (None, data):
+            if fit.run_id is None:
+                rank_zero_warn(f"what {run!r} was trained on is not known: its run is not in this MLflow store")
+            elif client().get_run(fit.run_id).data.tags.get("data") != data:
                 raise ConfigError(
                     f"members: {run!r} was fitted on other data, or on another split of them, and may have been "
                     "trained on what is tested here; join runs of one data configuration"

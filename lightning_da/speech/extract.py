@@ -62,10 +62,17 @@ def digest(path: Path) -> str:
         SoundError: If the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        status = path.stat()
+        return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     except OSError as error:
         raise SoundError(f"cannot read {str(path)!r} ({error.strerror}); correct the path, or its rights") from error
+
+
+@lru_cache(maxsize=1_000_000)
+def _digest(path: Path, *_state: int) -> str:
+    """Digests a file again when its state has changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe(sound: Array, features: str, rate: int) -> Array:

@@ -77,7 +77,9 @@ def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataF
         raise ConfigError(f"out: {given.out} is not a folder to write {', '.join(FILES)} into")
 
     first = _open(references[0], options, load)
-    first.datamodule.setup("fit")
+    first.datamodule.trainer, first.model.supervised, first.model.unlabelled = first.trainer, (), ()
+    first.trainer.strategy.connect(first.model)
+    first.datamodule.setup("fit")  # checks the data, of which nothing is trained on
     clis = [first, *(_open(reference, options, load) for reference in references[1:])]
     networks = [_look(cli, first, given.layers, given.samples, baseline=len(clis) == 1) for cli in clis]
     table = _table(networks, given.measures)
