@@ -4,15 +4,17 @@
 
 The target is EMO-DB in four classes (10 speakers, 339 utterances), the source EMO-DB's training speakers and the six
 speakers of the spoken digits, with some of their utterances; what speaks in the test is in no source. The
-settings are those of `conf/method/speech_*.yaml`. Of the nine speakers left, one validates and is not trained on,
-neither by the networks nor by the linear model. A finished fold is lines of `results/speech.jsonl`; what is there is
-not run again. `--table` prints what is there and runs nothing.
+settings are those of `conf/method/speech_*.yaml`. Of the nine speakers left, one validates, and neither the second
+stage nor the linear model is trained on it. A finished fold is a file in `results/speech`; what is there is not run
+again. `--table` prints what is there and runs nothing.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import logging
+import os
 import tarfile
 import tempfile
 import warnings
@@ -153,9 +155,15 @@ def fold(folder: Path, features: str, speaker: str, seed: int, sizes: Sequence[i
     return [{"features": features, "speaker": speaker, "seed": seed, **row} for row in rows]
 
 
-def finished(path: Path) -> pd.DataFrame:
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [row for line in lines if line.strip() for row in json.loads(line)]
+def file_of(out: Path, features: str, speaker: str, seed: object, sizes: Sequence[int]) -> Path:
+    return out / "speech" / f"{features}-{speaker}-s{seed}-{'+'.join(map(str, sizes))}.json"
+
+
+def finished(out: Path, sizes: Sequence[int]) -> pd.DataFrame:
+    rows = []
+    every = file_of(out, "*", "*", "*", sizes)
+    for path in sorted(every.parent.glob(every.name)):
+        rows += json.loads(path.read_text())
     return pd.DataFrame(rows, columns=["features", "speaker", "seed", "source_task", "network", "counts", "error"])
 
 
@@ -189,25 +197,20 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    path = given.out / "speech.jsonl"
     if not given.table:
         if given.data_root is None:
             parser.error("give --data-root")
-        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "speech").mkdir(parents=True, exist_ok=True)
         folder = prepare(given.data_root, given.out).absolute()
-        for seed in given.seeds:
-            for features in given.features:
-                for speaker in sorted(MEN + WOMEN):
-                    there = finished(path)
-                    if not (
-                        (there["features"] == features) & (there["speaker"] == speaker) & (there["seed"] == seed)
-                    ).any():
-                        rows = fold(folder, features, speaker, seed, given.sizes)
-                        with path.open("a") as file:
-                            file.write(json.dumps(rows) + "\n")
-                        print(f"{features}, seed {seed}, without speaker {speaker}", flush=True)
-                        gc.collect()  # trainers and modules refer to each other
-    show(finished(path))
+        for seed, features, speaker in itertools.product(given.seeds, given.features, sorted(MEN + WOMEN)):
+            path = file_of(given.out, features, speaker, seed, given.sizes)
+            if not path.exists():
+                part = path.with_suffix(".part")
+                part.write_text(json.dumps(fold(folder, features, speaker, seed, given.sizes)))
+                os.replace(part, path)
+                print(f"{features}, seed {seed}, without speaker {speaker}", flush=True)
+                gc.collect()  # trainers and modules refer to each other
+    show(finished(given.out, given.sizes))
 
 
 if __name__ == "__main__":
