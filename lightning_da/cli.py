@@ -146,9 +146,10 @@ def _plain_value(message: str) -> str:
     if nested and either and given:
         known, value = re.findall(r"'([^']*)'", either.group(1)), given.group(1)
         return f"{nested[-1]}: {value!r} is neither {either.group(2)} nor a choice; {list_choices(value, known)}"
-    number = re.search(r"Expected a <class 'str'>. Got value: (\S+)", message)
-    if nested and number:
-        return f"{nested[-1]}: YAML reads {number.group(1)}, which is no text; put text into quotes, as in '[\"007\"]'"
+    wanted = re.search(r"Expected a <class '(?:str|(list))'>(?:\. Got value: (\S+))?", message)
+    if nested and wanted:
+        text = f"YAML reads {wanted.group(2)}, which is no text; put text into quotes, as in '[\"007\"]'"
+        return f"{nested[-1]}: " + ("a list is needed, as in '[A, B]'" if wanted.group(1) else text)
     missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
     if missing:
         module = re.search(r"module '([\w.]+)' has no", missing.group(0))

@@ -89,6 +89,7 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 NETWORK = "--model.init_args.backbone.init_args"
 LENET = "lightning_da.backbones.LeNet"
+SPEECH = [*configs("method/speech_ffn", "data/speech"), "--after=null"]
 
 
 def without_download(name: str) -> list[str]:
@@ -556,10 +557,9 @@ def test_a_typo_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         ),
         (["fit", *configs("method/dann", "data/image_folders")], "no backbone is given; add --config conf/backbone"),
         (["test", *digits("dann", "--seed_everything=99")], "'dann-typeset-handwritten-s99' is no checkpoint file"),
-        (
-            ["fit", *configs("method/speech_ffn", "data/speech"), "--data.init_args.test_speakers=[03]"],
-            """test_speakers: YAML reads 3, which is no text; put text into quotes""",
-        ),
+        (["fit", *SPEECH, "--data.init_args.test_speakers=[03]"], "test_speakers: YAML reads 3, which is no text; put"),
+        (["fit", *SPEECH, "--data.init_args.test_speakers=03"], "test_speakers: a list is needed, as in '[A, B]'"),
+        (["fit", *SPEECH, "--data.init_args.seed=-1"], "data.init_args.seed: -1 is less than 0"),
         (["test", "--ckpt_path", "nowhere"], "'nowhere' is no checkpoint file, and neither id nor name of a run"),
         (["sweep", *digits()[2:], "--methods", "dnan"], "invalid choice: 'dnan'"),
     ],

@@ -30,13 +30,15 @@ def split_indices(
         Ascending indices of each of `train`, `val` and `test`; together they are all samples.
 
     Raises:
-        DataError: If the shares leave nothing to train on.
+        DataError: If the shares leave nothing to train on, or the seed is negative.
     """
     if min(val_share, test_share) < 0 or val_share + test_share >= 1:
         raise DataError(
             f"data.init_args.val_share ({val_share}) and test_share ({test_share}) must be at least 0 and add up to "
             "less than 1: the rest is trained on"
         )
+    if seed < 0:
+        raise DataError(f"data.init_args.seed: {seed} is less than 0")
     generator = np.random.default_rng(seed)
     if given is None:
         rest, test = _draw(np.arange(len(labels)), labels, round(test_share * len(labels)), generator)
