@@ -338,15 +338,13 @@ def _with_run_config(args: list[str], folder: str) -> list[str]:
     parser.add_argument("--model.init_args.members", dest="members")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(args)[0]
-    if args[0] == "fit":
-        run, experiment, parts = _first_member(given.members), None, ["data"]
-    else:
-        run, experiment, parts = given.ckpt_path, given.experiment, None
+    fitting = args[0] == "fit"
+    run, experiment = (_first_member(given.members), None) if fitting else (given.ckpt_path, given.experiment)
     fit = find_fit(run, experiment) if run is not None else None
     if fit is None or fit.config is None:
         return args
     path = Path(folder) / "config.yaml"
-    path.write_text(yaml.safe_dump({key: yaml.safe_load(fit.config)[key] for key in parts}) if parts else fit.config)
+    path.write_text(yaml.safe_dump({"data": yaml.safe_load(fit.config)["data"]}) if fitting else fit.config)
     return [args[0], "--config", str(path), *args[1:]]
 
 

@@ -172,14 +172,12 @@ def run_grid(
 def _run_missing(
     grid: Grid[C], cells: Sequence[C], main: Main, experiment: str, name: str, pool: ProcessPoolExecutor
 ) -> tuple[dict[C, Result], str]:
-    found = client().get_experiment_by_name(experiment)
-    assert found is not None  # the logger of the configuration has made it
-    parents = search_runs(found.experiment_id, f"tags.grid = '{grid.digest()}'")
-    done, failed = _finished(found.experiment_id, [run.info.run_id for run in parents], cells), []
+    experiment_id, parents = _runs_of(grid, experiment)
+    done, failed = _finished(experiment_id, parents, cells), []
     place = sum(cell in done for cell in cells)
     if place:
         print(f"{place} of {len(cells)} trainings are there already")
-    parent = _open(grid, found.experiment_id, parents, name, grows=place < len(cells))
+    parent = _open(grid, experiment_id, parents, name, grows=place < len(cells))
     for cell, result in _run_all(grid, list(cells), done, main, parent, pool):
         place += 1
         if isinstance(result, Result):
@@ -313,17 +311,24 @@ def _children(experiment_id: str, parent: str) -> list[Run]:
     return search_runs(experiment_id, f"tags.`mlflow.parentRunId` = '{parent}'")
 
 
-def _finished(experiment_id: str, parents: Sequence[str], cells: Iterable[C]) -> dict[C, Result]:
+def _runs_of(grid: Grid[C], experiment: str) -> tuple[str, list[Run]]:
+    """Id of the experiment, and the runs of the whole grid in it."""
+    found = client().get_experiment_by_name(experiment)
+    assert found is not None  # the logger of the configuration has made it
+    return found.experiment_id, search_runs(found.experiment_id, f"tags.grid = '{grid.digest()}'")
+
+
+def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[C]) -> dict[C, Result]:
     """The cells that are whole; what an interruption has left of others is marked as killed.
 
     Args:
         experiment_id: Id of the experiment.
-        parents: Ids of the runs of the whole grid.
+        parents: The runs of the whole grid.
         cells: Those that are wanted; one whose checkpoint is gone counts as missing if another has to start from it.
     """
     done: dict[C, Result] = {}
     cells = list(cells)
-    for run in (run for parent in parents for run in _children(experiment_id, parent)):
+    for run in (run for parent in parents for run in _children(experiment_id, parent.info.run_id)):
         if run.data.tags.get("whole"):
             metrics = {key: value for key, value in run.data.metrics.items() if key.startswith("test/")}
             result = Result(metrics, run.data.metrics["cell/seconds"], run.info.run_id)
@@ -340,9 +345,8 @@ def _finished(experiment_id: str, parents: Sequence[str], cells: Iterable[C]) ->
 
 def _close(grid: Grid[C], cells: Sequence[C], experiment: str) -> None:
     """Marks what an interruption has left of a grid as killed."""
-    found = client().get_experiment_by_name(experiment)
-    parents = search_runs(found.experiment_id, f"tags.grid = '{grid.digest()}'") if found else []
-    _finished(parents[0].info.experiment_id if parents else "", [run.info.run_id for run in parents], cells)
+    experiment_id, parents = _runs_of(grid, experiment)
+    _finished(experiment_id, parents, cells)
     for run in parents:
         if run.info.status == "RUNNING":
             client().set_terminated(run.info.run_id, "KILLED")

@@ -348,7 +348,7 @@ def test_a_sound_that_is_trained_on_and_tested_is_refused(pair: Path) -> None:
         corpora(pair, task="gender").check()
     (pair / data.names("target", "train")[0]).write_bytes((pair / data.names("target", "train")[1]).read_bytes())
     trained.write_bytes((pair / data.names("source", "test")[0]).read_bytes())
-    with pytest.raises(DataError, match=r"'source.csv': .* is trained on, and is .* in the test split; take one"):
+    with pytest.raises(DataError, match=r"of 'source.csv' is trained on, and is .* in its test split; take one"):
         corpora(pair, task="gender").check()
 
 

@@ -237,16 +237,17 @@ class SpeechCorpora(DomainPairDataModule):
         for domain in dict.fromkeys((*read, self.target)):
             self._check_corpus(domain)
         for domain in read:
-            both = f"{{}} of {domain!r} is trained on, and is {{}} in the test split of {self.target!r}; take one out"
-            _check_apart(self._trained_on(domain), self._tested(), both)
+            said = f"of {domain!r} is trained on", f"in the test split of {self.target!r}; take one out"
+            _check_apart(self._trained_on(domain), self._tested(), *said)
         for domain in (getattr(self, role) for role in supervised):
             own = _sounds(self._read(domain), self._splits(domain)["test"])
-            both = f"{domain!r}: {{}} is trained on, and is {{}} in the test split; take one out"
-            _check_apart(self._trained_on(domain), own, both)
+            _check_apart(
+                self._trained_on(domain), own, f"of {domain!r} is trained on", "in its test split; take one out"
+            )
             learnt = set(self._get(domain, "train").y.tolist())
             if unseen := [name for label, name in enumerate(self.classes_of(domain)) if label not in learnt]:
                 rank_zero_warn(f"{domain!r}: no training sound is labelled {', '.join(map(repr, unseen))}")
-        if self.test_speakers is None and read and (shared := self._left_out(self.source)):
+        if self.test_speakers is None and self.source in read and (shared := self._left_out(self.source)):
             rank_zero_warn(
                 f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
                 f"{self.source!r}, where there are speakers of these names; name them otherwise if they are others"
@@ -278,8 +279,9 @@ class SpeechCorpora(DomainPairDataModule):
         _check_apart(
             _learnt_by(run),
             self._tested(),
-            f"{{}} was trained on by {run!r}, and is {{}} in the test split of {self.target!r}; give both runs the "
-            "same seed and test_speakers, or a column 'split'",
+            f"was trained on by {run!r}",
+            f"in the test split of {self.target!r}; give both runs the same seed and test_speakers, or name the splits "
+            "in a column 'split'",
         )
 
     def _trained_on(self, domain: str) -> dict[str, str]:
@@ -387,11 +389,10 @@ def _speakers(corpus: Corpus, rows: Indices) -> dict[str, str]:
     return {f"speaker {name!r}": f"speaker {name!r}" for name in corpus.table["speaker"].iloc[rows] if name}
 
 
-def _check_apart(trained: dict[str, str], tested: dict[str, str], said: str) -> None:
-    """Raises what is said, with the names of what is trained on and tested, where there is such."""
+def _check_apart(trained: dict[str, str], tested: dict[str, str], how: str, where: str) -> None:
     for twin, name in trained.items():
         if twin in tested:
-            raise DataError(said.format(name, tested[twin]))
+            raise DataError(f"{name} {how}, and is {tested[twin]} {where}")
 
 
 def _learnt_by(run: str) -> dict[str, str]:
@@ -406,7 +407,7 @@ def _learnt_by(run: str) -> dict[str, str]:
         config = yaml.safe_load(str(fit.config))["data"]
         if config["class_path"].endswith(SpeechCorpora.__name__):
             data = SpeechCorpora(**{**config["init_args"], "recordings": None})
-            for role in tags.get("trained_on", ", ".join(DOMAINS)).split(", "):
+            for role in filter(None, tags.get("trained_on", ", ".join(DOMAINS)).split(", ")):
                 learnt |= data._trained_on(getattr(data, role))
         return learnt
     except ConfigError as error:
