@@ -346,6 +346,9 @@ def test_a_killed_worker_and_an_interruption_are_said(folder: Path) -> None:
         with pytest.raises(SystemExit, match=said):
             main(args)
         assert not multiprocessing.active_children()
+    found = client().get_experiment_by_name("lost")
+    assert found is not None
+    assert not client().search_runs([found.experiment_id], "attributes.status = 'RUNNING'")
 
 
 @pytest.mark.slow
