@@ -315,6 +315,27 @@ def test_a_class_that_is_never_trained_on_is_named(pair: Path) -> None:
         toy.trainer(1).fit(module, data)
 
 
+def test_some_emotions_are_told_apart_and_others_are_not_read(pair: Path) -> None:
+    rows = voices.rows(pair / "target.csv")
+    rows = [row | ({"emotion": "bored"} if place % 4 == 3 else {}) for place, row in enumerate(rows)]
+    voices.manifest(pair / "target.csv", rows)
+    emotion = {row["path"]: row["emotion"] for row in rows}
+    module = SpeechFFN(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE)
+    data = corpora(pair, emotions=["sad", "angry"])
+    toy.trainer(1).fit(module, data)
+    assert data.classes == ["sad", "angry"]
+    for split in SPLITS:
+        dataset = data.dataset("target.csv", split)
+        known = {"sad": 0, "angry": 1, "bored": UNKNOWN}
+        assert dataset.y.tolist() == [known[emotion[name]] for name in dataset.names]
+    assert corpora(pair, emotions=["sad", "angry"], task="gender").classes == ["female", "male"]
+    with pytest.raises(DataError, match="emotions: no sound is labelled 'sat'; did you mean 'sad'"):
+        corpora(pair, emotions=["sat", "angry"]).check()
+    for wrong in (["sad"], ["sad", "sad"]):
+        with pytest.raises(DataError, match="emotions: name at least two, and each once"):
+            corpora(pair, emotions=wrong)
+
+
 def test_labels_that_differ_in_case_are_refused(pair: Path) -> None:
     rows = voices.rows(pair / "target.csv")
     voices.manifest(pair / "target.csv", [{**rows[0], "emotion": "Angry"}, *rows[1:]])

@@ -354,6 +354,20 @@ def complaint(args: list[str]) -> str:
     return str(stop.value.code)
 
 
+def test_a_sound_is_classified_without_the_corpora(pair: Path) -> None:
+    fitted = main(["fit", *configs("method/speech_ffn"), *words(pair, f"{HIDDEN}=[8]", "--after=null")])
+    voices.sound(pair / "new.wav", 140.0, 12.0)
+    predict = ["predict", "--ckpt_path", run(fitted).info.run_id, "--data.init_args.recordings=new.wav"]
+    main([*predict, "--predictions.path=with.csv"])
+    for name in ("source.csv", "target.csv"):
+        (pair / name).unlink()
+    assert "there is no file or folder" in complaint(predict)
+    main([*predict, "--data.init_args.emotions=[angry, sad]", "--predictions.path=without.csv"])
+    assert Path("with.csv").read_text() == Path("without.csv").read_text()
+    other = "the checkpoint was fitted with classes ['angry', 'sad'], the data have ['sad', 'angry']"
+    assert other in complaint([*predict, "--data.init_args.emotions=[sad, angry]"])
+
+
 def test_members_that_do_not_fit(pair: Path, first_stage: Path) -> None:
     def members(*given: object) -> str:
         text = ", ".join(map(str, given))

@@ -140,6 +140,11 @@ class SpeechCorpora(DomainPairDataModule):
         val_share: Share of the validation split: of the speakers, or of the utterances where speakers are not known.
         test_share: Share of the test split.
         recordings: Corpus, folder or sound file that `predict` classifies in place of the target.
+        emotions: The emotions to tell apart, in this order; other labels are not read. None takes all that there are.
+            Where they are named, `predict` of recordings needs neither corpus.
+
+    Raises:
+        DataError: If fewer than two emotions are named, or one twice.
     """
 
     def __init__(
@@ -158,6 +163,7 @@ class SpeechCorpora(DomainPairDataModule):
         val_share: float = 0.1,
         test_share: float = 0.2,
         recordings: str | None = None,
+        emotions: list[str] | None = None,
     ) -> None:
         super().__init__(source, target, batch_size)
         width(features)
@@ -169,6 +175,14 @@ class SpeechCorpora(DomainPairDataModule):
         self._features: dict[str, NDArray[np.float32]] = {}
         if recordings is not None:
             self.predicted = (NEW,)
+        if emotions is not None and len(set(emotions)) < max(2, len(emotions)):
+            raise DataError(f"emotions: name at least two, and each once, not {emotions}")
+        self._named = emotions if task == "emotion" else None
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes: those that are named, else those of the source, else those of the target."""
+        return super().classes if self._named is None else list(self._named)
 
     @property
     def num_classes(self) -> int:
@@ -194,6 +208,8 @@ class SpeechCorpora(DomainPairDataModule):
         """Names of the classes of a domain; empty where no label is known. No sound is read for it."""
         labels = self._read(domain).table[self.task].iloc[np.concatenate(list(self._splits(domain).values()))]
         known: list[str] = sorted(set(labels) - {""})
+        if self._named is not None:
+            return list(self._named) if len(set(known) & set(self._named)) > 1 else []
         if len(known) < 2:
             return []
         strangers = self.task != "emotion" and domain != self.source and known != self.classes_of(self.source)
@@ -223,7 +239,8 @@ class SpeechCorpora(DomainPairDataModule):
     def setup(self, stage: str) -> None:
         if self.recordings is not None and stage != "predict":
             raise DataError(f"recordings: `predict` alone reads them, not {stage}; name them as source or target")
-        super().setup(stage)
+        if self.recordings is None:
+            super().setup(stage)
 
     def check(self) -> None:
         """Checks the labels, and that nothing is trained on that is tested, before the base class checks the rest.
@@ -232,6 +249,10 @@ class SpeechCorpora(DomainPairDataModule):
             DataError: If a sound is missing, a label cannot be meant, a speaker is in several splits, or a sound or a
                 speaker that is trained on, here or by the runs that are started from, is tested as well.
         """
+        there = {name for role in DOMAINS for name in self._read(getattr(self, role)).table["emotion"]} - {""}
+        for name in self._named or ():
+            if name not in there:
+                raise DataError(f"emotions: no sound is labelled {name!r}; {list_choices(name, there)}")
         supervised, unlabelled = self._roles()
         read = [getattr(self, role) for role in DOMAINS if role in supervised + unlabelled]
         for domain in dict.fromkeys((*read, self.target)):
