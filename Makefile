@@ -37,7 +37,7 @@ test: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PY) -m pytest -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow
