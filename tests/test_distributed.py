@@ -195,6 +195,7 @@ def test_a_fit_on_two_processes_is_that_of_one_with_the_whole_batch() -> None:
         assert len(client().get_metric_history(run.info.run_id, "depth/mmd")) == 6
 
 
+@pytest.mark.slow
 def test_predictions_of_two_processes_are_those_of_one() -> None:
     args = arguments("source_only", "two predict")
     lightning_da("fit", *args)

@@ -359,6 +359,7 @@ def test_across_domains(folder: Path) -> None:
     assert names == {"source", "target"}
 
 
+@pytest.mark.slow
 def test_after_kill_9_nothing_finished_is_run_again(folder: Path) -> None:
     args = words(folder, "killed", "--jobs", "2", "--depths", "1", "2", steps=300)
     process = subprocess.Popen(
