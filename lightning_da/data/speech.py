@@ -257,17 +257,15 @@ class SpeechCorpora(DomainPairDataModule):
         read = [getattr(self, role) for role in DOMAINS if role in supervised + unlabelled]
         for domain in dict.fromkeys((*read, self.target)):
             self._check_corpus(domain)
+        tested, labelled = self._tested(), [getattr(self, role) for role in supervised]
         for domain in read:
-            said = f"of {domain!r} is trained on", f"in the test split of {self.target!r}; take one out"
-            _check_apart(self._trained_on(domain), self._tested(), *said)
-        for domain in (getattr(self, role) for role in supervised):
-            own = _sounds(self._read(domain), self._splits(domain)["test"])
-            _check_apart(
-                self._trained_on(domain), own, f"of {domain!r} is trained on", "in its test split; take one out"
-            )
-            learnt = set(self._get(domain, "train").y.tolist())
-            if unseen := [name for label, name in enumerate(self.classes_of(domain)) if label not in learnt]:
-                rank_zero_warn(f"{domain!r}: no training sound is labelled {', '.join(map(repr, unseen))}")
+            trained = self._trained_on(domain)
+            how = f"of {domain!r} is trained on"
+            _check_apart(trained, tested, how, f"in the test split of {self.target!r}; take one out")
+            if domain in labelled:
+                own = _sounds(self._read(domain), self._splits(domain)["test"])
+                _check_apart(trained, own, how, "in its test split; take one out")
+                self._warn_of_unseen(domain)
         if self.test_speakers is None and self.source in read and (shared := self._left_out(self.source)):
             rank_zero_warn(
                 f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
@@ -292,6 +290,11 @@ class SpeechCorpora(DomainPairDataModule):
             )
         if self.source == self.target and len(set(self.folders)) > 1 and corpus.place.is_dir():
             raise DataError(f"{corpus.place} is source and target; give source_folders and target_folders alike")
+
+    def _warn_of_unseen(self, domain: str) -> None:
+        learnt = set(self._get(domain, "train").y.tolist())
+        if unseen := [name for label, name in enumerate(self.classes_of(domain)) if label not in learnt]:
+            rank_zero_warn(f"{domain!r}: no training sound is labelled {', '.join(map(repr, unseen))}")
 
     def _check_ranges(self, source: float, target: float) -> None:
         """The features of both corpora are computed alike; those of one odd sound may be far from all others."""
@@ -344,7 +347,7 @@ class SpeechCorpora(DomainPairDataModule):
             return whole
         table = self._read(domain).table
         speakers = table["speaker"]
-        held_out = domain == self.target or table["split"].any() or set(self._left_out(domain))
+        held_out = domain == self.target or table["split"].any() or self._left_out(domain)
         if held_out and set(speakers.iloc[whole["test"]]) <= set(speakers.iloc[whole["train"]]):
             return whole
         pool = whole["train"] if held_out else np.arange(len(speakers))
