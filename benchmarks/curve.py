@@ -19,12 +19,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_da.backbones import TimmBackbone
 from lightning_da.data import DomainPairDataModule, TensorDomain
 from lightning_da.data.base import DOMAINS
 from lightning_da.methods import FineTune
-from lightning_da.transferability.curve import collect
+from lightning_da.networks.backbones import TimmBackbone
 from lightning_da.transferability.depth import DEFAULT_MEASURES, depth_table
+from lightning_da.transferability.features import collect
 
 
 class Images(DomainPairDataModule):

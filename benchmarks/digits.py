@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lightning_da.cli import main as lightning_da
-from lightning_da.tracking import PROJECT, chosen_checkpoint
+from lightning_da.main import main as lightning_da
+from lightning_da.paths import PROJECT
+from lightning_da.tracking import chosen_checkpoint
 
 METHODS = ("source_only", "dann", "dan", "deep_coral", "adda")
 KEYS = ("protocol", "plain", "steps", "source", "target", "method", "seed")
@@ -60,14 +61,14 @@ def finished(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def run(cell: dict[str, Any], data: Path, before: str | None) -> dict[str, Any]:
-    """Fits and tests one cell; a method in two stages starts from `before`, the checkpoint of the source-only fit."""
+    """Fits and tests one cell; ADDA starts from `before`, the checkpoint of the source-only fit."""
     source, target, method, seed = (cell[key] for key in ("source", "target", "method", "seed"))
     options = {
         "data.init_args.root": data / PROTOCOLS[cell["protocol"]].folder.format(seed=seed),
         "data.init_args.source": f"{source}.npz",
         "data.init_args.target": f"{target}.npz",
-        "data.init_args.standardize": "false",
-        "model.init_args.backbone": "lightning_da.backbones.LeNet",
+        "model.init_args.standardize": "false",
+        "model.init_args.backbone": "lightning_da.networks.backbones.LeNet",
         "model.init_args.backbone.init_args.batch_norm": str(not cell["plain"]).lower(),
         "trainer.max_steps": cell["steps"],
         "trainer.check_val_every_n_epoch": 1000,
@@ -80,7 +81,9 @@ def run(cell: dict[str, Any], data: Path, before: str | None) -> dict[str, Any]:
     configs = [PROJECT / "conf" / part for part in (f"method/{method}.yaml", "data/features.yaml")]
     words = [word for config in configs for word in ("--config", str(config))]
     words += [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    cli = lightning_da(["fit", *words], {"source_only": before} if before else {})
+    if before and method == "adda":
+        words += ["--model.init_args.init_from", before]
+    cli = lightning_da(["fit", *words])
     (source_metrics, target_metrics) = cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     return cell | {
         "source_acc": source_metrics["test/source/acc"],

@@ -19,9 +19,9 @@ import lightning as L
 import torch
 from torch.nn.functional import cross_entropy
 
-from lightning_da.backbones import LeNet
 from lightning_da.data import Digits
 from lightning_da.methods import FineTune
+from lightning_da.networks.backbones import LeNet
 from lightning_da.tracking import Tracker
 
 BACKBONE = partial(LeNet, batch_norm=True)

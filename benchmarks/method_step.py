@@ -26,8 +26,8 @@ from unittest.mock import PropertyMock, patch
 import lightning as L
 import torch
 
-from lightning_da.backbones import LeNet, TimmBackbone
 from lightning_da.methods import ADDA, DAN, DANN, JAN, AdaptationModule, DeepCORAL, FineTune, TransferModule
+from lightning_da.networks.backbones import LeNet, TimmBackbone
 
 NETWORKS: dict[str, tuple[Any, tuple[int, int, int], tuple[str, str, str]]] = {
     "lenet": (partial(LeNet, batch_norm=True), (1, 28, 28), ("fc1", "fc2", "head")),

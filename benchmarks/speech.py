@@ -31,13 +31,13 @@ from sklearn.svm import SVC
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from lightning_da.backbones import FeedForward
 from lightning_da.data import SpeechCorpora
-from lightning_da.methods import SpeechFFN
+from lightning_da.methods import FineTune
 from lightning_da.methods.classifier import scores
 from lightning_da.methods.margin_ensemble import join_by_margin
+from lightning_da.networks.backbones import FeedForward
+from lightning_da.networks.standardize import moments
 from lightning_da.schedules import cosine
-from lightning_da.standardize import moments
 
 MEN = ("03", "10", "11", "12", "15")
 WOMEN = ("08", "09", "13", "14", "16")
@@ -77,12 +77,13 @@ def prepare(root: Path, out: Path) -> Path:
 
 def fit(
     data: SpeechCorpora, size: int, role: Literal["source", "target"], start: str | None, seed: int
-) -> tuple[SpeechFFN, L.Trainer]:
+) -> tuple[FineTune, L.Trainer]:
     L.seed_everything(seed, verbose=False)
-    module = SpeechFFN(
+    module = FineTune(
         backbone=partial(FeedForward, hidden=[size, size], activation="sigmoid"),
         train_on=role,
         init_from=start,
+        standardize=True,
         num_classes=data.num_classes,
         input_shape=data.input_shape,
         optimizer=partial(torch.optim.Adam, lr=3e-4, fused=True),

@@ -1,4 +1,4 @@
-from lightning_da.cli import main
+from lightning_da.main import main
 
 
 def run() -> None:

@@ -1,3 +1,5 @@
+"""Samples and numbers of all processes."""
+
 from typing import Any
 
 import torch
@@ -5,32 +7,42 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; backward sums over processes what each of them makes of this process's rows."""
+    """Rows of all processes; backward sums, over processes, the gradients of this process's rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(dist.get_world_size())]
         dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
-        ctx.sizes = [int(size) for size in sizes]
-        padded = x.new_zeros(max(ctx.sizes), *x.shape[1:])
+        lengths = [int(size) for size in sizes]
+        padded = x.new_zeros(max(lengths), *x.shape[1:])
         padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in ctx.sizes]
+        parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, ctx.sizes, strict=True)])
+        # rank r of N has the rows r, r + N, ... of the whole
+        places = torch.cat([rank + len(lengths) * torch.arange(length) for rank, length in enumerate(lengths)])
+        order = places.argsort().to(x.device)
+        ctx.own = (order.argsort().split(lengths))[dist.get_rank()]
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])[order]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return torch.split(total, ctx.sizes)[dist.get_rank()]
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[ctx.own]
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes in the order of rank, with gradient; `x` itself where there is one process.
+    """The rows of all processes, with gradient; `x` itself in one process.
 
-    A loss of the gathered rows that every process computes has, after the averaging of gradients over processes, the
-    gradient of one process that holds the whole batch.
+    The samplers deal rows in turn: rank r of N has the rows r, r + N, ... of a batch. The rows come back in the order
+    of the whole batch, as one process would have them. A loss of these rows that every process computes has, after the
+    averaging of gradients over processes, the gradient of one process with the whole batch.
 
     Args:
         x: Shape (n, ...), n may differ between processes, the rest may not.
@@ -38,7 +50,19 @@ def gather(x: Tensor) -> Tensor:
     Returns:
         Shape (sum of n, ...).
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_size() == 1:
         return x
     gathered: Tensor = _Gather.apply(x)
     return gathered
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, without gradient; `x` itself in one process.
+
+    Args:
+        x: Any shape, the same in every process.
+    """
+    if world_size() > 1:
+        x = x.detach().clone()
+        dist.all_reduce(x)
+    return x

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_da.backbones import FeedForward
 from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import inverted_labels
 from lightning_da.methods import ADDA, FineTune
+from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import inverse_decay
 from tests.toy import ADAM, BACKBONE, Toy, accuracy, build, fit, trainer
 

@@ -5,8 +5,8 @@ import pytest
 import timm
 import torch
 
-from lightning_da.backbones import Backbone, FeedForward, LeNet, TimmBackbone
 from lightning_da.errors import ConfigError
+from lightning_da.networks.backbones import Backbone, FeedForward, LeNet, TimmBackbone
 
 CASES: list[tuple[type[Backbone], tuple[int, ...], dict[str, Any]]] = [
     (LeNet, (1, 28, 28), {}),

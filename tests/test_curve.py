@@ -12,15 +12,16 @@ import torch
 from lightning import seed_everything
 from torch import Tensor, nn
 
-from lightning_da.backbones import Backbone, FeedForward, LeNet, TimmBackbone
-from lightning_da.cli import main
+from lightning_da.callbacks.transfer_curve import TransferCurve
 from lightning_da.data import Digits, DomainPairDataModule, TensorDomain
 from lightning_da.data.base import UNKNOWN
-from lightning_da.layers import as_vectors, capture, find_layers
+from lightning_da.main import main
 from lightning_da.methods import ADDA, FineTune
-from lightning_da.tracking import PROJECT, client
+from lightning_da.networks.backbones import Backbone, FeedForward, LeNet, TimmBackbone
+from lightning_da.networks.layers import as_vectors, capture, find_layers
+from lightning_da.paths import PROJECT
+from lightning_da.tracking import client
 from lightning_da.transferability import measures
-from lightning_da.transferability.curve import TransferCurve, collect, project
 from lightning_da.transferability.depth import KINDS, Features, Measure, depth_table
 from lightning_da.transferability.plots import curve_figure, curve_html
 from tests import toy

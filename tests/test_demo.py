@@ -2,8 +2,8 @@
 
 import pytest
 
-from lightning_da.cli import main
-from lightning_da.tracking import PROJECT
+from lightning_da.main import main
+from lightning_da.paths import PROJECT
 
 DIGITS = ["--config", str(PROJECT / "conf" / "data" / "digits.yaml"), "--trainer.enable_progress_bar", "false"]
 

@@ -18,7 +18,8 @@ from torch.multiprocessing.spawn import spawn
 
 from lightning_da.gather import gather
 from lightning_da.methods import ADDA, AdaptationModule, TransferModule
-from lightning_da.tracking import PROJECT, client
+from lightning_da.paths import PROJECT
+from lightning_da.tracking import client
 from tests import toy
 
 SLOW = ("source_only", "deep_coral", "dan", "jan", "adda", "fine_tune")

@@ -17,16 +17,16 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from lightning_da.cli import main
 from lightning_da.data import DataError, Task, TensorDomain
 from lightning_da.data.base import UNKNOWN
 from lightning_da.data.task import Selection
 from lightning_da.errors import ConfigError
-from lightning_da.grid import Result
+from lightning_da.grids.engine import Result
+from lightning_da.grids.layers import TREATMENTS, Layers, cells_table, curves, means_table
+from lightning_da.main import main
 from lightning_da.methods import FineTune
-from lightning_da.tracking import PROJECT, client, find_fit
-from lightning_da.transferability.layer_plan import TREATMENTS, Cell, Grid, plan
-from lightning_da.transferability.layer_report import figure, summary, table
+from lightning_da.paths import PROJECT
+from lightning_da.tracking import client, find_fit
 from tests import toy
 
 CLASSES = [f"class {i}" for i in range(6)]
@@ -139,24 +139,26 @@ def test_layers_to_copy_need_a_run_and_a_new_head(arguments: dict[str, Any]) -> 
 # ---------------------------------------------------------------- the plan
 
 
-def grid(**kwargs: Any) -> Grid:
-    return Grid(
-        **({"config": {}, "classes": CLASSES, "layers": ["fc1"], "task_a": None, "across": False, "data": ""} | kwargs)
-    )
+CONFIG: dict[str, Any] = {"model": {"init_args": {}}, "data": {"class_path": "x"}, "trainer": {}}
+
+
+def setting(**kwargs: Any) -> Layers:
+    given = {"config": CONFIG, "classes": CLASSES, "layers": ["fc1"], "task_a": None, "across": False}
+    return Layers(**(given | kwargs))
 
 
 def test_tasks_are_disjoint_halves_that_the_seed_draws() -> None:
     halves = set()
     for seed in range(10):
-        a, b = (grid().task(name, seed)["classes"] for name in "AB")
+        a, b = (setting().task(name, seed)["classes"] for name in "AB")
         assert sorted(a + b) == CLASSES
         assert len(a) == len(b) == 3
         halves.add(tuple(a))
     assert len(halves) > 3
-    given = grid(task_a=["class 5", "class 0"])
+    given = setting(task_a=["class 5", "class 0"])
     assert given.task("A", 0)["classes"] == ["class 0", "class 5"]
     assert given.task("B", 7)["classes"] == ["class 1", "class 2", "class 3", "class 4"]
-    across = grid(across=True)
+    across = setting(across=True)
     assert [across.task(name, 0) for name in "AB"] == [
         {"domain": "source", "classes": None},
         {"domain": "target", "classes": None},
@@ -164,29 +166,39 @@ def test_tasks_are_disjoint_halves_that_the_seed_draws() -> None:
 
 
 def test_what_is_copied_from_comes_first_and_every_cell_has_its_own_seed() -> None:
-    cells = plan([0, 1], [None, 100], [1, 2, 3], TREATMENTS)
-    assert len(cells) == len(set(cells)) == 2 * (1 + 2 + 2 * 3 * 5)
+    cells = setting().plan([0, 1], [None, 100], [1, 2, 3], TREATMENTS)
+    assert len(cells) == len({cell.key for cell in cells}) == 2 * (1 + 2 + 2 * 3 * 5)
     for place, cell in enumerate(cells):
-        assert set(cell.bases) <= set(cells[:place])
-    assert Cell("AnB+", 2, 100, 1).bases == (Cell("A", 0, None, 1),)
-    assert Cell("BnB", 2, 100, 1).bases == (Cell("B", 0, 100, 1),)
-    assert Cell("random", 2, None, 0).bases == ()
-    assert len({cell.random_seed() for cell in cells}) == len(cells)
-    assert len({cell.name for cell in cells}) == len(cells)
-    assert Cell("AnB+", 3, 100, 1).name == "A3B+-100-s1"
+        assert {base.key for base in cell.bases} <= {earlier.key for earlier in cells[:place]}
+    named = {cell.name: cell for cell in cells}
+    assert len(named) == len(cells)
+    bases = {name: [base.name for base in named[name].bases] for name in ("A2B+-100-s1", "B2B-100-s1", "random2-s0")}
+    assert bases == {"A2B+-100-s1": ["baseA-s1"], "B2B-100-s1": ["baseB-100-s1"], "random2-s0": []}
+    assert named["A3B+-100-s1"].factors == {"labels": 100, "treatment": "AnB+", "n": 3, "seed": 1}
+    assert len({cell.config["seed_everything"] for cell in cells}) == len(cells)
+    assert CONFIG == {"model": {"init_args": {}}, "data": {"class_path": "x"}, "trainer": {}}
 
 
 def test_the_summary_starts_at_base_b() -> None:
-    cells = plan([0, 1], [None], [1], ["AnB", "random"])
     accuracy = {"A": 0.5, "B": 0.9, "AnB": 0.8, "random": 0.2}
-    done = {cell: Result({"test/target/acc": accuracy[cell.treatment] + cell.seed / 10}, 1.0, "") for cell in cells}
-    rows = table(cells, done, ["fc1"])
-    found = summary(rows).set_index(["treatment", "n"])
+    results = [
+        Result(
+            dict(cell.factors),
+            {"test/target/acc": accuracy[cell.factors["treatment"]] + cell.factors["seed"] / 10},
+            1.0,
+            "",
+        )
+        for cell in setting().plan([0, 1], [None], [1], ["AnB", "random"])
+    ]
+    rows = cells_table(results[::-1], ["fc1"])
+    assert rows["treatment"].tolist() == ["A", "B", "AnB", "random"] * 2
+    assert rows["layer"].tolist() == ["", "", "fc1", "fc1"] * 2
+    found = means_table(rows).set_index(["treatment", "n"])
     assert found["mean"].to_dict() == pytest.approx(
         {("AnB", 0): 0.95, ("random", 0): 0.95, ("AnB", 1): 0.85, ("random", 1): 0.25}
     )
     assert found["std"].tolist() == pytest.approx([0.1 / 2**0.5] * 4)
-    lines = {line.get_label(): line for line in figure(rows, ["fc1"], "title").axes[0].get_lines()}
+    lines = {line.get_label(): line for line in curves(rows, ["fc1"], "title").axes[0].get_lines()}
     assert np.asarray(lines["AnB"].get_ydata()) == pytest.approx([0.95, 0.85])
 
 
@@ -235,10 +247,10 @@ def test_the_grid_is_whole(finished: pd.DataFrame) -> None:
     for row in finished.to_dict("records"):
         run = next(run for run in runs.values() if run.info.run_id == row["run"])
         assert run.data.metrics["test/target/acc"] == row["accuracy"]
-        task = grid(classes=[str(i) for i in range(8)]).task("A" if row["treatment"] == "A" else "B", 0)
+        task = setting(classes=[str(i) for i in range(8)]).task("A" if row["treatment"] == "A" else "B", 0)
         assert run.data.params["classes"] == str(task["classes"])
         assert run.info.status == "FINISHED"
-    means = summary(finished)
+    means = means_table(finished)
     for row in means.to_dict("records"):
         prefix = f"layer_transfer_{row['labels']}" if row["labels"] else "layer_transfer"
         history = client().get_metric_history(parent, f"{prefix}/{row['treatment'].replace('+', '_plus')}")
@@ -258,12 +270,12 @@ def test_a_cell_is_what_its_name_says(finished: pd.DataFrame, name: str, frozen:
     assert float(cli.trainer.callback_metrics["test/target/acc"]) == run.data.metrics["test/target/acc"]
     (row,) = finished[finished["run"] == run.info.run_id].to_dict("records")
     state = {key: value for key, value in cli.model.state_dict().items() if key.startswith("backbone.")}
-    start = Cell(row["treatment"], row["n"], row["labels"] or None, row["seed"]).bases
+    start = {"A": "baseA-s0", "B": f"baseB{'-40' if row['labels'] else ''}-s0"}.get(row["treatment"][0])
     copied = [key for key in state if int(key.split(".")[1].removeprefix("fc")) <= row["n"]]
     if not start:
         assert not any(p.requires_grad for p in cli.model.backbone.parameters())
         return
-    origin = children("grid")[start[0].name]
+    origin = children("grid")[start]
     there = torch.load(client().download_artifacts(origin.info.run_id, "checkpoints/last.ckpt"), weights_only=True)
     equal = [torch.equal(state[key], there["state_dict"][key]) for key in copied]
     assert len(equal) == 7 * row["n"]  # weights, biases and statistics of a linear layer and its batch norm
@@ -311,7 +323,7 @@ def test_a_grid_that_grows_keeps_its_trainings_and_has_one_curve(folder: Path) -
     before = dict(curve(small, "layer_transfer/AnB"))
     again = rows[rows["seed"] == 0].set_index(["treatment", "n"])["accuracy"]
     assert before == {0: again["B", 0], 1: again["AnB", 1]}
-    means = summary(rows)
+    means = means_table(rows)
     assert sorted(curve(large, "layer_transfer/AnB")) == list(zip(means["n"], means["mean"], strict=True))
     pd.testing.assert_frame_equal(main(args), rows)  # a part of the grid reports it all, and adds no point
     assert [step for step, _ in curve(large, "layer_transfer/AnB")] == [0, 1, 2]

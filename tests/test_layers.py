@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_da.layers import as_vectors, capture, module_depths
+from lightning_da.networks.layers import as_vectors, capture, module_depths
 
 
 def test_capture_reads_outputs_with_gradient_and_leaves_no_hook() -> None:

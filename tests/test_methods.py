@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_da.backbones import FeedForward, TimmBackbone
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.methods import DANN, AdaptationModule, FineTune, TransferModule
+from lightning_da.networks.backbones import FeedForward, TimmBackbone
 from lightning_da.schedules import constant, inverse_decay
 from tests.toy import ADAM, ADAPTING, BACKBONE, METHODS, ON_ONE_NETWORK, Toy, Uneven, accuracy, build, fit, trainer
 

@@ -14,7 +14,7 @@ from lightning_da.data import DataError, SpeechCorpora
 from lightning_da.data import speech as speech_data
 from lightning_da.data.base import SPLITS, UNKNOWN
 from lightning_da.data.speech import read_corpus
-from lightning_da.methods import SpeechFFN
+from lightning_da.methods import FineTune
 from lightning_da.speech.extract import extract
 from tests import toy, voices
 
@@ -284,7 +284,7 @@ def test_a_speaker_who_is_tested_in_the_target_is_not_trained_on_in_the_source(p
 def test_a_source_that_is_not_read_may_split_its_speakers(pair: Path) -> None:
     rows = [{**row, "split": SPLITS[place % 3]} for place, row in enumerate(voices.rows(pair / "source.csv"))]
     voices.manifest(pair / "source.csv", rows)
-    module = SpeechFFN(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE)
+    module = FineTune(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE, train_on="target", standardize=True)
     toy.trainer(1).fit(module, corpora(pair))
     with pytest.raises(DataError, match=r"source.csv: speaker 's-0' is in several splits"):
         corpora(pair, task="gender").check()
@@ -310,7 +310,7 @@ def test_a_class_that_is_never_trained_on_is_named(pair: Path) -> None:
     )
     data = corpora(pair)
     assert data.classes == ["angry", "bored", "sad"]
-    module = SpeechFFN(num_classes=3, input_shape=(964,), backbone=toy.BACKBONE)
+    module = FineTune(num_classes=3, input_shape=(964,), backbone=toy.BACKBONE, train_on="target", standardize=True)
     with pytest.warns(UserWarning, match="'target.csv': no training sound is labelled 'bored'"):
         toy.trainer(1).fit(module, data)
 
@@ -320,7 +320,7 @@ def test_some_emotions_are_told_apart_and_others_are_not_read(pair: Path) -> Non
     rows = [row | ({"emotion": "bored"} if place % 4 == 3 else {}) for place, row in enumerate(rows)]
     voices.manifest(pair / "target.csv", rows)
     emotion = {row["path"]: row["emotion"] for row in rows}
-    module = SpeechFFN(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE)
+    module = FineTune(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE, train_on="target", standardize=True)
     data = corpora(pair, emotions=["sad", "angry"])
     toy.trainer(1).fit(module, data)
     assert data.classes == ["sad", "angry"]
@@ -377,7 +377,7 @@ def test_a_copy_in_the_targets_own_training_split_is_refused_where_it_is_read(pa
     data = corpora(pair)
     tested, trained = pair / data.names("target", "test")[0], pair / data.names("target", "train")[0]
     trained.write_bytes(tested.read_bytes())
-    module = SpeechFFN(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE)
+    module = FineTune(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE, train_on="target", standardize=True)
     with pytest.raises(DataError, match=f"{trained.name}' of 'target.csv' is trained on"):
         toy.trainer(1).fit(module, corpora(pair))
 

@@ -14,18 +14,20 @@ from sklearn.metrics import precision_score, recall_score
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from lightning_da import figures
-from lightning_da.backbones import FeedForward
-from lightning_da.cli import main
+from lightning_da.callbacks import test_figures as figures
+from lightning_da.callbacks.test_figures import per_class
+from lightning_da.callbacks.transfer_curve import TransferCurve
 from lightning_da.data import SpeechCorpora, TensorDomain
 from lightning_da.errors import ConfigError
-from lightning_da.figures import per_class
-from lightning_da.methods import DeepCORAL, FineTune, MarginEnsemble, SpeechFFN, TransferModule
+from lightning_da.main import main
+from lightning_da.methods import DeepCORAL, FineTune, MarginEnsemble, TransferModule
 from lightning_da.methods.classifier import scores
 from lightning_da.methods.margin_ensemble import join_by_margin
-from lightning_da.standardize import Standardize, moments
-from lightning_da.tracking import PROJECT, client, find_fit, load_weights
-from lightning_da.transferability.curve import TransferCurve
+from lightning_da.networks.backbones import FeedForward
+from lightning_da.networks.standardize import Standardize, moments
+from lightning_da.networks.weights import load_weights
+from lightning_da.paths import PROJECT
+from lightning_da.tracking import client, find_fit
 from tests import toy, voices
 
 CONF = PROJECT / "conf"
@@ -34,9 +36,10 @@ CONF = PROJECT / "conf"
 BACKBONE = partial(FeedForward, hidden=[16, 8], activation="sigmoid")
 
 
-def speech(**given: Any) -> SpeechFFN:
+def speech(**given: Any) -> FineTune:
+    """As conf/method/speech_ffn.yaml has it."""
     defaults: dict[str, Any] = {"num_classes": 3, "input_shape": (8,), "backbone": BACKBONE, "optimizer": toy.ADAM}
-    return SpeechFFN(**(defaults | given))
+    return FineTune(**(defaults | {"train_on": "target", "standardize": True} | given))
 
 
 # ---------------------------------------------------------------- standardisation
@@ -315,20 +318,22 @@ def test_from_two_stages_to_an_ensemble_and_a_sound(pair: Path, monkeypatch: pyt
 
     x = test.datamodule.dataset("target.csv", "test").x
     after = test.model.eval().features(x)
-    load_weights(test.model, first.info.run_id, test.model.initialised)
+    load_weights(test.model, find_fit(first.info.run_id).checkpoint, test.model.initialised)
     for pictured, network in zip(drawn[-1], (test.model.features(x), after), strict=True):
         np.testing.assert_allclose(pictured, network.detach().numpy(), atol=1e-5)
     assert np.abs(drawn[-1][0] - drawn[-1][1]).max() > 1e-3
 
-    members = f"--model.init_args.members={runs}"
-    joined = main(["fit", *configs("method/margin_ensemble"), *QUIET, members])
-    assert joined.trainer.global_step == 0
-    assert run(joined).data.tags["started_from"] == ", ".join(runs)
+    experiment = "--trainer.logger.init_args.experiment_name=speech"
+    joined = client().get_run(main(["ensemble", *runs, experiment]).logger.run_id)
+    assert joined.data.tags["started_from"] == ", ".join(runs)
+    assert joined.info.run_name == "margin_ensemble-source-target-s0"
+    files = {file.path for file in client().list_artifacts(joined.info.run_id)}
+    assert files == {"checkpoints", "config.yaml", "per_class.csv", "confusion.png", "embedding.png"}
     learnt = [torch.load(find_fit(one).checkpoint, weights_only=True)["state_dict"] for one in runs]
     for first_run in runs:  # the ensemble's checkpoint is whole
         Path(find_fit(first_run).checkpoint).unlink()
-    tested = main(["test", "--ckpt_path", run(joined).info.run_id])
-    assert run(tested).info.run_id == run(joined).info.run_id
+    tested = main(["test", "--ckpt_path", joined.info.run_id])
+    assert run(tested).info.run_id == joined.info.run_id
     for network, weights in zip(tested.model.networks, learnt, strict=True):
         assert all(torch.equal(network.state_dict()[key], value) for key, value in weights.items())
     networks = [network.eval()(x).softmax(dim=1) for network in tested.model.networks]
@@ -339,7 +344,7 @@ def test_from_two_stages_to_an_ensemble_and_a_sound(pair: Path, monkeypatch: pyt
     assert run(tested).data.metrics["test/target/acc"] == pytest.approx(accuracy)
 
     voices.sound(pair / "new.wav", 140.0, 12.0)
-    main(["predict", "--ckpt_path", run(joined).info.run_id, "--data.init_args.recordings=new.wav"])
+    main(["predict", "--ckpt_path", joined.info.run_id, "--data.init_args.recordings=new.wav"])
     with open("predictions.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     new = SpeechCorpora("source.csv", "target.csv", root=str(pair), recordings="new.wav").dataset("target.csv", "new")
@@ -370,8 +375,7 @@ def test_a_sound_is_classified_without_the_corpora(pair: Path) -> None:
 
 def test_members_that_do_not_fit(pair: Path, first_stage: Path) -> None:
     def members(*given: object) -> str:
-        text = ", ".join(map(str, given))
-        return complaint(["fit", *configs("method/margin_ensemble"), *QUIET, f"--model.init_args.members=[{text}]"])
+        return complaint(["ensemble", *map(str, given)])
 
     gender = main(["fit", *configs("method/speech_gender"), *words(pair, f"{HIDDEN}=[8]", "--trainer.max_steps=1")])
     speaker = main(["fit", *configs("method/speech_speaker"), *words(pair, f"{HIDDEN}=[8]", "--trainer.max_steps=1")])
@@ -380,7 +384,7 @@ def test_members_that_do_not_fit(pair: Path, first_stage: Path) -> None:
     assert "needs two runs or more, each once" in members(genders, genders)
     assert "'nothing' is no checkpoint file" in members(genders, "nothing")
     assert "was fitted with num_classes 6, the data have 2" in members(genders, speakers)
-    assert "does not say what network it is" in members(genders, first_stage)
+    assert "does not hold the arguments of its network" in members(genders, first_stage)
     other = main(["fit", *configs("method/speech_gender"), *words(pair, f"{HIDDEN}=[8]", "--data.init_args.seed=3")])
     assert "was fitted on other data, or on another split" in members(genders, run(other).info.run_id)
 
@@ -417,7 +421,7 @@ def test_what_was_learnt_before_the_earlier_stage_counts_as_well(pair: Path) -> 
     moved = pair / "moved.ckpt"
     content = torch.load(find_fit(run(first).info.run_id).checkpoint, weights_only=True)
     torch.save({**content, "callbacks": {}}, moved)
-    with pytest.warns(UserWarning, match=r"moved.ckpt' was trained on cannot be compared .* not in this MLflow store"):
+    with pytest.warns(UserWarning, match=r"samples of .*moved.ckpt' cannot be compared .* not in this MLflow store"):
         main(["fit", *configs("method/speech_ffn"), *common, f"--model.init_args.init_from={moved}"])
 
 
@@ -443,14 +447,15 @@ def test_the_sounds_of_the_first_stage_need_not_be_there(pair: Path) -> None:
     (pair / "source.csv").rename(pair / "other.csv")
     start = f"--model.init_args.init_from={run(first).info.run_id}"
     second = [*words(pair, f"{HIDDEN}=[8]", start), "--data.init_args.source=other.csv"]
-    with pytest.warns(UserWarning, match=r"cannot be compared with what is tested: there is no file .*source.csv"):
+    with pytest.warns(UserWarning, match=r"cannot be compared with the test split: there is no file .*source.csv"):
         main(["fit", *configs("method/speech_ffn"), *second])
 
 
 def test_curves_of_an_ensemble_are_refused() -> None:
-    module = MarginEnsemble(2, (964,))
+    members = [FineTune(num_classes=2, input_shape=(964,), backbone=toy.BACKBONE) for _ in range(2)]
+    module = MarginEnsemble(2, (964,), list(members))
     with pytest.raises(ConfigError, match="layers of one network, which MarginEnsemble is not"):
-        TransferCurve().setup(toy.trainer(1), module, "test")
+        TransferCurve().setup(toy.trainer(1), module, "fit")
 
 
 def test_a_fit_without_steps_leaves_the_network_as_it_starts(pair: Path) -> None:

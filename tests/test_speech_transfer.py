@@ -1,6 +1,7 @@
 """The experiment of the paper: what is trained, what starts from what, the tables, and going on where it stopped."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
-from lightning_da.cli import load, main
-from lightning_da.grid import Result
-from lightning_da.speech_transfer import Cell, Experiment, _check, figure, plan, summary, table
-from lightning_da.tracking import PROJECT, client, find_fit
+from lightning_da.cli import TransferCLI
+from lightning_da.commands.speech_transfer import fingerprint
+from lightning_da.grids.engine import Cell, Result, digest
+from lightning_da.grids.speech import cells_table, picture, plan
+from lightning_da.grids.tables import summary
+from lightning_da.main import main
+from lightning_da.paths import PROJECT
+from lightning_da.tracking import client, find_fit
 from tests import voices
 
 SIZES = ["8:6", "12:6"]
@@ -45,72 +50,80 @@ def children() -> dict[str, Run]:
 # ---------------------------------------------------------------- the plan
 
 
+NETWORK: dict[str, Any] = {"backbone": {"init_args": {"hidden": [1024, 1024]}}, "freeze": 1, "unfreeze_by": 0.5}
+CONFIG: dict[str, Any] = {"model": {"init_args": NETWORK}, "data": {"init_args": {"root": "."}}, "trainer": {}}
+
+
+def names(cells: Sequence[Cell]) -> list[str]:
+    return [cell.name for cell in cells]
+
+
 def test_what_is_started_from_comes_first_and_every_cell_has_a_name_and_a_seed_of_its_own() -> None:
-    cells = plan([0, 1], ["none", "gender", "speaker"], SIZES)
+    cells = plan(CONFIG, [0, 1], ["none", "gender", "speaker"], SIZES)
     for place, cell in enumerate(cells):
-        assert set(cell.bases) <= set(cells[:place])
-    assert len(cells) == len(set(cells)) == 2 * (2 * (2 + 3) + 3)
-    assert len({cell.name for cell in cells}) == len({cell.random_seed() for cell in cells}) == len(cells)
-    assert Cell("target", "speaker", "8:6", 1).bases == (Cell("source", "speaker", "8:6", 1),)
-    assert Cell("target", "none", "8:6", 1).bases == ()
-    ensemble = Cell("target", "gender", "8:6+12:6", 0)
-    assert ensemble.bases == (Cell("target", "gender", "8:6", 0), Cell("target", "gender", "12:6", 0))
-    assert not any("+" in cell.sizes for cell in plan([0], ["none"], ["8"]))
-    assert plan([0, 0], ["none"], ["8"]) == [Cell("target", "none", "8", 0)]
+        assert set(names(cell.bases)) <= set(names(cells[:place]))
+    assert len(cells) == len({cell.key for cell in cells}) == 2 * (2 * (2 + 3) + 3)
+    assert len(set(names(cells))) == len({cell.config["seed_everything"] for cell in cells}) == len(cells)
+    named = {cell.name: cell for cell in cells}
+    assert names(named["speaker-emotion-8:6-s1"].bases) == ["speaker-8:6-s1"]
+    assert names(named["emotion-8:6-s1"].bases) == []
+    ensemble = named["gender-emotion-ensemble-s0"]
+    assert names(ensemble.bases) == ["gender-emotion-8:6-s0", "gender-emotion-12:6-s0"]
+    assert [cell.joins for cell in (ensemble, *ensemble.bases)] == [True, False, False]
+    assert not any(cell.joins for cell in plan(CONFIG, [0], ["none"], ["8"]))
+    assert names(plan(CONFIG, [0, 0], ["none"], ["8"])) == ["emotion-8-s0"]
 
 
 def test_the_configuration_of_each_cell() -> None:
-    network: dict[str, Any] = {"backbone": {"init_args": {"hidden": [1024, 1024]}}, "freeze": 1, "unfreeze_by": 0.5}
-    config: dict[str, Any] = {"model": {"init_args": network}, "data": {"init_args": {"root": "."}}, "trainer": {}}
-    grid = Experiment(config, ("8:6", "12:6"))
-    first, second = Cell("source", "gender", "8:6", 3), Cell("target", "gender", "8:6", 3)
-    made = {
-        cell: grid.cell_config(cell, ["base"] * len(cell.bases)) for cell in plan([3], ["none", "gender"], grid.sizes)
-    }
-    assert [made[cell]["data"]["init_args"] for cell in (first, second)] == [
+    cells = {cell.name: cell.config for cell in plan(CONFIG, [3], ["none", "gender"], SIZES)}
+    made = [cells[name] for name in ("gender-8:6-s3", "gender-emotion-8:6-s3")]
+    assert [config["data"]["init_args"] for config in made] == [
         {"root": ".", "task": "gender", "seed": 3},
         {"root": ".", "task": "emotion", "seed": 3},
     ]
-    assert {made[cell]["seed_everything"] for cell in made} == {cell.random_seed() for cell in made}
-    given = [made[cell]["model"]["init_args"] for cell in (first, second)]
+    given = [config["model"]["init_args"] for config in made]
     assert [part["backbone"]["init_args"]["hidden"] for part in given] == [[8, 6], [8, 6]]
-    assert [(part["train_on"], part["init_from"], part["freeze"], part["unfreeze_by"]) for part in given] == [
-        ("source", None, 0, None),  # random layers are not frozen
-        ("target", "base", 1, 0.5),
+    assert [(part["train_on"], part["freeze"], part["unfreeze_by"]) for part in given] == [
+        ("source", 0, None),  # random layers are not frozen
+        ("target", 1, 0.5),
     ]
-    assert [len(made[cell]["trainer"]["callbacks"]) for cell in (first, second)] == [0, 1]
-    ensemble = made[Cell("target", "none", "8:6+12:6", 3)]
-    assert ensemble["model"]["init_args"] == {"members": ["base", "base"]}
-    assert config["model"]["init_args"]["freeze"] == 1
+    assert [len(config["trainer"]["callbacks"]) for config in made] == [0, 1]
+    assert NETWORK == {"backbone": {"init_args": {"hidden": [1024, 1024]}}, "freeze": 1, "unfreeze_by": 0.5}
 
 
 # ---------------------------------------------------------------- the result
 
 
-def results() -> dict[Cell, Result]:
+def results() -> list[Result]:
     done = {}
     for seed in (0, 1):
-        done[Cell("target", "speaker", "8:6+12:6", seed)] = 0.9
-        done[Cell("source", "speaker", "12:6", seed)] = 0.7 + seed / 10
-        done[Cell("target", "speaker", "12:6", seed)] = 0.6
-        done[Cell("target", "speaker", "8:6", seed)] = 0.5 + seed / 10
-        done[Cell("target", "none", "8:6", seed)] = 0.4
-    names = ("test/target/acc", "test/target/class_precision", "test/target/class_acc", "test/source/acc")
-    return {
-        cell: Result({name: value - place / 100 for place, name in enumerate(names)}, 1.0, cell.name)
-        for cell, value in done.items()
-    }
+        done["target", "speaker", "ensemble", seed] = 0.9
+        done["source", "speaker", "12:6", seed] = 0.7 + seed / 10
+        done["target", "speaker", "12:6", seed] = 0.6
+        done["target", "speaker", "8:6", seed] = 0.5 + seed / 10
+        done["target", "none", "8:6", seed] = 0.4
+    metrics = ("test/target/acc", "test/target/class_precision", "test/target/class_acc", "test/source/acc")
+    return [
+        Result(
+            dict(zip(("learns", "source task", "network", "seed"), factors, strict=True)),
+            {name: value - place / 100 for place, name in enumerate(metrics)},
+            1.0,
+            str(factors),
+        )
+        for factors, value in done.items()
+    ]
 
 
 def test_the_tables_hold_means_and_deviations_in_the_order_of_the_paper() -> None:
-    rows = table(results())
-    means = summary(rows[rows["learns"] == "target"], ["accuracy", "MAP", "UAR"])
+    rows = cells_table(results())
+    by = ["source task", "network"]
+    means = summary(rows[rows["learns"] == "target"], by, ["accuracy", "MAP", "UAR"])
     assert list(means.index) == [("none", "8:6"), ("speaker", "8:6"), ("speaker", "12:6"), ("speaker", "ensemble")]
     assert means.loc[("speaker", "8:6"), ("accuracy", "mean")] == pytest.approx(55)
     assert means.loc[("speaker", "8:6"), ("MAP", "std")] == pytest.approx(np.std([50, 60], ddof=1))
-    errors = summary(rows[rows["learns"] == "source"], ["error"])
+    errors = summary(rows[rows["learns"] == "source"], by, ["error"])
     assert errors.loc[("speaker", "12:6"), ("error", "mean")] == pytest.approx(100 - 75 + 3)
-    (axes,) = figure(rows, "title").axes
+    (axes,) = picture(rows, "title").axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["baseline", "after speaker"]
     tops = [bar.get_window_extent().y1 for bar in axes.patches]
     assert tops[0] < tops[1]
@@ -167,17 +180,14 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(
     pd.testing.assert_frame_equal(figures, rows.drop(columns=["run", "seconds"]))
     changed = {name for name, run in children().items() if run.info.run_id != before[name].info.run_id}
     assert changed == {"speaker-12:6-s0", "speaker-emotion-12:6-s0"}
-    tags = json.loads(children()["speaker-12:6-s0"].data.tags["cell"])
-    assert Cell(*tags) == Cell("source", "speaker", "12:6", 0)
+    factors = json.loads(children()["speaker-12:6-s0"].data.tags["cell"])
+    assert factors == {"learns": "source", "source task": "speaker", "network": "12:6", "seed": 0}
 
 
 def test_other_labels_or_sizes_are_another_experiment(pair: Path) -> None:
     def name(*sizes: str) -> str:
-        cli = load(
-            ["fit", "--config", str(PROJECT / "conf" / "method" / "speech_ffn.yaml"), "--after", "null", *options(pair)]
-        )
-        grid = Experiment(cli.plain(cli.config.fit), sizes)
-        return grid._replace(data=_check(grid, cli, plan([0], ["none"], sizes))).digest()
+        cli = TransferCLI("fit", ["--config", "method/speech_ffn.yaml", "--after", "null", *options(pair)]).build()
+        return digest(cli.plain(), sizes, fingerprint(cli.datamodule))
 
     first = name("8", "12")
     assert name("8", "12") == first

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_da.cli import main
-from lightning_da.tracking import PROJECT
+from lightning_da.main import main
+from lightning_da.paths import PROJECT
 
 MODULE = PROJECT / "lightning_da" / "data" / "template.py"
 CONFIG = PROJECT / "conf" / "data" / "template.yaml"

@@ -10,9 +10,9 @@ import lightning as L
 import numpy as np
 import torch
 
-from lightning_da.backbones import FeedForward
 from lightning_da.data import DomainPairDataModule, TensorDomain
 from lightning_da.methods import ADDA, DAN, DANN, JAN, DeepCORAL, FineTune, TransferModule
+from lightning_da.networks.backbones import FeedForward
 
 BACKBONE = partial(FeedForward, hidden=[32, 16])
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)

@@ -1,4 +1,4 @@
-from lightning_da.data.base import DataError, DomainPairDataModule, TensorDomain
+from lightning_da.data.base import DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.digits import Digits
 from lightning_da.data.features import FeatureTables
 from lightning_da.data.image_folders import ImageFolders
@@ -11,6 +11,7 @@ __all__ = [
     "DomainPairDataModule",
     "FeatureTables",
     "ImageFolders",
+    "Roles",
     "SpeechCorpora",
     "Task",
     "TensorDomain",

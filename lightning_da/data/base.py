@@ -25,6 +25,20 @@ UNKNOWN = -1
 """The label of a sample whose class is not known: no loss and no metric counts it."""
 
 
+class Roles(NamedTuple):
+    """The domains that a training step reads, `source` or `target`, and the number of processes that train.
+
+    Attributes:
+        supervised: Domains whose samples are read with labels.
+        unlabelled: Domains whose samples are read without labels.
+        processes: Number of processes.
+    """
+
+    supervised: tuple[str, ...] = ("source",)
+    unlabelled: tuple[str, ...] = ("target",)
+    processes: int = 1
+
+
 class DataError(ConfigError):
     """Data that cannot be trained on; the message names the file, domain or value and says what to do."""
 
@@ -135,7 +149,7 @@ class DomainPairDataModule(L.LightningDataModule):
         """One split of one domain; a subclass gives it.
 
         Args:
-            domain: `source` or `target`, as named in the arguments.
+            domain: Name of the domain: the value of the argument `source` or `target`.
             split: `train`, `val` or `test`.
 
         Returns:
@@ -196,24 +210,28 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.check()
+            self.check(self._roles())
         else:
             self._check_classes()
 
-    def check(self) -> None:
+    def check(self, roles: Roles = Roles()) -> None:  # noqa: B008  # a NamedTuple does not change
         """Checks that the two domains can be trained on together.
 
+        Args:
+            roles: The domains that training reads.
+
         Raises:
-            DataError: If a split is empty or smaller than a batch, the classes differ, a label is out of range, a
-                domain whose labels are to be read has none, the shapes or the value ranges differ, or a value is not
-                finite.
+            DataError: If the two domains are one, a split is empty or smaller than a batch, the classes differ, a label
+                is out of range, a domain has no labels but they are to be read, the shapes or the value ranges differ,
+                or a value is not finite.
         """
-        trained_on = {role for roles in self._roles() for role in roles}
         for role in DOMAINS:
             for split in SPLITS:
-                self._check_size(getattr(self, role), split, split == "train" and role in trained_on)
+                in_batches = split == "train" and role in roles.supervised + roles.unlabelled
+                self._check_size(getattr(self, role), split, roles.processes if in_batches else 0)
+        self._check_pair()
         self._check_classes()
-        source, target = self._look_at("source"), self._look_at("target")
+        source, target = (self._look_at(role, role in roles.supervised) for role in DOMAINS)
         if source.shape != target.shape:
             raise DataError(
                 f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, "
@@ -221,6 +239,15 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"domain {self.target!r}; bring them to one shape"
             )
         self._check_ranges(source.reach, target.reach)
+
+    def _check_pair(self) -> None:
+        """Refuses one domain, or one file under two names, as source and target."""
+        train = [self._get(getattr(self, role), "train") for role in DOMAINS]
+        if self.source == self.target or train[0].fingerprint() == train[1].fingerprint():
+            raise DataError(
+                f"source {self.source!r} and target {self.target!r} are the same data: nothing is transferred between "
+                "them; name two domains"
+            )
 
     def _check_ranges(self, source: float, target: float) -> None:
         low, high = sorted((source, target))
@@ -230,15 +257,20 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"{self.target!r}; scale both alike (0..1 against 0..255?)"
             )
 
-    def _check_size(self, domain: str, split: str, in_batches: bool) -> None:
-        size, world = len(self._get(domain, split)), self.trainer.world_size if self.trainer else 1
+    def _check_size(self, domain: str, split: str, processes: int) -> None:
+        """Refuses an empty split, and one that does not fill a batch in each process."""
+        size = len(self._get(domain, split))
         if size == 0:
-            raise DataError(f"domain {domain!r}: the {split} split is empty")
-        if in_batches and size < world * self.batch_size:
             raise DataError(
-                f"domain {domain!r}: {size} training samples are fewer than a batch of "
-                f"{self.batch_size} on each of {world} "
-                f"process(es); set data.init_args.batch_size to at most {size // world}"
+                f"domain {domain!r}: the {split} split is empty; each domain needs training, validation and test "
+                "samples, so give it more samples or other splits"
+            )
+        if 0 < size < processes:
+            raise DataError(f"domain {domain!r}: {size} training samples are fewer than the {processes} processes")
+        if size < processes * self.batch_size:
+            raise DataError(
+                f"domain {domain!r}: {size} training samples are fewer than a batch of {self.batch_size} on each of "
+                f"{processes} process(es); set data.init_args.batch_size to at most {size // processes}"
             )
 
     def _check_classes(self) -> None:
@@ -249,7 +281,7 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"{_only(target, source)}; both need the same classes, named alike and in the same order"
             )
 
-    def _look_at(self, role: str) -> "_Look":
+    def _look_at(self, role: str, supervised: bool) -> "_Look":
         """Looks at the samples of a domain: at all where they are in memory, else at some of each split."""
         domain, reach, labelled = getattr(self, role), 0.0, False
         shape: tuple[int, ...] = (0,)
@@ -274,7 +306,7 @@ class DomainPairDataModule(L.LightningDataModule):
                 labelled |= split == "train" and bool((y != UNKNOWN).any())
                 shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
                 start += step * len(x)
-        if role in self._roles()[0] and not labelled:
+        if supervised and not labelled:
             raise DataError(
                 f"domain {domain!r}: its training labels are to be read, but no sample has one; label it, or "
                 "name the domains whose labels are read in model.init_args.train_on"
@@ -288,9 +320,13 @@ class DomainPairDataModule(L.LightningDataModule):
             self._datasets[domain, split] = self.dataset(domain, split)
         return self._datasets[domain, split]
 
-    def _roles(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        module = self.trainer.lightning_module if self.trainer else None
-        return getattr(module, "supervised", ("source",)), getattr(module, "unlabelled", ("target",))
+    def _roles(self) -> Roles:
+        """The roles of the domains for the module that is trained."""
+        if self.trainer is None:
+            return Roles()
+        module, default = self.trainer.lightning_module, Roles()
+        supervised = getattr(module, "supervised", default.supervised)
+        return Roles(supervised, getattr(module, "unlabelled", default.unlabelled), self.trainer.world_size)
 
     def _batches_read(self) -> int:
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
@@ -338,12 +374,12 @@ class DomainPairDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> CombinedLoader:
-        supervised, unlabelled = self._roles()
+        roles = self._roles()
         return CombinedLoader(
             {
-                role: self._loader(role, "train", train=True, labels=role in supervised)
+                role: self._loader(role, "train", train=True, labels=role in roles.supervised)
                 for role in DOMAINS
-                if role in supervised + unlabelled
+                if role in roles.supervised + roles.unlabelled
             },
             "max_size_cycle",
         )

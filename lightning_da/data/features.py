@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_svmlight_files
 
-from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, TensorDomain
+from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.errors import list_choices
-from lightning_da.standardize import moments
 
 SUFFIXES = (".npz", ".mat", ".npy", ".csv", ".svmlight", ".libsvm")
 SVMLIGHT = (".svmlight", ".libsvm")
@@ -49,8 +48,6 @@ class FeatureTables(DomainPairDataModule):
         label_column: Name of the labels in `.csv` files.
         samples_last: Whether the last dimension of `.npz`, `.npy` and `.mat` files counts the samples, as in
             MATLAB's (d, n) and (h, w, c, n).
-        standardize: Whether to bring each feature, or each channel of images, to zero mean and unit variance
-            over the training split of the source; the target is shifted and scaled by the same numbers.
         seed: Seed of splitting.
         val_share: Share of the validation samples, of all or, where the file has only a training and a test
             split, of the training samples.
@@ -67,32 +64,20 @@ class FeatureTables(DomainPairDataModule):
         y_key: str = "y",
         label_column: str = "label",
         samples_last: bool = False,
-        standardize: bool = False,
         seed: int = 0,
         val_share: float = 0.1,
         test_share: float = 0.2,
     ) -> None:
         super().__init__(source, target, batch_size)
         self.root, self.x_key, self.y_key, self.label_column = Path(root), x_key, y_key, label_column
-        self.samples_last, self.standardize = samples_last, standardize
+        self.samples_last = samples_last
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._domains: dict[str, dict[str, TensorDomain]] = {}
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
-        part = self._read(domain)[split]
-        if not self.standardize:
-            return part
-        source = self._read(self.source)["train"]
-        if part.x.shape[1:] != source.x.shape[1:]:
-            raise DataError(
-                f"samples differ in shape: {tuple(source.x.shape[1:])} in {self.root / self.source}, "
-                f"{tuple(part.x.shape[1:])} in {self.root / domain}; bring them to one shape"
-            )
-        finite = source.x.flatten(1).isfinite().all(dim=1)  # a sample that is not finite is named by the checks
-        mean, std = moments([source.x[finite]])
-        return TensorDomain((part.x - mean) / std, part.y, part.classes, part.names)
+        return self._read(domain)[split]
 
-    def check(self) -> None:
+    def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
         """Checks, before the base class does, that two `.csv` files have the same columns of features.
 
         Raises:
@@ -110,7 +95,7 @@ class FeatureTables(DomainPairDataModule):
             if source != target:
                 what = f"{min(alone)!r} is in one of them only" if alone else "bring them to one order"
                 raise DataError(f"{paths[0]} and {paths[1]} need the same columns of features: {what}")
-        super().check()
+        super().check(roles)
 
     def _read(self, domain: str) -> dict[str, TensorDomain]:
         """The three splits of a domain, as they are in its file."""

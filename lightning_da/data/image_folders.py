@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule
+from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.errors import list_choices
 
@@ -135,7 +135,7 @@ class ImageFolders(DomainPairDataModule):
             self._domains[domain] = self._list(domain)
         return self._domains[domain][split]
 
-    def check(self) -> None:
+    def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
         """Checks, before those of the base class, that every file of both domains is a complete image.
 
         The header and the end of each file are read, and the whole file where these leave a doubt.
@@ -150,7 +150,7 @@ class ImageFolders(DomainPairDataModule):
             if faults:
                 more = f" (and {len(faults) - 1} more files of domain {domain!r})" if len(faults) > 1 else ""
                 raise DataError(f"{min(faults)}{more}")
-        super().check()
+        super().check(roles)
 
     def _list(self, domain: str) -> dict[str, ImageFiles]:
         """The three splits of a domain."""

@@ -1,28 +1,26 @@
 """Speech: corpora of sound files with speakers, genders and emotions."""
 
 import difflib
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, TensorDomain
+from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.splits import Indices, split_indices
-from lightning_da.errors import ConfigError, list_choices
+from lightning_da.errors import list_choices
+from lightning_da.paths import cache_folder
 from lightning_da.speech.audio import SUFFIXES
 from lightning_da.speech.extract import digest, extract, width
 from lightning_da.speech.synthesis import CORPORA, write_corpus
-from lightning_da.tracking import client, find_fit
 
-Task = Literal["speaker", "gender", "emotion"]
-TASKS: tuple[Task, ...] = ("speaker", "gender", "emotion")
-COLUMNS = ("path", *TASKS, "split")
+Label = Literal["speaker", "gender", "emotion"]
+LABELS: tuple[Label, ...] = ("speaker", "gender", "emotion")
+COLUMNS = ("path", *LABELS, "split")
 NEW = "new"
 """The split of the sounds that are given to `predict`."""
 
@@ -43,7 +41,7 @@ class Corpus(NamedTuple):
     table: pd.DataFrame
 
 
-def read_corpus(place: Path, folders: Task) -> Corpus:
+def read_corpus(place: Path, folders: Label) -> Corpus:
     """Reads what there is of a corpus, but no sound: those of a manifest may be gone.
 
     Args:
@@ -102,7 +100,7 @@ def _read_manifest(path: Path) -> Corpus:
 
 
 def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
-    return table.reindex(columns=[*TASKS, "split"], fill_value="")
+    return table.reindex(columns=[*LABELS, "split"], fill_value="")
 
 
 class SpeechCorpora(DomainPairDataModule):
@@ -151,13 +149,13 @@ class SpeechCorpora(DomainPairDataModule):
         self,
         source: str = "synthetic-speakers",
         target: str = "synthetic-emotions",
-        task: Task = "emotion",
+        task: Label = "emotion",
         features: str = "functionals",
         rate: int = 16000,
         batch_size: int = 32,
         root: str = ".",
-        source_folders: Task = "speaker",
-        target_folders: Task = "emotion",
+        source_folders: Label = "speaker",
+        target_folders: Label = "emotion",
         test_speakers: list[str] | None = None,
         seed: int = 0,
         val_share: float = 0.1,
@@ -167,6 +165,11 @@ class SpeechCorpora(DomainPairDataModule):
     ) -> None:
         super().__init__(source, target, batch_size)
         width(features)
+        self._arguments: dict[str, Any] = {
+            "source": source, "target": target, "features": features, "rate": rate, "batch_size": batch_size,
+            "root": root, "source_folders": source_folders, "target_folders": target_folders,
+            "test_speakers": test_speakers, "seed": seed, "val_share": val_share, "test_share": test_share,
+        }  # fmt: skip
         self.task, self.features, self.rate, self.root = task, features, rate, Path(root)
         self.folders = (source_folders, target_folders)
         self.test_speakers, self.recordings = test_speakers, recordings
@@ -178,6 +181,10 @@ class SpeechCorpora(DomainPairDataModule):
         if emotions is not None and len(set(emotions)) < max(2, len(emotions)):
             raise DataError(f"emotions: name at least two, and each once, not {emotions}")
         self._named = emotions if task == "emotion" else None
+
+    def with_labels(self, task: Label) -> "SpeechCorpora":
+        """The same corpora and splits with other labels."""
+        return SpeechCorpora(task=task, **self._arguments)
 
     @property
     def classes(self) -> list[str]:
@@ -192,7 +199,7 @@ class SpeechCorpora(DomainPairDataModule):
             DataError: If there are fewer than two.
         """
         if not self.classes:
-            known = {name for role in DOMAINS for name in TASKS if self._read(getattr(self, role)).table[name].any()}
+            known = {name for role in DOMAINS for name in LABELS if self._read(getattr(self, role)).table[name].any()}
             raise DataError(
                 f"task {self.task!r}: neither {self.source!r} nor {self.target!r} has two classes; labels are there "
                 f"for: {', '.join(sorted(known)) or 'nothing'}"
@@ -231,49 +238,47 @@ class SpeechCorpora(DomainPairDataModule):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "features": self.features, "rate": self.rate}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if self.trainer and self.trainer.testing:
-            self._check_earlier(str(self.trainer.ckpt_path))
-
     def setup(self, stage: str) -> None:
         if self.recordings is not None and stage != "predict":
             raise DataError(f"recordings: `predict` alone reads them, not {stage}; name them as source or target")
         if self.recordings is None:
             super().setup(stage)
 
-    def check(self) -> None:
+    def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
         """Checks the labels, and that nothing is trained on that is tested, before the base class checks the rest.
+
+        Args:
+            roles: The domains that training reads.
 
         Raises:
             DataError: If a sound is missing, a label cannot be meant, a speaker is in several splits, or a sound or a
-                speaker that is trained on, here or by the runs that are started from, is tested as well.
+                speaker that is trained on is tested as well.
         """
         there = {name for role in DOMAINS for name in self._read(getattr(self, role)).table["emotion"]} - {""}
         for name in self._named or ():
             if name not in there:
                 raise DataError(f"emotions: no sound is labelled {name!r}; {list_choices(name, there)}")
-        supervised, unlabelled = self._roles()
-        read = [getattr(self, role) for role in DOMAINS if role in supervised + unlabelled]
+        read = [getattr(self, role) for role in DOMAINS if role in roles.supervised + roles.unlabelled]
         for domain in dict.fromkeys((*read, self.target)):
             self._check_corpus(domain)
-        tested, labelled = self._tested(), [getattr(self, role) for role in supervised]
+        tested, labelled = self.tested(), [getattr(self, role) for role in roles.supervised]
         for domain in read:
-            trained = self._trained_on(domain)
+            trained = self.trained_on(domain)
             how = f"of {domain!r} is trained on"
-            _check_apart(trained, tested, how, f"in the test split of {self.target!r}; take one out")
+            check_apart(trained, tested, how, f"in the test split of {self.target!r}; take one out")
             if domain in labelled:
                 own = _sounds(self._read(domain), self._splits(domain)["test"])
-                _check_apart(trained, own, how, "in its test split; take one out")
+                check_apart(trained, own, how, "in its test split; take one out")
                 self._warn_of_unseen(domain)
         if self.test_speakers is None and self.source in read and (shared := self._left_out(self.source)):
             rank_zero_warn(
                 f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
                 f"{self.source!r}, where there are speakers of these names; name them otherwise if they are others"
             )
-        for run in getattr(self.trainer.lightning_module, "starts_from", ()) if self.trainer and read else ():
-            self._check_earlier(run)
-        super().check()
+        super().check(roles)
+
+    def _check_pair(self) -> None:
+        """One corpus may be both: its speakers are told apart first, and then its emotions."""
 
     def _check_corpus(self, domain: str) -> None:
         corpus = self._read(domain)
@@ -299,21 +304,13 @@ class SpeechCorpora(DomainPairDataModule):
     def _check_ranges(self, source: float, target: float) -> None:
         """The features of both corpora are computed alike; those of one odd sound may be far from all others."""
 
-    def _check_earlier(self, run: str) -> None:
-        _check_apart(
-            _learnt_by(run),
-            self._tested(),
-            f"was trained on by {run!r}",
-            f"in the test split of {self.target!r}; give both runs the same seed and test_speakers, or name the splits "
-            "in a column 'split'",
-        )
-
-    def _trained_on(self, domain: str) -> dict[str, str]:
+    def trained_on(self, domain: str) -> dict[str, str]:
+        """Speakers and sounds of the training split of a corpus: a text that names each, by its identity."""
         corpus, rows = self._read(domain), self._splits(domain)["train"]
         return _speakers(corpus, rows) | _sounds(corpus, rows)
 
-    def _tested(self) -> dict[str, str]:
-        """What is tested in the target, whatever the task."""
+    def tested(self) -> dict[str, str]:
+        """Speakers and sounds of the target's test split, whatever the task."""
         corpus = self._read(self.target)
         rows = self._whole_splits(self.target)["test"]
         return (_speakers(corpus, rows) if _shared_speaker(corpus.table) is None else {}) | _sounds(corpus, rows)
@@ -325,8 +322,8 @@ class SpeechCorpora(DomainPairDataModule):
             self._corpora[domain] = self._open(domain, self.folders[domain == self.target])
         return self._corpora[domain]
 
-    def _open(self, name: str, folders: Task) -> Corpus:
-        return read_corpus(write_corpus(name, _cache()) if name in CORPORA else self.root / name, folders)
+    def _open(self, name: str, folders: Label) -> Corpus:
+        return read_corpus(write_corpus(name, cache_folder()) if name in CORPORA else self.root / name, folders)
 
     def _check_there(self, corpus: Corpus) -> None:
         missing = [name for name, file in zip(corpus.names, corpus.files, strict=True) if not file.is_file()]
@@ -338,7 +335,7 @@ class SpeechCorpora(DomainPairDataModule):
 
     def _extract(self, corpus: Corpus) -> NDArray[np.float32]:
         self._check_there(corpus)
-        return extract(corpus.files, self.features, self.rate, _cache())
+        return extract(corpus.files, self.features, self.rate, cache_folder())
 
     def _splits(self, domain: str) -> dict[str, Indices]:
         """Rows of each split, for the task."""
@@ -413,30 +410,21 @@ def _speakers(corpus: Corpus, rows: Indices) -> dict[str, str]:
     return {f"speaker {name!r}": f"speaker {name!r}" for name in corpus.table["speaker"].iloc[rows] if name}
 
 
-def _check_apart(trained: dict[str, str], tested: dict[str, str], how: str, where: str) -> None:
+def check_apart(trained: dict[str, str], tested: dict[str, str], how: str, where: str) -> None:
+    """Checks that nothing that is trained on is tested.
+
+    Args:
+        trained: Of `SpeechCorpora.trained_on`.
+        tested: Of `SpeechCorpora.tested`.
+        how: How the message goes on after the name of what is trained on.
+        where: How the message ends.
+
+    Raises:
+        DataError: If a speaker or a sound is in both.
+    """
     for twin, name in trained.items():
         if twin in tested:
             raise DataError(f"{name} {how}, and is {tested[twin]} {where}")
-
-
-def _learnt_by(run: str) -> dict[str, str]:
-    """What an earlier run, with those that it started from, was trained on, as far as it is still there."""
-    try:
-        fit = find_fit(run)
-        if fit.run_id is None:
-            raise ConfigError("its run is not in this MLflow store")
-        tags = client().get_run(fit.run_id).data.tags
-        earlier = [part for part in tags.get("started_from", "").split(", ") if part]
-        learnt = {key: name for part in earlier for key, name in _learnt_by(part).items()}
-        config = yaml.safe_load(str(fit.config))["data"]
-        if config["class_path"].endswith(SpeechCorpora.__name__):
-            data = SpeechCorpora(**{**config["init_args"], "recordings": None})
-            for role in filter(None, tags.get("trained_on", ", ".join(DOMAINS)).split(", ")):
-                learnt |= data._trained_on(getattr(data, role))
-        return learnt
-    except ConfigError as error:
-        rank_zero_warn(f"what {run!r} was trained on cannot be compared with what is tested: {error}")
-        return {}
 
 
 def _shared_speaker(table: pd.DataFrame) -> str | None:
@@ -448,7 +436,3 @@ def _shared_speaker(table: pd.DataFrame) -> str | None:
 
 def _codes(labels: "pd.Series[str]") -> Indices:
     return np.unique(labels.to_numpy(dtype=str), return_inverse=True)[1].astype(np.int64)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_da"

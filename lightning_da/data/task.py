@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule, TensorDomain
+from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.errors import list_choices
 
 
@@ -39,7 +39,7 @@ class Selection(Dataset[Any]):
 
 
 class Task(DomainPairDataModule):
-    """Some classes of one domain as a task; source and target of it are the same.
+    """Some classes of one domain as a task, whose source and target are the same.
 
     Samples without a label are left out.
 
@@ -88,11 +88,13 @@ class Task(DomainPairDataModule):
         """Shape of one sample."""
         return self.data.input_shape
 
-    def check(self) -> None:
+    def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
         """Checks the task, with a batch of at most all its training samples."""
-        world = self.trainer.world_size if self.trainer else 1
-        self.batch_size = min(self.batch_size, max(len(self._get(self.source, "train")) // world, 1))
-        super().check()
+        self.batch_size = min(self.batch_size, max(len(self._get(self.source, "train")) // roles.processes, 1))
+        super().check(roles)
+
+    def _check_pair(self) -> None:
+        """Source and target of a task are one."""
 
     def dataset(self, domain: str, split: str) -> TensorDomain | Selection:
         whole = self.data._get(domain, split)

@@ -1,5 +1,6 @@
+from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
-from lightning_da.methods.base import AdaptationModule, TransferModule
+from lightning_da.methods.base import TransferModule
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
@@ -7,7 +8,6 @@ from lightning_da.methods.deep_coral import DeepCORAL
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
-from lightning_da.methods.speech_ffn import SpeechFFN
 
 __all__ = [
     "ADDA",
@@ -17,8 +17,8 @@ __all__ = [
     "AdaptationModule",
     "Classifier",
     "DeepCORAL",
+    "DomainBatch",
     "FineTune",
     "MarginEnsemble",
-    "SpeechFFN",
     "TransferModule",
 ]

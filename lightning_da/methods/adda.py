@@ -11,10 +11,10 @@ from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError
 from lightning_da.gather import gather
 from lightning_da.losses.adversarial import domain_classification, inverted_labels
-from lightning_da.methods.base import AdaptationModule
+from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.dann import discriminators
+from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import constant
-from lightning_da.tracking import load_weights
 
 LOGGED_STEPS = 3
 """How many logged steps a sign of collapse is averaged over."""
@@ -68,15 +68,16 @@ class ADDA(AdaptationModule):
         return False
 
     def initialise(self) -> None:
-        if self.init_from is None:
+        if not self.starts_from:
             raise ConfigError(
                 "ADDA starts from a supervised run of the source; give --model.init_args.init_from its checkpoint "
                 "file, run id or run name, or name its method with --after source_only"
             )
-        settings = load_weights(self, self.init_from, ("backbone.", "bottleneck.", "head."))
+        (start,) = self.starts_from
+        settings = load_weights(self, start, ("backbone.", "bottleneck.", "head."))
         if settings.get("train_on", "source") != "source":
             raise ConfigError(
-                f"init_from {self.init_from!r} has read labels of the target (train_on: {settings['train_on']}); ADDA "
+                f"init_from {start!r} has read labels of the target (train_on: {settings['train_on']}); ADDA "
                 "starts from a run of the source alone"
             )
         for part in ("backbone", "bottleneck"):
@@ -94,14 +95,13 @@ class ADDA(AdaptationModule):
         return features
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
-        _, source = self.activations(batch["source"], "source", self.adapted)
-        logits, target = self.activations(batch["target"], "target", self.adapted)
+        source, target = self.domain_batches(batch)
         if self.logs_now:
-            self._watch([gather(s) for s in source], [gather(t) for t in target], gather(logits))
+            self._watch([gather(s) for s in source.layers], [gather(t) for t in target.layers], gather(target.logits))
         return self.weighted_domain_loss(source, target)
 
-    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
-        pairs = list(zip(source, target, self.discriminators, strict=True))
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        pairs = list(zip(source.layers, target.layers, self.discriminators, strict=True))
         discriminator_loss = torch.stack([domain_classification(s.detach(), t.detach(), d) for s, t, d in pairs]).sum()
         mapping_loss = torch.stack([inverted_labels(t, d) for _, t, d in pairs]).sum()
         self.log_dict({"train/discriminator_loss": discriminator_loss, "train/mapping_loss": mapping_loss})

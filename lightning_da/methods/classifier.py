@@ -1,4 +1,4 @@
-"""What is measured of everything that classifies: of a method's network, and of several joined."""
+"""Validation, test and prediction of every classifier: of a method's network, and of several networks joined."""
 
 from typing import Any, cast
 
@@ -8,10 +8,13 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import ConfigError
+from lightning_da.methods.hooks import check_super, essential
 
 
 class Classifier(L.LightningModule):
     """Validation, test and prediction of a classifier, for the source and the target.
+
+    A hook of a subclass that replaces one of this class calls it with `super()`, or raises a TypeError.
 
     On every epoch of validation and test it logs, for each domain with labels, `acc`, `class_acc` (the mean of the
     classes' recalls, also called unweighted average recall) and `class_precision` (the mean of the classes' precisions,
@@ -27,7 +30,11 @@ class Classifier(L.LightningModule):
     unlabelled: tuple[str, ...] = ()
     """Domains whose samples a training step reads without labels."""
     starts_from: tuple[str, ...] = ()
-    """The earlier runs that a fit starts from."""
+    """Checkpoint files of the earlier runs that a fit starts from."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_super(cls)
 
     def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -74,15 +81,19 @@ class Classifier(L.LightningModule):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:  # noqa: ARG002
         return self._evaluate("test", batch, dataloader_idx)
 
+    @essential
     def on_validation_epoch_end(self) -> None:
         self._log_accuracy("val")
 
+    @essential
     def on_test_epoch_end(self) -> None:
         self._log_accuracy("test")
 
+    @essential
     def on_validation_epoch_start(self) -> None:
         self._reset("val")
 
+    @essential
     def on_test_epoch_start(self) -> None:
         self._reset("test")
 
@@ -96,12 +107,14 @@ class Classifier(L.LightningModule):
         logits: Tensor = self(batch[0])
         return logits.softmax(dim=1)
 
+    @essential
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Arguments given in Python may be classes and functions, which a checkpoint that loads with `weights_only`
         # cannot hold; those that come from a config are plain values.
         if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
             checkpoint.pop("hyper_parameters", None)
 
+    @essential
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_shapes(checkpoint.get("hyper_parameters", {}), "the checkpoint")
 

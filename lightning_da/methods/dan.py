@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lightning_da.errors import ConfigError
 from lightning_da.losses.mmd import PAPER_BANDWIDTHS, GaussianKernel, linear_kernel
+from lightning_da.methods.adaptation import DomainBatch
 from lightning_da.methods.mmd import MMDModule
 
 
@@ -44,9 +45,9 @@ class DAN(MMDModule):
         elif beta != "uniform":
             raise ConfigError("beta: the linear kernel is one kernel, which has no weights; set beta to uniform")
 
-    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         distances = []
-        for place, (layer, s, t) in enumerate(zip(self.adapted, source, target, strict=True)):
+        for place, (layer, s, t) in enumerate(zip(self.adapted, source.layers, target.layers, strict=True)):
             kernel = self.kernels[place] if self.kernels else linear_kernel
             distances.append(self.distance(layer, [s], [t], [kernel]))
             if isinstance(kernel, GaussianKernel) and self._learned:

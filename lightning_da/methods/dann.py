@@ -3,9 +3,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_da.backbones import FeedForward
 from lightning_da.losses.adversarial import domain_classification, scale_gradient
-from lightning_da.methods.base import AdaptationModule
+from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
+from lightning_da.networks.backbones import FeedForward
 
 
 def discriminators(widths: list[int], hidden: tuple[int, ...]) -> nn.ModuleList:
@@ -35,9 +35,9 @@ class DANN(AdaptationModule):
         super().__init__(**kwargs)
         self.discriminators = discriminators(self.adapted_widths(), discriminator)
 
-    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         losses = [
             domain_classification(scale_gradient(s, -1), scale_gradient(t, -1), discriminator)
-            for s, t, discriminator in zip(source, target, self.discriminators, strict=True)
+            for s, t, discriminator in zip(source.layers, target.layers, self.discriminators, strict=True)
         ]
         return torch.stack(losses).sum()

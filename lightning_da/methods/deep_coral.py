@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from lightning_da.losses.coral import coral
-from lightning_da.methods.base import AdaptationModule
+from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 
 
 class DeepCORAL(AdaptationModule):
@@ -11,5 +11,5 @@ class DeepCORAL(AdaptationModule):
     Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equation 6; the paper adapts the `head`.
     """
 
-    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
-        return torch.stack([coral(s, t) for s, t in zip(source, target, strict=True)]).sum()
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return torch.stack([coral(s, t) for s, t in zip(source.layers, target.layers, strict=True)]).sum()

@@ -1,8 +1,8 @@
 from typing import Any, Literal
 
 from lightning_da.errors import ConfigError
-from lightning_da.layers import module_depths
 from lightning_da.methods.base import TransferModule
+from lightning_da.networks.layers import module_depths
 
 
 class FineTune(TransferModule):
@@ -28,12 +28,12 @@ class FineTune(TransferModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if keep_head and self.init_from is None:
+        if keep_head and not self.starts_from:
             raise ConfigError("keep_head: there is no head to keep without init_from")
         copied = self.initialised
         if init_layers != "all":
             depth = len(self.backbone.layers)
-            if self.init_from is None or keep_head or not 1 <= init_layers <= depth:
+            if not self.starts_from or keep_head or not 1 <= init_layers <= depth:
                 raise ConfigError(
                     f"init_layers: {init_layers} needs init_from, 1 to {depth} layers, and a new head (keep_head false)"
                 )

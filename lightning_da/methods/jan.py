@@ -3,6 +3,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_da.losses.mmd import GaussianKernel
+from lightning_da.methods.adaptation import DomainBatch
 from lightning_da.methods.mmd import MMDModule
 
 
@@ -24,11 +25,11 @@ class JAN(MMDModule):
             for layer in self.adapted
         )
 
-    def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         def joint(activations: list[Tensor]) -> list[Tensor]:
             return [
                 activation.softmax(dim=1) if layer == "head" else activation
                 for layer, activation in zip(self.adapted, activations, strict=True)
             ]
 
-        return self.distance("joint", joint(source), joint(target), list(self.kernels))
+        return self.distance("joint", joint(source.layers), joint(target.layers), list(self.kernels))

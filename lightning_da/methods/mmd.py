@@ -4,7 +4,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_da.losses.mmd import Estimator, Kernel, joint_mmd, null_distribution
-from lightning_da.methods.base import AdaptationModule
+from lightning_da.methods.adaptation import AdaptationModule
 
 
 class MMDModule(AdaptationModule):

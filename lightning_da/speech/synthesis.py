@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from lightning_da.errors import ConfigError, list_choices
+from lightning_da.paths import write_whole
 
 Array = NDArray[np.float64]
 
@@ -192,15 +193,16 @@ def write_corpus(name: str, folder: Path) -> Path:
     if name not in _CORPORA:
         raise ConfigError(f"no synthetic corpus {name!r}; {list_choices(name, CORPORA)}")
     digest = hashlib.sha256(Path(__file__).read_text(encoding="utf-8").encode()).hexdigest()[:12]
-    made, partial = folder / f"{name}-{digest}", folder / f".{name}-{digest}.partial"
+    made = folder / f"{name}-{digest}"
     if not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{partial}.lock"):
+        with FileLock(folder / f".{made.name}.lock"):
             if not made.exists():
-                shutil.rmtree(partial, ignore_errors=True)  # of a process that was stopped
-                partial.mkdir()
-                _write(name, partial)
-                partial.rename(made)
+                for left in folder.glob(f".{made.name}.*.part"):
+                    shutil.rmtree(left)  # of a process that was killed
+                with write_whole(made) as part:
+                    part.mkdir()
+                    _write(name, part)
     return made / MANIFEST
 
 

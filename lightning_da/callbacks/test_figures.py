@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
+from lightning_da.errors import ConfigError
 from lightning_da.gather import gather
 from lightning_da.methods import Classifier, TransferModule
-from lightning_da.tracking import Tracker, TrackingError, load_weights
+from lightning_da.networks.weights import load_weights
+from lightning_da.tracking import Tracker, find_fit
 
 
 class TestFigures(L.Callback):
@@ -94,11 +95,11 @@ class TestFigures(L.Callback):
             return None
         trained = copy.deepcopy(module.state_dict())
         try:
-            load_weights(module, start, module.initialised)
+            load_weights(module, find_fit(start).checkpoint, module.initialised)
             module.set_domain("target")
             with trainer.precision_plugin.forward_context():
                 before = torch.cat([module.features(x).float() for x, _, _ in self._kept["target"]])
-        except TrackingError:  # the earlier run is gone
+        except ConfigError:  # the earlier run is gone
             return None
         finally:
             module.load_state_dict(trained)
@@ -204,6 +205,8 @@ def embedding_figure(
 
 
 def _places(features: NDArray[Any]) -> NDArray[Any]:
+    from sklearn.manifold import TSNE  # noqa: PLC0415  # slow to import, and a fit does not need it
+
     places: NDArray[Any] = TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=0).fit_transform(
         features
     )

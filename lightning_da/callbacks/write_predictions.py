@@ -1,5 +1,4 @@
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,11 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lightning_da.errors import ConfigError
+from lightning_da.paths import write_whole
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes what `predict` finds as CSV: sample (file or index), split, class, probability.
+    """Writes the predictions as CSV: sample (file or index), split, class, probability.
 
     Args:
         path: The file to write; it appears when it is whole.
@@ -50,10 +50,8 @@ class WritePredictions(BasePredictionWriter):
         order = {split: place for place, split in enumerate(data.predicted)}
         merged = sorted((row for share in shares for row in share), key=lambda row: (order[row[0]], row[1]))
         names = {split: data.names("target", split) for split in data.predicted}
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("w", newline="") as file:
+        with write_whole(self.path) as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("sample", "split", "class", "probability"))
             writer.writerows((names[split][index], split, name, p) for split, index, name, p in merged)
-        os.replace(part, self.path)
         print(f"{len(merged)} predictions in {self.path}")

@@ -1,4 +1,4 @@
-"""The runs of an experiment as a table."""
+"""`lightning-da compare`: the runs of an experiment as a table."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,14 +7,21 @@ from typing import Any
 import pandas as pd
 from mlflow.entities import Run
 
+from lightning_da.grids.tables import mean_and_spread, print_table, summary
 from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, client, search_runs, tracking_uri
 
 LOWER, UPPER = "source_only", "target_only"
 """The methods whose accuracies on the target are 0 and 1 on the scale of `gap closed`."""
+FORMATS = {"source acc": ".3f", "target acc": ".3f", "gap closed": ".2f", "seconds": ".0f"}
+"""The figures of the table, and how they are printed."""
 
 
-def compare(args: Sequence[str]) -> pd.DataFrame:
-    """`lightning-da compare`: prints and returns the table of an experiment."""
+def run(args: Sequence[str]) -> pd.DataFrame:
+    """Prints and returns the table of an experiment.
+
+    Args:
+        args: The words behind `compare`.
+    """
     parser = argparse.ArgumentParser(
         "lightning-da compare",
         description="Print the tested runs of an experiment: mean and standard deviation over seeds.",
@@ -25,7 +32,7 @@ def compare(args: Sequence[str]) -> pd.DataFrame:
     if experiment is None:
         names = ", ".join(e.name for e in client().search_experiments())
         raise TrackingError(f"no experiment {given.experiment!r} in {tracking_uri()}; there are {names}")
-    return table(tested_runs(experiment.experiment_id))
+    return compare(tested_runs(experiment.experiment_id))
 
 
 def tested_runs(experiment_id: str) -> list[Run]:
@@ -37,7 +44,7 @@ def tested_runs(experiment_id: str) -> list[Run]:
     ]
 
 
-def table(runs: list[Run]) -> pd.DataFrame:
+def compare(runs: Sequence[Run]) -> pd.DataFrame:
     """Prints and returns a row for each configuration: mean and standard deviation over its seeds.
 
     Of runs with equal configuration and seed the latest counts. The gap closed is (acc - source-only) / (target-only -
@@ -52,6 +59,31 @@ def table(runs: list[Run]) -> pd.DataFrame:
     if not runs:
         print("no tested runs: fit and test some first")
         return pd.DataFrame()
+    frame = rows_of(runs)
+    means = summary(frame, ["pair", "configuration"], list(FORMATS))
+    first = frame.groupby(["pair", "configuration"], sort=False)["method"].first()
+    table = pd.DataFrame({"method": first, "seeds": frame.groupby(["pair", "configuration"], sort=False).size()})
+    table = table.reset_index()
+    table["settings"] = pd.Series([dict(configuration) for configuration in table.pop("configuration")])
+    for column in FORMATS:
+        table[column], table[f"{column} std"] = means[column, "mean"].to_numpy(), means[column, "std"].to_numpy()
+    _tell_apart(table)
+    for pair, group in table.groupby("pair", sort=False):
+        text = group[["method", "seeds"]].copy()
+        for column, form in FORMATS.items():
+            spreads = group[f"{column} std"] if column != "seconds" else [float("nan")] * len(group)
+            pairs = zip(group[column], spreads, strict=True)
+            text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
+        print_table(f"{pair}, test split", text)
+    return table
+
+
+def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row for each configuration and seed: method, pair of domains and figures.
+
+    Args:
+        runs: Tested runs, the latest first.
+    """
     latest: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         latest.setdefault((_configuration(run), run.data.params["seed"]), run)
@@ -76,18 +108,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
         (acc - low) / (high - low) if acc is not None and low is not None and high not in (None, low) else None
         for acc, low, high in zip(frame["target acc"], lower, upper, strict=True)
     ]
-    rows = []
-    for (pair, _), group in frame.groupby(["pair", "configuration"], sort=False):
-        row: dict[str, Any] = {"pair": pair, "method": group["method"].iloc[0], "seeds": len(group)}
-        row["settings"] = dict(group["configuration"].iloc[0])
-        for column in ("source acc", "target acc", "gap closed", "seconds"):
-            values = pd.to_numeric(group[column])
-            row[column], row[f"{column} std"] = values.mean(), values.std()
-        rows.append(row)
-    summary = pd.DataFrame(rows)
-    _tell_apart(summary)
-    _print(summary)
-    return summary
+    return frame
 
 
 def _configuration(run: Run) -> tuple[tuple[str, str], ...]:
@@ -95,51 +116,19 @@ def _configuration(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 def _terms(run: Run) -> tuple[tuple[str, str], ...]:
-    """What two runs must have in common for one to be the bound of the other."""
+    """The settings that two runs must have in common for one to be the bound of the other."""
     shared = ("seed", "source", "target", "batch_size", "max_steps", "max_epochs", "backbone")
     terms = {k: v for k, v in run.data.params.items() if k in shared or k.startswith("backbone.")}
     return tuple(sorted((terms | {"data": run.data.tags.get("data", "")}).items()))
 
 
-def _tell_apart(summary: pd.DataFrame) -> None:
+def _tell_apart(table: pd.DataFrame) -> None:
     """Adds to methods that occur several times in a pair the settings in which they differ."""
-    for _, group in summary.groupby(["pair", "method"]):
+    for _, group in table.groupby(["pair", "method"]):
         if len(group) > 1:
             settings = list(group["settings"])
             keys = sorted({key for s in settings for key in s if len({other.get(key) for other in settings}) > 1})
             for index, own in zip(group.index, settings, strict=True):
                 differing = ", ".join(f"{key}={own[key]}" for key in keys if key in own)
                 if differing:
-                    summary.loc[index, "method"] += f" ({differing})"
-
-
-def _print(summary: pd.DataFrame) -> None:
-    header = ("method", "seeds", "source acc", "target acc", "gap closed", "seconds")
-    for pair, group in summary.groupby("pair", sort=False):
-        lines: list[tuple[str, ...]] = [header]
-        for row in group.to_dict("records"):
-            cells = [f"{row['method']}", f"{row['seeds']}"]
-            for column, form in (
-                ("source acc", ".3f"),
-                ("target acc", ".3f"),
-                ("gap closed", ".2f"),
-                ("seconds", ".0f"),
-            ):
-                cells.append(_number(row[column], row[f"{column} std"], form))
-            lines.append(tuple(cells))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        print(f"\n{pair}, test split")
-        for place, line in enumerate(lines):
-            print(
-                "  ".join(
-                    c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-                )
-            )
-            if place == 0:
-                print("-" * (sum(widths) + 2 * (len(widths) - 1)))
-
-
-def _number(mean: float, deviation: float, form: str) -> str:
-    if pd.isna(mean):
-        return "-"
-    return f"{mean:{form}}" + ("" if pd.isna(deviation) or form == ".0f" else f" ± {deviation:{form}}")
+                    table.loc[index, "method"] += f" ({differing})"

@@ -1,133 +1,18 @@
 """Transferability curves: what the layers of a network say of two domains, over depth and over training."""
 
-from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any, Literal, cast
 
 import lightning as L
 import pandas as pd
-import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from lightning_da.data.base import DOMAINS, DomainPairDataModule
-from lightning_da.errors import ConfigError, list_choices
-from lightning_da.gather import gather
+from lightning_da.data.base import DomainPairDataModule
+from lightning_da.errors import ConfigError
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
-from lightning_da.transferability.depth import DEFAULT_MEASURES, FEWEST, Features, Measure, check_measures, depth_table
+from lightning_da.transferability.depth import DEFAULT_MEASURES, Measure, check_measures, depth_table
+from lightning_da.transferability.features import check_layers, collect
 from lightning_da.transferability.plots import curve_files
-
-WIDTH = 256
-"""Wider features are projected to so many dimensions."""
-
-# ---------------------------------------------------------------- from a network to features
-
-
-@cache
-def _projection(width: int) -> Tensor:
-    return torch.randn(width, WIDTH, generator=torch.Generator().manual_seed(width)).div_(WIDTH**0.5)
-
-
-def project(features: Tensor) -> Tensor:
-    """Features of more than 256 dimensions brought to 256 by a fixed random map, which keeps distances.
-
-    Squared distances are kept in the mean, with a relative deviation of sqrt(2 / 256) = 9 %.
-
-    Source: Johnson and Lindenstrauss, "Extensions of Lipschitz mappings into a Hilbert space", 1984.
-
-    Args:
-        features: Shape (n, d), floating point.
-
-    Returns:
-        Shape (n, min(d, 256)), float32 on the CPU.
-    """
-    kept = features.float().cpu()
-    return kept if kept.shape[1] <= WIDTH else torch.mm(kept, _projection(kept.shape[1]))
-
-
-def check_layers(module: TransferModule, layers: Sequence[str] | Literal["auto"]) -> list[str]:
-    """The layers to look at, `bottleneck` and `head` included.
-
-    Raises:
-        ConfigError: If the backbone has no submodule of such a name.
-    """
-    if layers == "auto":
-        return module.depths
-    known = [*dict(module.backbone.named_modules()), "bottleneck", "head"]
-    for layer in layers:
-        if layer not in known:
-            raise ConfigError(f"layers: the network has no layer {layer!r}; {list_choices(layer, module.depths)}")
-    return list(layers)
-
-
-@torch.no_grad()
-def collect(
-    trainer: L.Trainer, module: TransferModule, data: DomainPairDataModule, layers: Iterable[str], samples: int
-) -> dict[str, Features]:
-    """Passes a fixed sample of both validation splits through a network, once.
-
-    The network is left as it was found: weights, gradients, statistics, modes, and the random state as well. Every
-    process passes its share and returns the whole.
-
-    Args:
-        trainer: Its precision and device are used.
-        module: The network, on the device.
-        data: The two domains.
-        layers: Names of layers.
-        samples: How many of each domain at most.
-
-    Returns:
-        Pooled and projected activations of each layer, on the CPU; nothing if a domain has fewer validation samples
-        than can be measured.
-
-    Raises:
-        ConfigError: If `samples` are too few.
-    """
-    layers, fewest = list(layers), max(FEWEST, trainer.world_size)
-    if samples < fewest:
-        raise ConfigError(f"samples: {samples} of each domain are too few; give {fewest} or more")
-    if min(len(data.names(domain, "val")) for domain in DOMAINS) < fewest:
-        rank_zero_warn(f"no transferability curves: a domain has fewer than {fewest} validation samples")
-        return {}
-    modes = [(part, part.training) for part in module.modules()]
-    parts: dict[str, list[Tensor]] = {}
-    labels = {}
-    with isolate_rng():
-        module.eval()
-        try:
-            for domain in DOMAINS:
-                rows: list[list[Tensor]] = [[] for _ in layers]
-                seen = []
-                for x, y in data.sample_dataloader(domain, "val", samples):
-                    with trainer.precision_plugin.forward_context():
-                        moved = trainer.precision_plugin.convert_input(x.to(module.device))
-                        _, activations = module.activations(moved, domain, layers)
-                    for kept, layer, activation in zip(rows, layers, activations, strict=True):
-                        kept.append(activation.float().cpu() if layer == "head" else project(activation))
-                    seen.append(y)
-                labels[domain] = _whole(torch.cat(seen), module.device)
-                for layer, kept in zip(layers, rows, strict=True):
-                    parts.setdefault(layer, []).append(_whole(torch.cat(kept), module.device))
-        finally:
-            for part, mode in modes:
-                part.training = mode
-    return {
-        layer: Features(source, target, labels["source"], labels["target"]) for layer, (source, target) in parts.items()
-    }
-
-
-def _whole(share: Tensor, device: torch.device) -> Tensor:
-    """The rows of all processes in the order of the sample, of which process r of N has r, r + N, ..."""
-    both = gather(share.to(device)).cpu()
-    sizes = gather(torch.tensor([len(share)], device=device)).tolist()
-    places = torch.cat([rank + len(sizes) * torch.arange(size) for rank, size in enumerate(sizes)])
-    return both[places.argsort()]
-
-
-# ---------------------------------------------------------------- over training
 
 
 class TransferCurve(L.Callback):
@@ -169,13 +54,15 @@ class TransferCurve(L.Callback):
         """Of `depth_table`, with the columns `network` and `step`."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and not isinstance(trainer.datamodule, DomainPairDataModule):  # type: ignore[attr-defined]
-            raise ConfigError("TransferCurve reads the two domains from a DomainPairDataModule; fit with `datamodule=`")
+        if stage != "fit":
+            return
         if not isinstance(pl_module, TransferModule):
             raise ConfigError(
                 f"TransferCurve reads the layers of one network, which {type(pl_module).__name__} is not; leave it out "
                 "of trainer.callbacks"
             )
+        if not isinstance(trainer.datamodule, DomainPairDataModule):  # type: ignore[attr-defined]
+            raise ConfigError("TransferCurve reads the two domains from a DomainPairDataModule; fit with `datamodule=`")
         check_layers(pl_module, self.layers)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

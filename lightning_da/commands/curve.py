@@ -1,8 +1,7 @@
 """`lightning-da curve`: the curves of networks that are there, without training."""
 
 import argparse
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -10,11 +9,14 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lightning_da.data.base import DOMAINS
+from lightning_da.callbacks.transfer_curve import record
+from lightning_da.cli import TransferCLI
+from lightning_da.data.base import DOMAINS, Roles
 from lightning_da.errors import ConfigError
-from lightning_da.tracking import PROJECT, Tracker, client, find_fit, parameters
-from lightning_da.transferability.curve import check_layers, collect, record
+from lightning_da.paths import write_whole
+from lightning_da.tracking import Tracker, client, find_fit, parameters
 from lightning_da.transferability.depth import DEFAULT_MEASURES, Features, Measure, check_measures, depth_table
+from lightning_da.transferability.features import check_layers, collect
 from lightning_da.transferability.measures import cka
 from lightning_da.transferability.plots import FILES, curve_files
 
@@ -35,12 +37,11 @@ class _Network(NamedTuple):
     features: dict[str, Features]
 
 
-def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataFrame:
-    """`lightning-da curve`: measures the layers of one network, or of two side by side, and draws the curves.
+def run(args: Sequence[str]) -> pd.DataFrame:
+    """Measures the layers of one network, or of two side by side, and draws the curves.
 
     Args:
         args: The words behind `curve`.
-        load: From the words of a command to its `TransferCLI`, not run.
 
     Returns:
         The table that is written as `curve.csv`.
@@ -76,11 +77,9 @@ def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataF
     if any((given.out / name).is_dir() for name in FILES) or (given.out.exists() and not given.out.is_dir()):
         raise ConfigError(f"out: {given.out} is not a folder to write {', '.join(FILES)} into")
 
-    first = _open(references[0], options, load)
-    first.datamodule.trainer, first.model.supervised, first.model.unlabelled = first.trainer, (), ()
-    first.trainer.strategy.connect(first.model)
-    first.datamodule.setup("fit")  # checks the data, of which nothing is trained on
-    clis = [first, *(_open(reference, options, load) for reference in references[1:])]
+    first = _open(references[0], options)
+    first.datamodule.check(Roles((), ()))
+    clis = [first, *(_open(reference, options) for reference in references[1:])]
     networks = [_look(cli, first, given.layers, given.samples, baseline=len(clis) == 1) for cli in clis]
     table = _table(networks, given.measures)
     if table.empty:
@@ -89,12 +88,11 @@ def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataF
     given.out.mkdir(parents=True, exist_ok=True)
     files = curve_files(table, title)
     for name, content in files.items():
-        part = given.out / f".{name}"
-        if isinstance(content, str):
-            part.write_text(content)
-        else:
-            content.savefig(part, format="png")
-        os.replace(part, given.out / name)
+        with write_whole(given.out / name) as part:
+            if isinstance(content, str):
+                part.write_text(content)
+            else:
+                content.savefig(part, format="png")
     _print(table)
     print(f"\nin {given.out}: {', '.join(FILES)}")
     if len(networks) == 1 and isinstance(first.trainer.logger, Tracker):
@@ -102,11 +100,10 @@ def curve(args: Sequence[str], load: Callable[[Sequence[str]], Any]) -> pd.DataF
     return table
 
 
-def _open(reference: str | None, options: list[str], load: Callable[[Sequence[str]], Any]) -> Any:
+def _open(reference: str | None, options: list[str]) -> TransferCLI:
     if reference is not None:
-        return load(["test", "--ckpt_path", reference, *options])
-    source_only = PROJECT / "conf" / "method" / "source_only.yaml"
-    return load(["fit", "--config", str(source_only), *options])
+        return TransferCLI("test", ["--ckpt_path", reference, *options]).build()
+    return TransferCLI("fit", ["--config", "method/source_only.yaml", *options]).build()
 
 
 def _look(cli: Any, on: Any, layers: list[str] | None, samples: int, baseline: bool) -> _Network:
@@ -117,7 +114,7 @@ def _look(cli: Any, on: Any, layers: list[str] | None, samples: int, baseline: b
     module = trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
     names = check_layers(module, layers or "auto")
     untrained = collect(trainer, module, data, names, samples) if baseline else {}
-    reference = cli.config[cli.subcommand].ckpt_path
+    reference = cli.config.ckpt_path
     if reference is None:
         module.initialise()
         name, run_id = getattr(module.backbone, "name", type(module.backbone).__name__), None
@@ -164,13 +161,13 @@ def _print(table: pd.DataFrame) -> None:
 
 def _record(cli: Any, network: _Network, table: pd.DataFrame, files: dict[str, Figure | str]) -> None:
     """Adds the curves to the network's run, unless it has some; a network without a run gets one."""
-    logger, config = cli.trainer.logger, cli.config[cli.subcommand]
+    logger, config = cli.trainer.logger, cli.config
     if network.run_id is None:
         if config.ckpt_path is not None:
             return
         config.name = network.name
-        logger = Tracker(config.trainer.logger.init_args.experiment_name, cli.run_name(config))
-        logger.log_hyperparams(parameters(cli.plain(config), ("data",)) | {"network": network.name})
+        logger = Tracker(config.trainer.logger.init_args.experiment_name, cli.run_name)
+        logger.log_hyperparams(parameters(cli.plain(), ("data",)) | {"network": network.name})
     elif any(key.startswith("depth/") for key in client().get_run(network.run_id).data.metrics):
         return
     record(logger, table, files)

@@ -8,19 +8,18 @@ Source: Yosinski et al., "How transferable are features in deep neural networks?
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from lightning_da.cli import TransferCLI
+from lightning_da.data import DomainPairDataModule, Task
 from lightning_da.errors import ConfigError, list_choices
-from lightning_da.grid import Main, check_trainable, run_grid
+from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_grid
+from lightning_da.grids.layers import TREATMENTS, Layers, report
 from lightning_da.methods import FineTune
-from lightning_da.tracking import PROJECT
-from lightning_da.transferability.layer_plan import TREATMENTS, Grid, plan
-from lightning_da.transferability.layer_report import report
 
 EXPERIMENT = "layer_transfer"
 RESERVED = {
@@ -31,32 +30,38 @@ RESERVED = {
     "freeze": 0,
     "unfreeze_by": None,
 }
-"""Arguments of `FineTune` that make a treatment what it is, and what they are where nobody has set them."""
+"""Arguments of `FineTune` that the treatments set, with their defaults."""
 
 
-def layer_transfer(args: Sequence[str], load: Callable[[Sequence[str]], Any], main: Main) -> pd.DataFrame:
-    """`lightning-da layer-transfer`: runs what is not there yet of a grid, reports it and returns its table.
+def run(args: Sequence[str]) -> pd.DataFrame:
+    """Runs the cells of a grid that are not there yet, reports the grid and returns its table.
 
     Args:
         args: The words behind `layer-transfer`.
-        load: From the words of a command to its `TransferCLI`, not run.
-        main: Runs the command line `fit ...` in another process, and returns it.
 
     Raises:
         ConfigError: If the options do not fit the data or the network, another process runs the same grid, or a cell
             failed.
     """
     given, options = _parser().parse_known_args(args)
-    source_only = PROJECT / "conf" / "method" / "source_only.yaml"
     experiment = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
-    cli = load(["fit", "--config", str(source_only), *experiment, *options])
-    grid = _grid(cli, given)
-    depths = _depths(given.depths, grid.layers)
-    cells = plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)
-    grid.check(cli.datamodule, cells)
+    cli = TransferCLI("fit", ["--config", "method/source_only.yaml", *experiment, *options]).build()
+    setting = _setting(cli, given)
+    depths = _depths(given.depths, setting.layers)
+    cells = setting.plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)
+    _check_data(cli.datamodule, cells)
     domains = ("source", "target") if given.across_domains else ("source",)
     name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
-    return run_grid(grid, cells, cli, main, name, given.jobs, partial(report, grid, name))
+    same = digest(setting.config, setting.task_a, setting.across, cli.datamodule.fingerprint())
+    return run_grid(Grid(name, setting.config, same, cells, partial(report, setting, name)), cli, given.jobs)
+
+
+def _check_data(data: DomainPairDataModule, cells: Sequence[Cell]) -> None:
+    """Checks the data of all cells before the first is trained."""
+    data.check()
+    tasks = [{**cell.config["data"]["init_args"], "data": data} for cell in cells]
+    for arguments in {str(task): task for task in tasks}.values():
+        Task(**arguments).check()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _grid(cli: Any, given: argparse.Namespace) -> Grid:
+def _setting(cli: TransferCLI, given: argparse.Namespace) -> Layers:
     if not isinstance(cli.model, FineTune) or cli.model.backbone.pretrained:
         raise ConfigError("layer-transfer trains FineTune from random weights: leave out the method and the weights")
     config = check_trainable(cli, given.seeds, RESERVED)
@@ -97,10 +102,8 @@ def _grid(cli: Any, given: argparse.Namespace) -> Grid:
     size = len(set(given.task_a)) if given.task_a else len(classes) // 2
     if not given.across_domains and not 2 <= size <= len(classes) - 2:
         raise ConfigError(f"task_a: each of the two tasks needs at least two of the {len(classes)} classes")
-    cli.datamodule.setup("fit")
     task_a = sorted(set(given.task_a), key=classes.index) if given.task_a else None
-    digest = cli.datamodule.fingerprint()
-    return Grid(config, classes, cli.model.backbone.layers, task_a, given.across_domains, digest)
+    return Layers(config, classes, cli.model.backbone.layers, task_a, given.across_domains)
 
 
 def _depths(given: Sequence[int] | None, layers: Sequence[str]) -> list[int]:

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from lightning_da.errors import ConfigError, list_choices
-from lightning_da.layers import find_layers
+from lightning_da.networks.layers import find_layers
 
 
 class Backbone(nn.Module):
@@ -20,7 +19,7 @@ class Backbone(nn.Module):
     Attributes:
         num_features: Width of the output.
         layers: Names of submodules in the order of depth: those that can be adapted, frozen and looked at.
-            `lightning_da.layers.find_layers` finds them in an `nn.Sequential` or a timm model.
+            `lightning_da.networks.layers.find_layers` finds them in an `nn.Sequential` or a timm model.
         channels_last: Whether their feature maps are (B, H, W, C) instead of (B, C, H, W).
         pretrained: Whether `load_pretrained` has weights to load.
     """
@@ -161,6 +160,8 @@ class TimmBackbone(Backbone):
         super().__init__()
         if len(input_shape) != 3:
             raise ConfigError(f"{model} reads images of shape (channels, height, width), not {input_shape}")
+        import timm  # noqa: PLC0415  # slow to import, and only this backbone needs it
+
         if not timm.is_model(model):
             raise ConfigError(f"timm has no model {model!r}; {list_choices(model, timm.list_models())}")
         self.name, self._weights = model, weights
@@ -183,6 +184,8 @@ class TimmBackbone(Backbone):
         """Reads `weights`, from the hub or from the file."""
         if self._weights == "random":
             return
+        import timm  # noqa: PLC0415
+
         overlay = None
         if self._weights != "pretrained":
             if not Path(self._weights).is_file():

@@ -1,0 +1,63 @@
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import yaml
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_da.data.base import DOMAINS
+from lightning_da.data.speech import SpeechCorpora, check_apart
+from lightning_da.errors import ConfigError
+from lightning_da.tracking import client, find_fit
+
+
+class CheckLeaks(L.Callback):
+    """Refuses to test speech on speakers or sounds that an earlier stage was trained on.
+
+    As a fit begins it looks at the runs that the fit starts from, and as a test begins at the run that is tested, with
+    all the runs that these started from.
+
+    Raises:
+        DataError: If a speaker or a sound was trained on and is tested.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        reads = any(getattr(pl_module, role, ()) for role in ("supervised", "unlabelled"))
+        if stage == "fit" and isinstance(data, SpeechCorpora) and reads:
+            for checkpoint in getattr(pl_module, "starts_from", ()):
+                self._check(checkpoint, data)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        data: Any = getattr(trainer, "datamodule", None)
+        if isinstance(data, SpeechCorpora) and trainer.ckpt_path is not None:
+            self._check(str(trainer.ckpt_path), data)
+
+    def _check(self, checkpoint: str, data: SpeechCorpora) -> None:
+        check_apart(
+            _learnt_by(checkpoint),
+            data.tested(),
+            f"was trained on by {checkpoint!r}",
+            f"in the test split of {data.target!r}; give both runs the same seed and test_speakers, or name the splits "
+            "in a column 'split'",
+        )
+
+
+def _learnt_by(run: str) -> dict[str, str]:
+    """Training samples of an earlier run, with those of the runs that it started from, as far as they still exist."""
+    try:
+        fit = find_fit(run)
+        if fit.run_id is None:
+            raise ConfigError("its run is not in this MLflow store")
+        tags = client().get_run(fit.run_id).data.tags
+        earlier = [part for part in tags.get("started_from", "").split(", ") if part]
+        learnt = {key: name for part in earlier for key, name in _learnt_by(part).items()}
+        config = yaml.safe_load(cast(Path, fit.config).read_text())["data"]
+        if config["class_path"].endswith(SpeechCorpora.__name__):
+            data = SpeechCorpora(**{**config["init_args"], "recordings": None})
+            for role in filter(None, tags.get("trained_on", ", ".join(DOMAINS)).split(", ")):
+                learnt |= data.trained_on(getattr(data, role))
+        return learnt
+    except ConfigError as error:
+        rank_zero_warn(f"the training samples of {run!r} cannot be compared with the test split: {error}")
+        return {}

@@ -1,0 +1,154 @@
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+
+from lightning_da.paths import PROJECT
+from lightning_da.tracking import (
+    Tracker,
+    TrackingError,
+    artifacts_folder,
+    chosen_checkpoint,
+    find_fit,
+    is_local,
+    parameters,
+)
+
+
+class RecordRun(SaveConfigCallback):
+    """Records a fit so that it can be compared and repeated: parameters, tags, configuration, checkpoint, seconds."""
+
+    _run_id: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
+            self._run_id = trainer.logger.run_id
+            folder = artifacts_folder(trainer.logger) / "checkpoints"
+            for checkpoint in trainer.checkpoint_callbacks:
+                if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is None:
+                    checkpoint.dirpath = str(folder)
+            self._check_data(trainer, stage)
+        super().setup(trainer, pl_module, stage)
+
+    def _check_data(self, trainer: Trainer, stage: str) -> None:
+        """Refuses to write figures of other data into a run."""
+        logger = cast(Tracker, trainer.logger)
+        fitted_on = logger.experiment.get_run(logger.run_id).data.tags.get("data")
+        if stage in ("validate", "test") and fitted_on not in (None, trainer.datamodule.fingerprint()):  # type: ignore[attr-defined]
+            raise TrackingError(
+                f"run {logger.run_id} was fitted on other data, and these figures would take the place of its own; add "
+                "--trainer.logger false to print them only"
+            )
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and isinstance(trainer.logger, Tracker):
+            self.record(trainer, pl_module, getattr(pl_module, "starts_from", ()))
+
+    def record(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        starts_from: Sequence[str],
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Writes parameters, tags and configuration into the run of the trainer's logger.
+
+        Args:
+            trainer: The trainer, whose logger is a `Tracker`.
+            pl_module: The module that is trained.
+            starts_from: Checkpoint files of the earlier runs that it starts from.
+            more: Parameters to record in place of those of the configuration.
+        """
+        logger = cast(Tracker, trainer.logger)
+        text = self.parser.dump(self.config, skip_none=False)
+        config = yaml.safe_load(text)
+        logger.log_hyperparams(parameters(config) | dict(more))
+        logger.experiment.log_text(logger.run_id, text, "config.yaml")
+        tags = {
+            **_git(),
+            "versions": ", ".join(
+                f"{name} {version(name)}" for name in ("lightning", "torch", "torchvision", "timm", "mlflow")
+            ),
+            "data": trainer.datamodule.fingerprint() if hasattr(trainer, "datamodule") else "",
+            "trained_on": ", ".join(
+                sorted({*getattr(pl_module, "supervised", ()), *getattr(pl_module, "unlabelled", ())})
+            ),
+        }
+        if config["ckpt_path"] is not None:
+            tags["resumed_from"] = config["ckpt_path"]
+        elif starts := [find_fit(checkpoint) for checkpoint in starts_from]:
+            tags["started_from"] = ", ".join(start.run_id or start.checkpoint for start in starts)
+        for key, value in tags.items():
+            logger.experiment.set_tag(logger.run_id, key, value)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self._start = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        if isinstance(trainer.logger, Tracker):
+            trainer.logger.log_metrics({"fit/seconds": time.monotonic() - self._start}, trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and trainer.global_step == 0:
+            # A fit that takes no step leaves the network as it starts; Lightning would leave nothing.
+            checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
+            trainer.save_checkpoint(checkpoint.last_model_path, weights_only=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        path = chosen_checkpoint(trainer)
+        if stage == "fit" and path and trainer.is_global_zero and isinstance(trainer.logger, Tracker):
+            keep_checkpoint(trainer.logger, path, _selection(cast(ModelCheckpoint, trainer.checkpoint_callback)))
+
+    def state_dict(self) -> dict[str, Any]:
+        # The checkpoint knows its run, so that a later `test` can join it.
+        return {"run_id": self._run_id}
+
+
+def keep_checkpoint(logger: Tracker, path: str, selection: str) -> None:
+    """Notes the checkpoint file that a run ends with, and uploads it where the store is on another machine.
+
+    Args:
+        logger: Logger of the run.
+        path: The file, in `artifacts_folder(logger) / "checkpoints"`.
+        selection: How it was chosen.
+    """
+    run_id, tracked = logger.run_id, logger.experiment
+    if not is_local(tracked.get_run(run_id).info.artifact_uri):
+        tracked.log_artifact(run_id, path, "checkpoints")
+    tracked.set_tag(run_id, "checkpoint", Path(path).name)
+    tracked.set_tag(run_id, "selection", selection)
+
+
+def _selection(checkpoint: ModelCheckpoint) -> str:
+    """What chose the weights that are tested."""
+    if not checkpoint.best_model_path or checkpoint.monitor is None:
+        return "last epoch"
+    if checkpoint.monitor.startswith("val/target"):
+        return f"oracle ({checkpoint.monitor}: target labels choose the checkpoint)"
+    return f"best {checkpoint.monitor}"
+
+
+def _git() -> dict[str, str]:
+    """The commit of the project and whether files differ from it; nothing where there is no git."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(PROJECT), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {
+            "mlflow.source.git.commit": git("rev-parse", "HEAD"),
+            "git.dirty": str(bool(git("status", "--porcelain"))),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {}

@@ -1,0 +1,45 @@
+"""`lightning-da ensemble`: joins the networks of earlier runs."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_da.cli import TransferCLI
+from lightning_da.errors import ConfigError
+from lightning_da.grids.ensembles import join
+from lightning_da.tracking import Tracker, client, find_fit
+
+
+def run(args: Sequence[str]) -> Any:
+    """Joins runs, tests the ensemble, and records it as a run that `test` and `predict` take by name.
+
+    Args:
+        args: The words behind `ensemble`.
+
+    Returns:
+        The trainer of the ensemble.
+    """
+    parser = argparse.ArgumentParser(
+        "lightning-da ensemble",
+        description="Join the networks of earlier runs: for each sample the network with the largest margin decides. "
+        "The data are those of the first run. Further options are those of `fit`.",
+        usage="lightning-da ensemble RUN RUN [RUN ...] [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("members", nargs="+", metavar="RUN", help="checkpoint file, or id or name of a run")
+    given, options = parser.parse_known_args(args)
+    first = find_fit(given.members[0])
+    if first.config is None:
+        raise ConfigError(f"members: the run of {given.members[0]!r} is not in this MLflow store; name another first")
+    config = TransferCLI("fit", ["--config", str(first.config), "--name", "margin_ensemble", *options]).plain()
+    config |= {"after": None, "ckpt_path": None}
+    if config["trainer"]["logger"]:
+        config["trainer"]["logger"]["init_args"] |= {"run_name": None, "run_id": None, "tags": None}
+    trainer = join(given.members, config)
+    if isinstance(trainer.logger, Tracker):
+        run_of_it = client().get_run(str(trainer.logger.run_id))
+        for domain in ("source", "target"):
+            if (accuracy := run_of_it.data.metrics.get(f"test/{domain}/acc")) is not None:
+                print(f"test/{domain}/acc {accuracy:.3f}")
+        print(f"run {run_of_it.info.run_name} ({run_of_it.info.run_id})")
+    return trainer

@@ -1,0 +1,14 @@
+"""`lightning-da predict`: classifies the target."""
+
+from collections.abc import Sequence
+
+from lightning_da.cli import TransferCLI
+
+
+def run(args: Sequence[str]) -> TransferCLI:
+    """Classifies the target.
+
+    Args:
+        args: The words behind `predict`.
+    """
+    return TransferCLI("predict", args).build().run()

@@ -1,0 +1,109 @@
+"""`lightning-da sweep`: several methods and seeds, and their comparison."""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from lightning_da.cli import TransferCLI
+from lightning_da.commands.compare import compare, rows_of
+from lightning_da.data import Roles
+from lightning_da.errors import ConfigError
+from lightning_da.grids.engine import Cell, Grid, Result, check_trainable, digest, run_grid
+from lightning_da.grids.tables import bars
+from lightning_da.paths import find_method, methods
+from lightning_da.tracking import client
+
+METHODS = ("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
+
+
+def run(args: Sequence[str]) -> pd.DataFrame:
+    """Fits and tests each method with each seed, as far as it is not there yet, then prints and returns the table.
+
+    Args:
+        args: The words behind `sweep`.
+
+    Raises:
+        ConfigError: If the options do not fit any of the methods, another process runs the same sweep, or no method can
+            be trained.
+    """
+    given, options = _parser().parse_known_args(args)
+    files = {name: str(find_method(name)) for name in given.methods}
+    refused: dict[str, str] = {}
+    parsed: dict[str, TransferCLI] = {}
+    for name, file in files.items():
+        try:
+            parsed[name] = TransferCLI("fit", ["--config", file, *options])
+        except (ConfigError, SystemExit) as error:
+            refused[name] = str(error).removeprefix("lightning-da: error: ")
+    if not parsed:
+        raise ConfigError(next(iter(refused.values())))
+    first = next(iter(parsed.values())).build()
+    first.datamodule.check(Roles((), ()))
+    pattern = check_trainable(first, given.seeds, {}, options=())
+    cells: dict[str, Cell] = {}
+    for seed in dict.fromkeys(given.seeds):
+        for cli in parsed.values():
+            _add(cells, cli, seed)
+    same = digest({**pattern, "model": None}, "sweep", first.datamodule.fingerprint())
+    name = given.name or first.run_name.removeprefix(f"{first.config.name}-").rsplit("-s", 1)[0]
+    wanted = [cell.key for cell in cells.values()]
+    config = {**pattern, "name": "sweep"}
+    grid = Grid(
+        f"sweep-{name}",
+        config,
+        same,
+        list(cells.values()),
+        partial(_report, wanted),
+        needs_all=len(cells) == 1,
+        refused=[f"{method}: {message}" for method, message in refused.items()],
+    )
+    return run_grid(grid, first, given.jobs)
+
+
+def _parser() -> argparse.ArgumentParser:
+    available = methods()
+    parser = argparse.ArgumentParser(
+        "lightning-da sweep",
+        description="Fit and test methods and seeds, then print their comparison. Trainings that were finished before "
+        "an interruption are not run again. Further options are those of `fit`.",
+        usage="lightning-da sweep --config data/NAME.yaml [--methods ...] [--seeds ...] [options of fit ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=METHODS, metavar="NAME",
+        help=f"files of conf/method, or paths of YAML files: {', '.join(available)} (default: {' '.join(METHODS)})",
+    )  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of training (default: 0)")
+    parser.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, else one a core)")
+    parser.add_argument("--name", help="name of the run of the whole sweep")
+    return parser
+
+
+def _add(cells: dict[str, Cell], cli: TransferCLI, seed: int) -> Cell:
+    """Adds a training, after the training that it starts from."""
+    before, bases = cli.first_stage(), ()  # type: tuple[Any, tuple[Cell, ...]]
+    if before is not None:
+        bases = (_add(cells, TransferCLI("fit", before), seed),)
+    config: dict[str, Any] = {**cli.plain(), "seed_everything": seed}
+    settings = hashlib.sha256(json.dumps([config["model"], config["data"]], sort_keys=True, default=str).encode())
+    factors = {"method": config["name"], "seed": seed, "settings": settings.hexdigest()[:8]}
+    cell = Cell(f"{cli.run_name.rsplit('-s', 1)[0]}-s{seed}", factors, config, bases)
+    return cells.setdefault(cell.key, cell)
+
+
+def _report(wanted: Sequence[str], results: Sequence[Result], parent: str) -> pd.DataFrame:
+    """Prints the comparison of the wanted cells, and writes it and its picture into the sweep's run."""
+    run_of = {json.dumps(result.factors, sort_keys=True): result.run_id for result in results}
+    runs = [client().get_run(run_of[key]) for key in reversed(wanted) if key in run_of]
+    table = compare(runs)
+    client().log_text(parent, table.drop(columns="settings").to_csv(index=False), "sweep.csv")
+    rows = rows_of(runs)
+    if rows["target acc"].notna().any():
+        picture = bars(rows, "method", None, "target acc", str(rows["pair"].iloc[0]), "target accuracy, test split")
+        client().log_figure(parent, picture, "sweep.png")
+    return table

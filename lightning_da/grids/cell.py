@@ -1,0 +1,101 @@
+"""One training of a grid, in a process of its own.
+
+With several devices it is the program `python -m lightning_da.grids.cell FILE`, which starts copies of itself.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_da.cli import TransferCLI
+from lightning_da.errors import ConfigError
+from lightning_da.grids.ensembles import join
+from lightning_da.main import prepare
+from lightning_da.tracking import chosen_checkpoint, client
+
+
+class Order(NamedTuple):
+    """What a process needs to run a cell.
+
+    Attributes:
+        config: The configuration of the fit.
+        start: Checkpoint file that the fit starts from; None where it starts from nothing, or `init_from` names it.
+        members: Ids of the runs that are joined, where the cell is an ensemble.
+        devices: Number of processes that train together.
+    """
+
+    config: dict[str, Any]
+    start: str | None
+    members: tuple[str, ...]
+    devices: int
+
+
+class Done(NamedTuple):
+    """What a finished cell reports: the id of its run, and the warnings of the project and of the user's own code."""
+
+    run_id: str
+    warnings: list[str]
+
+
+def run_cell(order: Order) -> Done:
+    """Fits and tests one cell; the tag `whole` of its run is set when all is there.
+
+    Raises:
+        ConfigError: With a message, if the cell cannot run.
+        KeyboardInterrupt: If the process is told to end.
+    """
+    if order.devices > 1:
+        return _in_its_own_processes(order)
+    start = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            trainer = _fit_and_test(order)
+        except SIGTERMException:
+            raise KeyboardInterrupt from None
+        except SystemExit as stop:
+            raise ConfigError(str(stop).removeprefix("lightning-da: error: ")) from stop
+    run_id: str = trainer.logger.run_id
+    if trainer.is_global_zero:
+        client().log_metric(run_id, "cell/seconds", time.monotonic() - start)
+        client().set_tag(run_id, "whole", "true")
+    own = [str(w.message) for w in caught if "site-packages" not in w.filename and w.category is not DeprecationWarning]
+    return Done(run_id, list(dict.fromkeys(own)))
+
+
+def _fit_and_test(order: Order) -> Any:
+    if order.members:
+        return join(order.members, order.config)
+    cli = TransferCLI("fit", order.config).build(order.start).run()
+    path = chosen_checkpoint(cli.trainer) or None
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    return cli.trainer
+
+
+def _in_its_own_processes(order: Order) -> Done:
+    """Runs a cell of several devices, which start as copies of the program."""
+    with TemporaryDirectory() as folder:
+        path, answer = Path(folder) / "order.yaml", Path(folder) / "done.json"
+        path.write_text(yaml.safe_dump([*order._replace(devices=1)]))
+        command = [sys.executable, "-m", "lightning_da.grids.cell", str(path)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if found.returncode or not answer.exists():
+            raise ConfigError(found.stderr.strip()[-1000:] or f"its process ended with status {found.returncode}")
+        return Done(*json.loads(answer.read_text()))
+
+
+def _main(path: Path) -> None:
+    prepare()
+    done = run_cell(Order(*yaml.safe_load(path.read_text())))
+    (path.parent / "done.json").write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,439 @@
+"""Grids of trainings: children of one MLflow run, in processes of their own; a second call runs what is missing."""
+
+import copy
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import pandas as pd
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from lightning.pytorch.accelerators import CUDAAccelerator
+from mlflow.entities import Run
+
+from lightning_da.cli import TransferCLI
+from lightning_da.errors import ConfigError
+from lightning_da.grids.cell import Done, Order, run_cell
+from lightning_da.signatures import source_file
+from lightning_da.tracking import Tracker, TrackingError, client, find_fit, parameters, search_runs, tracking_uri
+
+SPAWN = get_context("spawn")
+
+OF_NO_EFFECT = (
+    *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
+    *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
+)
+"""Options of the trainer that change no result of a training."""
+OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "gather.py", "schedules.py")
+"""Parts of the package that change the result of a training."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a grid, or one ensemble of trainings.
+
+    Attributes:
+        name: The name of its run.
+        factors: The values that tell it apart from the other cells of the grid, plain values that JSON can hold. `seed`
+            is the repetition.
+        config: The configuration of its fit. `init_from` is filled in as the cell starts, where it starts from another
+            cell and no method is named in `after`.
+        bases: The cells that it starts from, or that it joins.
+        joins: Whether it is an ensemble of its bases.
+    """
+
+    name: str
+    factors: Mapping[str, Any]
+    config: dict[str, Any] = field(repr=False)
+    bases: tuple["Cell", ...] = ()
+    joins: bool = False
+
+    @property
+    def key(self) -> str:
+        """The same for equal factors."""
+        return json.dumps(self.factors, sort_keys=True)
+
+
+class Result(NamedTuple):
+    """A finished cell: its factors, its test metrics, its seconds, and its run."""
+
+    factors: dict[str, Any]
+    metrics: dict[str, float]
+    seconds: float
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells that stand in one table.
+
+    Attributes:
+        name: The name of its run.
+        config: The configuration that the cells have in common, which is recorded in its run.
+        digest: The same for grids whose cells can stand in one table; see `digest`.
+        cells: The trainings, each after those that it starts from.
+        report: Writes tables and pictures of all finished cells, those of earlier calls too, into its run, whose id it
+            is given, and returns the table.
+        needs_all: Whether a cell that cannot run is an error; otherwise it is left out of the report.
+        refused: Messages on trainings that are no cells, since their options cannot be used.
+    """
+
+    name: str
+    config: dict[str, Any]
+    digest: str
+    cells: Sequence[Cell]
+    report: Callable[[Sequence[Result], str], pd.DataFrame]
+    needs_all: bool = True
+    refused: Sequence[str] = ()
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment that it is recorded in."""
+        return str(self.config["trainer"]["logger"]["init_args"]["experiment_name"])
+
+
+def digest(config: dict[str, Any], *more: Any) -> str:
+    """A digest of the values of a configuration, and of the code, that change the result of a training.
+
+    Args:
+        config: The configuration of a fit.
+        more: Further values that JSON can hold.
+    """
+    trainer = {k: v for k, v in config["trainer"].items() if k not in OF_NO_EFFECT}
+    same = [config["model"], config["data"], trainer, _code(config), *more]
+    return hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _code(config: dict[str, Any]) -> str:
+    """A digest of the source of the package, and of the user's own modules that a configuration names."""
+    package = Path(__file__).parent.parent
+    files = {file for part in OF_EFFECT for file in [*package.glob(part), *package.glob(f"{part}/*.py")]}
+    for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", json.dumps(config, default=str)):
+        file = source_file(name.rpartition(".")[0])
+        if file is not None and package not in file.parents and not file.is_relative_to(sys.prefix):
+            files.add(file)
+    content = hashlib.sha256()
+    for file in sorted(file for file in files if file.suffix == ".py"):
+        content.update(file.read_bytes())
+    return content.hexdigest()
+
+
+def check_trainable(
+    cli: TransferCLI, seeds: Sequence[int], reserved: Mapping[str, Any], options: Sequence[str] = ("after", "devices")
+) -> dict[str, Any]:
+    """Checks that a fit can be the pattern of a grid's trainings, and returns its configuration.
+
+    Args:
+        cli: The fit.
+        seeds: Seeds of the repetitions.
+        reserved: Arguments of the method that the grid sets, with their defaults.
+        options: Options that the grid sets, beside the seed: `after`, and `devices` where a training runs on one.
+
+    Raises:
+        ConfigError: If something is set that the grid sets for each training, or there is no MLflow store to keep it.
+    """
+    config = cli.plain()
+    arguments = config["model"]["init_args"]
+    set_here = [f"model.init_args.{key}" for key, default in reserved.items() if arguments[key] != default]
+    set_here += [key for key in ("seed_everything", "ckpt_path", *options) if config.get(key)]
+    if set_here:
+        raise ConfigError(f"{set_here[0]}: this command sets it for each training; leave it out")
+    if not isinstance(cli.trainer.logger, Tracker):
+        raise ConfigError("trainer.logger: the grid is kept in MLflow; leave it out")
+    if "devices" in options and cli.trainer.world_size > 1:
+        raise ConfigError(f"trainer.devices: a training runs on one, not {cli.trainer.world_size}; leave it out")
+    if min(seeds) < 0:
+        raise ConfigError(f"seeds: {min(seeds)} is less than 0")
+    return config
+
+
+def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
+    """Runs the cells of a grid that are not finished yet.
+
+    Args:
+        grid: The grid.
+        cli: A fit whose trainer is that of the cells.
+        jobs: Trainings at a time; None has one a GPU, else one a core.
+
+    Returns:
+        The table of the report.
+
+    Raises:
+        ConfigError: If another process runs the same grid, it is interrupted, or a cell failed.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs: {jobs} is less than 1")
+    place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest}-{place}.lock")
+    devices = cli.trainer.world_size
+    gpus = _visible_gpus() if devices == 1 and isinstance(cli.trainer.accelerator, CUDAAccelerator) else []
+    cores = 1 if devices > 1 else max(torch.get_num_threads() // _threads(), 1)
+    try:
+        with _ended_by_sigterm(), lock.acquire(timeout=0), _workers(jobs or len(gpus) or cores, gpus) as pool:
+            return _run(grid, devices, pool)
+    except Timeout as error:
+        raise ConfigError("another process runs this grid; wait for it, or stop it") from error
+    except KeyboardInterrupt:
+        _close(grid)
+        raise ConfigError("interrupted; the same command goes on where it stopped") from None
+
+
+def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
+    experiment_id, parents = _runs_of(grid)
+    done, failed = _finished(experiment_id, parents, grid.cells), list(grid.refused)
+    place = sum(cell.key in done for cell in grid.cells)
+    if place:
+        print(f"{place} of {len(grid.cells)} trainings are there already")
+    parent = _open(grid, experiment_id, parents, grows=place < len(grid.cells))
+    for cell, found in _run_missing(grid, done, parent, devices, pool):
+        place += 1
+        print(f"[{place}/{len(grid.cells)}] {cell.name} {_said(found, done.get(cell.key))}", flush=True)
+        if isinstance(found, BaseException):
+            failed.append(f"{cell.name}: {found}")
+    missing = [cell for cell in grid.cells if cell.key not in done]
+    if missing and (grid.needs_all or not done):
+        client().set_terminated(parent, "FAILED")
+        raise ConfigError(f"{len(missing)} of {len(grid.cells)} trainings are missing; the first: {failed[0]}")
+    rows = grid.report(list(done.values()), parent)
+    client().set_terminated(parent)
+    if failed:
+        print("\nnot run:\n  " + "\n  ".join(failed), file=sys.stderr)
+    return rows
+
+
+def _said(found: Done | BaseException, result: Result | None) -> str:
+    """What is printed of a cell that has ended."""
+    if isinstance(found, Done):
+        assert result is not None
+        accuracies = [f"{d} {result.metrics[f'test/{d}/acc']:.3f}" for d in ("source", "target")
+                      if f"test/{d}/acc" in result.metrics]  # fmt: skip
+        return "\n  ".join([f"{', '.join(accuracies)} ({result.seconds:.0f} s)", *found.warnings])
+    if not isinstance(found, ConfigError):
+        traceback.print_exception(found)
+    return f"failed: {found}"
+
+
+# ---------------------------------------------------------------- the processes
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the block as Ctrl-C does."""
+
+    def end(*_args: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _threads() -> int:
+    """Threads of a training: one, unless the user has set a number, so that results do not depend on `jobs`."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else 1
+
+
+def _start(counter: Any, gpus: list[str]) -> None:
+    """Readies a process of the pool: its threads, and a GPU of its own."""
+    with counter.get_lock():
+        place = counter.value
+        counter.value += 1
+    torch.set_num_threads(_threads())
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _order(cell: Cell, bases: Sequence[Result], parent: str, is_base: bool, devices: int) -> Order:
+    """The order for a cell, as a child of the grid's run."""
+    config = copy.deepcopy(cell.config)
+    trainer = config["trainer"]
+    trainer |= {"enable_progress_bar": False}
+    if not cell.joins and not _keeps_checkpoint(trainer):
+        trainer |= {"limit_val_batches": 0, "enable_checkpointing": is_base}
+        trainer["callbacks"] = [*(trainer["callbacks"] or []), *([_last_weights(trainer)] if is_base else [])]
+    tags = {"mlflow.parentRunId": parent, "cell": json.dumps(cell.factors)}
+    trainer["logger"]["init_args"] |= {"run_name": cell.name, "run_id": None, "tags": tags}
+    if cell.joins:
+        return Order(config, None, tuple(base.run_id for base in bases), devices)
+    if not bases:
+        return Order(config, None, (), devices)
+    if config["after"] is not None:
+        return Order(config, find_fit(bases[0].run_id).checkpoint, (), devices)
+    config["model"]["init_args"]["init_from"] = bases[0].run_id
+    return Order(config, None, (), devices)
+
+
+CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
+
+
+def _keeps_checkpoint(trainer: dict[str, Any]) -> bool:
+    return any(callback["class_path"] == CHECKPOINT for callback in trainer["callbacks"] or [])
+
+
+def _last_weights(trainer: dict[str, Any]) -> dict[str, Any]:
+    """A callback that keeps the weights of the last step."""
+    last = ("every_n_train_steps", "max_steps") if trainer["max_steps"] > 0 else ("every_n_epochs", "max_epochs")
+    save = {"save_last": True, "save_top_k": 0, "save_weights_only": True, last[0]: trainer[last[1]]}
+    return {"class_path": CHECKPOINT, "init_args": save}
+
+
+def _run_missing(
+    grid: Grid, done: dict[str, Result], parent: str, devices: int, pool: ProcessPoolExecutor
+) -> Iterator[tuple[Cell, Done | BaseException]]:
+    """Runs the cells that are not done in the processes of the pool, each after those that it starts from."""
+    waiting = [cell for cell in grid.cells if cell.key not in done]
+    bases = {base.key for cell in waiting for base in cell.bases}
+    running: dict[Future[Done], Cell] = {}
+    try:
+        while waiting or running:
+            ready = [cell for cell in waiting if all(base.key in done for base in cell.bases)]
+            for cell in ready:
+                results = [done[base.key] for base in cell.bases]
+                running[pool.submit(run_cell, _order(cell, results, parent, cell.key in bases, devices))] = cell
+            waiting = [cell for cell in waiting if cell not in ready]
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                error = future.exception()
+                if isinstance(error, BrokenExecutor | KeyboardInterrupt):
+                    raise error
+                cell = running.pop(future)
+                if error is None:
+                    done[cell.key] = _result(client().get_run(future.result().run_id))
+                yield cell, error or future.result()
+        for cell in waiting:
+            missing = next(base.name for base in cell.bases if base.key not in done)
+            yield cell, ConfigError(f"it starts from {missing}, which failed")
+    except BrokenExecutor:
+        for cell in running.values():
+            yield cell, ConfigError("its process was killed; if memory ran out, call again with fewer --jobs")
+
+
+@contextmanager
+def _workers(jobs: int, gpus: list[str]) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with the block, at once if an exception leaves it."""
+    with ProcessPoolExecutor(jobs, SPAWN, _start, (SPAWN.Value("i", 0), gpus)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for worker in active_children():
+                worker.kill()
+            raise
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(gpu) for gpu in range(torch.cuda.device_count())]
+
+
+# ---------------------------------------------------------------- the store
+
+
+def _children(experiment_id: str, parent: str) -> list[Run]:
+    return search_runs(experiment_id, f"tags.`mlflow.parentRunId` = '{parent}'")
+
+
+def _runs_of(grid: Grid) -> tuple[str, list[Run]]:
+    """Id of the experiment, and the runs of the whole grid in it."""
+    found = client().get_experiment_by_name(grid.experiment)
+    assert found is not None  # the logger of the configuration has made it
+    return found.experiment_id, search_runs(found.experiment_id, f"tags.grid = '{grid.digest}'")
+
+
+def _result(run: Run) -> Result:
+    metrics = {key: value for key, value in run.data.metrics.items() if key.startswith("test/")}
+    return Result(json.loads(run.data.tags["cell"]), metrics, run.data.metrics["cell/seconds"], run.info.run_id)
+
+
+def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell]) -> dict[str, Result]:
+    """The finished cells by their key; unfinished runs that an interruption has left are marked as killed.
+
+    Args:
+        experiment_id: Id of the experiment.
+        parents: The runs of the whole grid.
+        cells: The cells that are wanted; one whose checkpoint is gone counts as missing if another has to start from
+            it.
+    """
+    done: dict[str, Result] = {}
+    cells = list(cells)
+    for run in (run for parent in parents for run in _children(experiment_id, parent.info.run_id)):
+        if run.data.tags.get("whole"):
+            result = _result(run)
+            done[json.dumps(result.factors, sort_keys=True)] = result
+        elif run.info.status not in ("FAILED", "KILLED"):
+            client().set_terminated(run.info.run_id, "KILLED")
+    gone = {cell.key for cell in cells}
+    while gone:  # one that is trained again may itself start from another
+        needed = {base.key for cell in cells if cell.key not in done for base in cell.bases} & done.keys()
+        gone = {base for base in needed if not _has_checkpoint(done[base].run_id)}
+        done = {key: result for key, result in done.items() if key not in gone}
+    return done
+
+
+def _close(grid: Grid) -> None:
+    """Marks the unfinished runs of an interrupted grid as killed."""
+    experiment_id, parents = _runs_of(grid)
+    _finished(experiment_id, parents, grid.cells)
+    for run in parents:
+        if run.info.status == "RUNNING":
+            client().set_terminated(run.info.run_id, "KILLED")
+
+
+def _has_checkpoint(run_id: str) -> bool:
+    try:
+        find_fit(run_id)
+    except TrackingError:
+        return False
+    return True
+
+
+def _open(grid: Grid, experiment_id: str, parents: Sequence[Run], grows: bool) -> str:
+    """The id of the run of the whole grid, which is made where there is none.
+
+    One whose curves are drawn keeps them: a grid that grows beyond them gets a new run, and its trainings move there.
+    """
+    if parents and not (grows and parents[-1].data.metrics):
+        parent: str = parents[-1].info.run_id
+        client().update_run(parent, "RUNNING", grid.name)
+    else:
+        parent = client().create_run(experiment_id, tags={"grid": grid.digest}, run_name=grid.name).info.run_id
+        for key, value in parameters(grid.config).items():
+            client().log_param(parent, key, value)
+        client().log_text(parent, yaml.safe_dump(grid.config), "config.yaml")
+    for earlier in (run.info.run_id for run in parents if run.info.run_id != parent):
+        for run in _children(experiment_id, earlier):
+            client().set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+    return parent

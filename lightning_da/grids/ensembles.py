@@ -1,0 +1,73 @@
+"""Ensembles of finished fits."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_da.callbacks.record_run import RecordRun, keep_checkpoint
+from lightning_da.cli import TransferCLI
+from lightning_da.errors import ConfigError
+from lightning_da.tracking import Tracker, artifacts_folder, client, find_fit
+
+
+def join(members: Sequence[str], config: dict[str, Any]) -> Trainer:
+    """Joins the networks of finished fits to a `MarginEnsemble`, tests it, and records it as a run.
+
+    Args:
+        members: Checkpoint files, or ids or names of runs.
+        config: The configuration of a fit, whose data are tested; its method does not matter.
+
+    Returns:
+        The trainer, whose logger has the run of the ensemble.
+
+    Raises:
+        ConfigError: If there are fewer than two members, one is given twice or was not fitted by the command line, or
+            it was fitted on other classes, features or splits.
+    """
+    fits = [find_fit(member) for member in members]
+    if len({fit.checkpoint for fit in fits}) < max(2, len(fits)):
+        raise ConfigError(f"members: an ensemble needs two runs or more, each once, not {list(members)}")
+    contents = [torch.load(fit.checkpoint, map_location="cpu", weights_only=True) for fit in fits]
+    networks = []
+    for member, content in zip(members, contents, strict=True):
+        settings = content.get("hyper_parameters", {})
+        if "_class_path" not in settings:
+            raise ConfigError(f"members: {member!r} does not hold the arguments of its network; fit it with `fit`")
+        given = {key: value for key, value in settings.items() if not key.startswith("_")}
+        networks.append({"class_path": settings["_class_path"], "init_args": given})
+    config = copy.deepcopy(config)
+    config["model"] = {"class_path": "lightning_da.methods.MarginEnsemble", "init_args": {"members": networks}}
+    cli = TransferCLI("fit", config).build()
+    for member, content in zip(members, contents, strict=True):
+        cli.model.check_shapes(content["hyper_parameters"], f"members: {member!r}")
+    _check_data(members, cli)
+    for network, content in zip(cli.model.networks, contents, strict=True):
+        network.load_state_dict(content["state_dict"])
+    trainer: Trainer = cli.trainer
+    trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    if isinstance(trainer.logger, Tracker):
+        (recorder,) = [callback for callback in trainer.callbacks if isinstance(callback, RecordRun)]  # type: ignore[attr-defined]
+        names = [client().get_run(fit.run_id).info.run_name if fit.run_id else fit.checkpoint for fit in fits]
+        started = [fit.checkpoint for fit in fits]
+        recorder.record(trainer, cli.model, started, {"members": ", ".join(map(str, names))})
+        path = artifacts_folder(trainer.logger) / "checkpoints" / "last.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        keep_checkpoint(trainer.logger, str(path), "joined by the margin")
+    return trainer
+
+
+def _check_data(members: Sequence[str], cli: TransferCLI) -> None:
+    here = cli.datamodule.fingerprint()
+    for member in members:
+        fit = find_fit(member)
+        if fit.run_id is None:
+            rank_zero_warn(f"the training samples of {member!r} are not known: its run is not in this MLflow store")
+        elif client().get_run(fit.run_id).data.tags.get("data") != here:
+            raise ConfigError(
+                f"members: {member!r} was fitted on other data, or on another split of them, and may have been trained "
+                "on what is tested here; join runs of one data configuration"
+            )

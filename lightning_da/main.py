@@ -1,0 +1,79 @@
+"""`lightning-da COMMAND ...`: finds the command; nothing heavy is imported before it is known."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from lightning_da.commands import COMMANDS
+from lightning_da.errors import ConfigError, list_choices
+from lightning_da.paths import with_found_configs
+from lightning_da.signatures import check_options
+
+USAGE = f"""\
+usage: lightning-da COMMAND --config method/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]
+
+commands:
+{"".join(f"  {name:16} {text}{chr(10)}" for name, text in COMMANDS.items())}
+Files are those of the folder conf, or your own. Every value in them is an option too: --trainer.max_steps 1000
+`lightning-da COMMAND --help` lists the options, `lightning-da fit --model.help DANN` those of a method,
+`lightning-da fit --data.help Digits` those of a data module.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> Any:
+    """Runs a command.
+
+    Args:
+        args: The words behind `lightning-da`; None takes those of the process.
+
+    Returns:
+        The `TransferCLI` of fit, validate, test and predict, with its trainer, model and data; the table of the
+        others.
+
+    Raises:
+        SystemExit: With a message, where the arguments or the data are wrong.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return None
+    name, words = args[0], args[1:]
+    if name not in COMMANDS:
+        sys.exit(f"lightning-da: error: no command {name!r}; {list_choices(name, COMMANDS)}")
+    prepare()
+    try:
+        check_options(with_found_configs(words), all_known=name in ("fit", "validate", "test", "predict"))
+        return import_module(f"lightning_da.commands.{name.replace('-', '_')}").run(words)
+    except ConfigError as error:
+        sys.exit(f"lightning-da: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("lightning-da: interrupted")
+
+
+def prepare() -> None:
+    """Readies the process: classes of the working folder can be imported, and threads and messages are tamed."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    # Threads of a small network wait for one another in a spin, which beside a busy core takes several times as long.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*LightningCLI's args parameter.*",
+        ".*smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",  # frozen layers
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    seed = "lightning.fabric.utilities.seed"  # it is part of the recorded configuration
+    for logger in (seed, "mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage() and "TPU" not in record.getMessage()

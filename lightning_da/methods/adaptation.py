@@ -1,0 +1,165 @@
+"""What methods with a domain loss share."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_da.data.base import DOMAINS, UNKNOWN
+from lightning_da.errors import ConfigError, list_choices
+from lightning_da.gather import gather
+from lightning_da.losses.adversarial import scale_gradient
+from lightning_da.methods.base import TransferModule
+from lightning_da.networks.norms import set_domain, split_norms
+from lightning_da.schedules import ramp
+
+
+class DomainBatch(NamedTuple):
+    """The samples of one domain in a training batch, in one process or in all.
+
+    Attributes:
+        layers: Activations of each adapted layer, shape (n, width).
+        logits: Shape (n, num_classes).
+        labels: Shape (n,), int64, `UNKNOWN` (-1) where the class is not known. Those of a domain whose labels the
+            method does not read are all `UNKNOWN`.
+    """
+
+    layers: list[Tensor]
+    logits: Tensor
+    labels: Tensor
+
+
+class AdaptationModule(TransferModule):
+    """A method with a domain loss between source and target; a subclass fills `domain_loss`.
+
+    The weight of the domain loss multiplies the gradient that the loss sends into the network. For a loss without
+    parameters this is the weighted sum of task and domain loss. Parameters of the loss itself, for example those of a
+    domain discriminator, learn at full rate (Ganin et al., JMLR 2016, section 5.2.2).
+
+    Args:
+        layers: Names of the adapted layers: the backbone's `layers`, `bottleneck` (the input of the head, which is the
+            backbone's output where there is no bottleneck) and `head` (the logits).
+        batch_norm: `joint` passes both domains through the network in one batch. `separate` passes one after the other,
+            so that each is normalised with its own batch statistics. `per_domain` keeps the running statistics apart
+            as well.
+        domain_weight: Final weight of the domain loss.
+        domain_schedule: From the progress of training in [0, 1] to a factor of that weight.
+        **kwargs: Arguments of `TransferModule`.
+
+    Raises:
+        ConfigError: If the network has no layer of such a name, or one is named twice.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[str, ...] = ("bottleneck",),
+        batch_norm: Literal["joint", "separate", "per_domain"] = "separate",
+        domain_weight: float = 1.0,
+        domain_schedule: Callable[[float], float] = ramp,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not layers or len(set(layers)) < len(layers):
+            raise ConfigError(f"layers: name at least one layer to adapt, and each once, not {list(layers)}")
+        for layer in layers:
+            if layer not in self.depths:
+                raise ConfigError(f"layers: the network has no layer {layer!r}; {list_choices(layer, self.depths)}")
+        self.adapted = tuple(layers)
+        self.unlabelled = tuple(domain for domain in DOMAINS if domain not in self.supervised)
+        self._batch_norm = batch_norm
+        if batch_norm == "per_domain":
+            split_norms(self)
+        self._domain_weight, self._domain_schedule = domain_weight, domain_schedule
+
+    def adapted_widths(self) -> list[int]:
+        """Width of the activations of each adapted layer."""
+        training = self.training
+        with torch.no_grad():
+            _, activations = self.eval().activations(torch.zeros(1, *self.input_shape), "target", self.adapted)
+        self.train(training)
+        return [activation.shape[1] for activation in activations]
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        """The idea of the method: the distance between the domains.
+
+        Args:
+            source: Source samples of all processes, n_s in number.
+            target: Target samples of all processes, n_t in number.
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError
+
+    def set_domain(self, domain: str) -> None:
+        set_domain(self, domain)
+
+    @property
+    def domain_weight(self) -> float:
+        """The weight of the domain loss at this step."""
+        return self._domain_weight * self._domain_schedule(self.progress)
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether the values that this step logs are written."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer itself
+        whole = (self.trainer.fit_loop.batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        return (whole or self.trainer.is_last_batch) and (self.trainer.global_step + 1) % max(every, 1) == 0
+
+    def weighted_domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        """The domain loss of the samples of all processes, its gradient multiplied by the weight.
+
+        Args:
+            source: Source samples of this process.
+            target: Target samples of this process.
+        """
+        weight = self.domain_weight
+
+        def whole(batch: DomainBatch) -> DomainBatch:
+            layers = [gather(scale_gradient(activation, weight)) for activation in batch.layers]
+            return DomainBatch(layers, gather(scale_gradient(batch.logits, weight)), gather(batch.labels))
+
+        loss = self.domain_loss(whole(source), whole(target))
+        self.log_dict({"train/domain_loss": loss, "train/domain_weight": weight})
+        return loss
+
+    def domain_batches(self, batch: dict[str, Any], joint: bool = False) -> tuple[DomainBatch, DomainBatch]:
+        """Passes a training batch through the network.
+
+        Args:
+            batch: For each domain its samples, shape (n, *input_shape), with labels (n,) if the method reads them.
+            joint: Whether to pass both domains at once.
+
+        Returns:
+            Source and target samples of this process.
+        """
+        x = {domain: batch[domain][0] if domain in self.supervised else batch[domain] for domain in DOMAINS}
+        if joint:
+            logits, layers = self.activations(torch.cat(list(x.values())), "source", self.adapted)
+            sizes = [len(part) for part in x.values()]
+            outputs = list(zip(*(whole.split(sizes) for whole in (logits, *layers)), strict=True))
+        else:
+            outputs = []
+            for domain in DOMAINS:
+                logits, layers = self.activations(x[domain], domain, self.adapted)
+                outputs.append((logits, *layers))
+        source, target = (
+            DomainBatch(
+                list(layers),
+                logits,
+                batch[domain][1]
+                if domain in self.supervised
+                else torch.full((len(logits),), UNKNOWN, device=logits.device),
+            )
+            for domain, (logits, *layers) in zip(DOMAINS, outputs, strict=True)
+        )
+        return source, target
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+        # With weight 0 the domains are passed apart, so that the arithmetic is that of training without a domain loss.
+        source, target = self.domain_batches(batch, joint=self._batch_norm == "joint" and self.domain_weight != 0)
+        read = [part for domain, part in zip(DOMAINS, (source, target), strict=True) if domain in self.supervised]
+        task_loss = self.task_loss(torch.cat([part.logits for part in read]), torch.cat([part.labels for part in read]))
+        self.log("train/task_loss", task_loss)
+        return task_loss + self.weighted_domain_loss(source, target)

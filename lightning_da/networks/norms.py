@@ -1,0 +1,55 @@
+"""Batch normalisation with running statistics of its own for each domain."""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class PerDomainNorm(nn.Module):
+    """A batch-norm layer with statistics of its own for each domain; weight and bias are shared.
+
+    Source: Li et al., "Adaptive batch normalization for practical domain adaptation", Pattern Recognition 2018.
+
+    Args:
+        norm: The layer that it replaces.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.source, self.target = norm, copy.deepcopy(norm)
+        self.target.weight, self.target.bias = norm.weight, norm.bias
+        self._domain = "target"
+
+    def set_domain(self, domain: str) -> None:
+        """Chooses the statistics of the samples that come next: `source` or `target`."""
+        self._domain = domain
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # weights of a network without domains, pretrained ones for example, are those of both
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if prefix + part in state_dict:
+                value = state_dict.pop(prefix + part)
+                state_dict |= {f"{prefix}{domain}.{part}": value for domain in ("source", "target")}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self.get_submodule(self._domain)(x)
+        return normalised
+
+
+def split_norms(network: nn.Module) -> None:
+    """Replaces every batch-norm layer of a network by a `PerDomainNorm`."""
+    for name, child in list(network.named_children()):
+        if isinstance(child, _BatchNorm):
+            setattr(network, name, PerDomainNorm(child))
+        else:
+            split_norms(child)
+
+
+def set_domain(network: nn.Module, domain: str) -> None:
+    """Tells every `PerDomainNorm` of a network the domain of the samples that come next."""
+    for module in network.modules():
+        if isinstance(module, PerDomainNorm):
+            module.set_domain(domain)

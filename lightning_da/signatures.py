@@ -1,0 +1,177 @@
+"""Names of options, read from source code without importing it: a typo is found before anything slow is loaded."""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_da.errors import ConfigError
+
+TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
+OPTIONS = (
+    *("config", "print_config", "seed_everything", "trainer", "name", "after", "predictions", "model", "data"),
+    *("ckpt_path", "help"),
+)
+"""Options of `fit`, `validate`, `test` and `predict`, up to the first point."""
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "help")
+
+
+def unknown_key(key: str, known: Iterable[str], owner: str | None = None) -> str:
+    """The message on a key that is not known, with the nearest known one.
+
+    Args:
+        key: The key, with points if it is nested.
+        known: The keys that there are.
+        owner: Class path of the class that they are arguments of.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return f"unknown key {key!r}{f' of {owner}' if owner else ''}; {hint}"
+
+
+def full_spelling(words: Sequence[str]) -> list[str]:
+    """The words of a command line with `init_args` where the short spelling leaves it out.
+
+    `--model.layers` becomes `--model.init_args.layers`, and `--model.backbone.hidden` becomes
+    `--model.init_args.backbone.init_args.hidden`.
+    """
+    spelled = []
+    for word in words:
+        for key in ("model", "data", "trainer.logger", "model.init_args.backbone"):
+            found = re.match(rf"--{re.escape(key)}\.(\w+)", word)
+            if found and found.group(1) not in CLASS_KEYS:
+                word = f"--{key}.init_args{word.removeprefix(f'--{key}')}"  # noqa: PLW2901
+        spelled.append(word)
+    return spelled
+
+
+def check_options(words: Sequence[str], all_known: bool) -> None:
+    """Checks the names of the options of a command line, as far as they can be told without importing anything.
+
+    Args:
+        words: The words of a command, with the paths of its files (`lightning_da.paths.with_found_configs`).
+        all_known: Whether the command has no options but `OPTIONS`.
+
+    Raises:
+        ConfigError: If the trainer, the method or the data have no such option.
+    """
+    words = full_spelling(words)
+    options = [word[2:].split("=", 1)[0] for word in words if word.startswith("--") and len(word) > 2]
+    for option in options:
+        first, _, rest = option.partition(".")
+        if all_known and first not in OPTIONS:
+            raise ConfigError(unknown_key(option, OPTIONS))
+        if first == "trainer" and rest and (known := arguments(TRAINER)):
+            _check(rest.split(".")[0], known, prefix="trainer.")
+        if first in ("model", "data") and rest.startswith("init_args."):
+            owner = _class_path(words, first)
+            if owner and (known := arguments(owner)):
+                _check(rest.split(".")[1].rstrip("+"), known, owner)
+
+
+def _check(key: str, known: Sequence[str], owner: str | None = None, prefix: str = "") -> None:
+    if key.rstrip("+") not in known:
+        raise ConfigError(unknown_key(prefix + key, [prefix + name for name in known], owner))
+
+
+def _class_path(words: Sequence[str], part: str) -> str | None:
+    """The class of the model or the data: the last one that a file or an option names."""
+    found: str | None = None
+    pairs = [word.split("=", 1) if "=" in word else [word, following] for word, following in _with_next(words)]
+    for word, value in pairs:
+        if word in ("--config", "-c"):
+            found = _class_in(value, part) or found
+        elif word in (f"--{part}", f"--{part}.class_path"):
+            found = value
+    return found
+
+
+def _with_next(words: Sequence[str]) -> Iterable[tuple[str, str]]:
+    return zip(words, [*words[1:], ""], strict=True)
+
+
+def _class_in(path: str, part: str) -> str | None:
+    try:
+        content: Any = yaml.safe_load(Path(path).read_text())
+        given = (content.get(part) or {}).get("class_path")
+        return given if isinstance(given, str) else None
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None  # the parser says what is wrong with it
+
+
+@cache
+def arguments(class_path: str) -> tuple[str, ...]:
+    """Names of the arguments of a class, those that it hands on to its base class included.
+
+    Args:
+        class_path: Import path of the class.
+
+    Returns:
+        The names; none where the source does not tell them.
+    """
+    module, _, name = class_path.rpartition(".")
+    found = _find(module, name)
+    return tuple(dict.fromkeys(_arguments(*found) or ())) if found else ()
+
+
+def _arguments(module: str, node: ast.ClassDef) -> list[str] | None:
+    inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+    own: list[str] = []
+    if inits:
+        given = inits[0].args
+        own = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)][1:]
+        if given.kwarg is None:
+            return own
+    for base in node.bases:
+        found = _find(module, base.id) if isinstance(base, ast.Name) else None
+        inherited = _arguments(*found) if found else None
+        if inherited is not None:
+            return own + inherited
+    return None
+
+
+@cache
+def _find(module: str, name: str) -> tuple[str, ast.ClassDef] | None:
+    """The definition of a class, and the module that holds it."""
+    path = source_file(module)
+    if path is None:
+        return None
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _find(_imported_from(module, path, node), alias.name)
+    return None
+
+
+def _imported_from(module: str, path: Path, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return str(node.module)
+    parents = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    kept = parents[: len(parents) - node.level + 1]
+    return ".".join([*kept, *([node.module] if node.module else [])])
+
+
+def source_file(module: str) -> Path | None:
+    """The source file of a module; a top-level package is found without being imported."""
+    top, *rest = module.split(".")
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    if not rest:
+        return Path(spec.origin)
+    place = Path(spec.origin).parent.joinpath(*rest)
+    candidates = (place / "__init__.py", place.with_suffix(".py"))
+    return next((path for path in candidates if path.is_file()), None)
