@@ -20,9 +20,9 @@ install: $(STAMP)
 # The stamp is written last: without it an install has failed or was interrupted.
 $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
-	@python=$$(for name in python3.11 python3.12 python3 python; do \
-	  $$name -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$name && break; done); \
-	if [ -z "$$python" ]; then echo "make: no Python 3.11 or 3.12 found; install one of them" >&2; exit 1; fi; \
+	@python=$$(for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	  $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$name && break; done); \
+	if [ -z "$$python" ]; then echo "make: no Python 3.11 to 3.14 found; install one of them" >&2; exit 1; fi; \
 	echo "installing into $(VENV) (some minutes, 6 GB)"; \
 	$(PY) -c '' 2>/dev/null || clear=--clear; \
 	$$python -m venv $$clear $(VENV)

@@ -23,6 +23,7 @@ from lightning_da.paths import PROJECT
 from lightning_da.tracking import client
 from lightning_da.transferability import measures
 from lightning_da.transferability.depth import KINDS, Features, Measure, depth_table
+from lightning_da.transferability.features import collect, project
 from lightning_da.transferability.plots import curve_figure, curve_html
 from tests import toy
 

@@ -60,9 +60,9 @@ def test_handwritten_are_scikit_learns() -> None:
 
 
 def test_typeset_are_as_many_as_asked_for_and_repeat_by_seed() -> None:
-    images, labels = draw_typeset.__wrapped__(120, 4)
-    again, _ = draw_typeset.__wrapped__(120, 4)
-    other, _ = draw_typeset.__wrapped__(120, 5)
+    images, labels = draw_typeset(120, 4)
+    again, _ = draw_typeset(120, 4)
+    other, _ = draw_typeset(120, 5)
     assert images.shape == (120, 28, 28, 1)
     assert np.array_equal(images, again)
     assert not np.array_equal(images, other)

@@ -345,6 +345,9 @@ def test_a_killed_worker_and_an_interruption_are_said(folder: Path) -> None:
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
+    def terminate() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def later(act: Callable[[], None]) -> None:
         until = time.monotonic() + 120
         while not multiprocessing.active_children() and time.monotonic() < until:
@@ -353,7 +356,8 @@ def test_a_killed_worker_and_an_interruption_are_said(folder: Path) -> None:
         act()
 
     args = words(folder, "lost", "--depths", "1", "--treatments", "AnB", "--jobs", "1", steps=100_000)
-    for act, said in ((kill_a_worker, "its process was killed"), (interrupt, "interrupted; the same command goes on")):
+    stopped = "interrupted; the same command goes on"
+    for act, said in ((kill_a_worker, "its process was killed"), (interrupt, stopped), (terminate, stopped)):
         threading.Thread(target=later, args=(act,), daemon=True).start()
         with pytest.raises(SystemExit, match=said):
             main(args)

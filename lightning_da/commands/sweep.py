@@ -1,7 +1,6 @@
 """`lightning-da sweep`: several methods and seeds, and their comparison."""
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -90,8 +89,7 @@ def _add(cells: dict[str, Cell], cli: TransferCLI, seed: int) -> Cell:
     if before is not None:
         bases = (_add(cells, TransferCLI("fit", before), seed),)
     config: dict[str, Any] = {**cli.plain(), "seed_everything": seed}
-    settings = hashlib.sha256(json.dumps([config["model"], config["data"]], sort_keys=True, default=str).encode())
-    factors = {"method": config["name"], "seed": seed, "settings": settings.hexdigest()[:8]}
+    factors = {"method": config["name"], "seed": seed, "settings": digest(config)}
     cell = Cell(f"{cli.run_name.rsplit('-s', 1)[0]}-s{seed}", factors, config, bases)
     return cells.setdefault(cell.key, cell)
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import urllib.error
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from lightning_da.data.base import DataError, DomainPairDataModule, TensorDomain
 from lightning_da.errors import list_choices
+from lightning_da.paths import cache_folder, write_whole
 
 Digit = Literal["handwritten", "typeset", "photo", "mnist", "mnist-m", "usps", "svhn"]
 Pixels = NDArray[np.uint8]
@@ -112,7 +115,7 @@ class Digits(DomainPairDataModule):
         if domain == "handwritten":
             return _part(load_handwritten(), split, (0.7, 0.1), self._generator(domain))
         if domain == "typeset":
-            return _part(draw_typeset(self.num_typeset, self.seed), split, (0.7, 0.1), self._generator(domain))
+            return _part(load_typeset(self.num_typeset, self.seed), split, (0.7, 0.1), self._generator(domain))
         images, labels = self._torchvision(domain, train=split != "test")
         if split == "test":
             return images, labels
@@ -181,6 +184,27 @@ def load_handwritten() -> tuple[Pixels, NDArray[np.int64]]:
 
 
 @cache
+def load_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
+    """The digits of `draw_typeset`, which are drawn once and kept in the cache.
+
+    A digest of this module and the versions of the packages that draw name the file, so that another way of drawing
+    makes another one.
+    """
+    drawn_by = [Path(__file__).read_text(), *(version(name) for name in ("matplotlib", "numpy", "pillow"))]
+    digest = hashlib.sha256(" ".join(drawn_by).encode()).hexdigest()[:12]
+    path = cache_folder() / f"typeset-{number}-{seed}-{digest}.npz"
+    try:
+        with np.load(path) as file:
+            return file["images"], file["labels"]
+    except Exception:  # not there, or broken, which raises exceptions of many kinds
+        images, labels = draw_typeset(number, seed)
+    with suppress(OSError):  # a folder that cannot be written to costs time only
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as part, part.open("wb") as whole:
+            np.savez(whole, images=images, labels=labels)
+    return images, labels
+
+
 def draw_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
     """Digits drawn with matplotlib's fonts, in random face, size, shear, rotation and position, as soft as a scan.
 

@@ -2,26 +2,22 @@
 
 import hashlib
 import os
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from joblib import Parallel, delayed, parallel_config
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lightning_da.errors import ConfigError, list_choices
+from lightning_da.paths import write_whole
 from lightning_da.speech import audio, functionals
 from lightning_da.speech.audio import SoundError, read_sound
 
@@ -39,7 +35,6 @@ FEATURE_SETS: tuple[str, ...] = ("functionals", *OPENSMILE_WIDTHS)
 LOWEST_RATE, HIGHEST_RATE = 8000, 48000
 OPENSMILE_SHORTEST = 0.1  # seconds, in which each of its sets finds enough frames
 FEW = 64  # files that are done about as soon as a process has started
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 Array = NDArray[np.float32]
 
@@ -161,65 +156,39 @@ def _load(entry: Path, values: int) -> Array | None:
 
 
 def _compute(missing: dict[Path, Path], features: str, rate: int, jobs: int | None) -> dict[Path, Array]:
-    """Computes the features of the files that the entries belong to, and writes the entries."""
+    """Computes the features of the files that the entries belong to, and writes the entries.
+
+    With little to do it works in this process, otherwise in several, each on one thread.
+    """
+    processes = max(min(jobs or _cores(), len(missing) // FEW), 1)
+    calls = (delayed(_make_entry)(entry, path, features, rate) for entry, path in missing.items())
     rows = {}
-    with tqdm(total=len(missing), desc=f"features {features}", unit="file", disable=not missing) as bar:
-        for entry, row in _work_off(missing, features, rate, jobs or _cores()):
-            rows[entry] = row
-            bar.update()
-    return rows
-
-
-def _work_off(missing: dict[Path, Path], features: str, rate: int, jobs: int) -> Iterator[tuple[Path, Array]]:
-    """In this process if there is little to do, else in several."""
-    jobs = min(jobs, len(missing) // FEW)
-    if jobs <= 1:
-        for entry, path in missing.items():
-            yield entry, _make_entry(entry, path, features, rate)
-        return
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL))
     try:
-        with _lean_start():
-            futures = {pool.submit(_make_entry, entry, path, features, rate): entry for entry, path in missing.items()}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        with (
+            parallel_config("loky", inner_max_num_threads=1),
+            tqdm(total=len(missing), desc=f"features {features}", unit="file", disable=not missing) as bar,
+        ):
+            for entry, row in Parallel(processes, return_as="generator_unordered")(calls):
+                rows[entry] = row
+                bar.update()
     except BrokenProcessPool as error:
         raise ConfigError(
             f"a process that computed the features {features!r} ended, as for want of memory; "
             "the same command goes on where it stopped"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return rows
 
 
-@contextmanager
-def _lean_start() -> Iterator[None]:
-    """Processes that start meanwhile compute on one thread, and do not import the main module, and torch with it."""
-    main = sys.modules["__main__"]
-    environment = {name: os.environ[name] for name in ONE_THREAD if name in os.environ}
-    sys.modules["__main__"] = ModuleType("__main__")
-    os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name in ONE_THREAD:
-            del os.environ[name]
-        os.environ.update(environment)
-
-
-def _make_entry(entry: Path, path: Path, features: str, rate: int) -> Array:
+def _make_entry(entry: Path, path: Path, features: str, rate: int) -> tuple[Path, Array]:
     """Computes the features of a file, and writes the entry at once or not at all."""
     sound = read_sound(path, rate)
     try:
         row = describe(sound, features, rate)
     except Exception as error:
         raise SoundError(f"{path}: no features {features!r} ({type(error).__name__}: {error}); remove it") from error
-    part = entry.with_suffix(".part")
-    with part.open("wb") as file:
+    with write_whole(entry) as part, part.open("wb") as file:
         np.save(file, row)
-    os.replace(part, entry)
-    return row
+    return entry, row
 
 
 @lru_cache

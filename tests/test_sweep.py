@@ -1,0 +1,115 @@
+"""Sweeps: what is run, what is not run again, and code and files of one's own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow.entities import Run
+
+from lightning_da.main import main
+from lightning_da.tracking import client
+
+METHOD = '''
+from torch import Tensor
+
+from lightning_da.methods import AdaptationModule, DomainBatch
+
+
+class Mine(AdaptationModule):
+    """The distance of the means."""
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return (source.layers[0].mean(0) - target.layers[0].mean(0)).square().sum()
+'''
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A sweep of two methods, one of them of the working folder, on two tables."""
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(120, 5)), y=np.arange(120) % 3)
+    (tmp_path / "my_method.py").write_text(METHOD)
+    (tmp_path / "mine.yaml").write_text("name: mine\nmodel:\n  class_path: my_method.Mine\n")
+    return [
+        *("sweep", "--methods", "source_only", "mine.yaml", "--config", "data/features.yaml", "--jobs", "1"),
+        *(
+            "--data.source",
+            "one.npz",
+            "--data.target",
+            "two.npz",
+            "--data.batch_size",
+            "16",
+            "--trainer.max_steps",
+            "2",
+        ),
+        *("--trainer.accelerator", "cpu", f"--trainer.logger.experiment_name={tmp_path.name}"),
+        f"--config={Path(__file__).parent / 'short.yaml'}",
+    ]
+
+
+def runs(tmp_path: Path) -> tuple[list[Run], list[Run]]:
+    """The runs of sweeps, and those of single trainings, in the order of their start."""
+    experiment = client().get_experiment_by_name(tmp_path.name)
+    assert experiment is not None
+    found = client().search_runs([experiment.experiment_id], order_by=["start_time ASC"])
+    return [r for r in found if "grid" in r.data.tags], [r for r in found if "cell" in r.data.tags]
+
+
+def test_a_sweep_goes_on_where_it_was_and_takes_code_of_the_working_folder(
+    words: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    table = main(words)
+    assert table["method"].tolist() == ["source_only", "mine"]
+    ((parent,), children) = runs(tmp_path)
+    assert [run.info.run_name for run in children] == ["source_only-one-two-s0", "mine-one-two-s0"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {file.path for file in client().list_artifacts(parent.info.run_id)} == {
+        "config.yaml",
+        "sweep.csv",
+        "sweep.png",
+    }
+
+    capsys.readouterr()
+    again = main([*words, "--seeds", "0", "1"])
+    assert again["seeds"].tolist() == [2, 2]
+    assert "2 of 4 trainings are there already" in capsys.readouterr().out
+    assert [run.info.run_name for run in runs(tmp_path)[1]][2:] == ["source_only-one-two-s1", "mine-one-two-s1"]
+
+    # other settings of one method: that method alone is trained
+    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "  init_args:\n    domain_weight: 2.0\n")
+    main(words)
+    assert "1 of 2 trainings are there already" in capsys.readouterr().out
+
+    # other code of one's own: the method that it belongs to is trained again
+    (tmp_path / "my_method.py").write_text(METHOD.replace(".square()", ".abs()"))
+    main(words)
+    assert "1 of 2 trainings are there already" in capsys.readouterr().out
+    assert len(runs(tmp_path)[0]) == 1
+
+
+def test_options_that_one_method_does_not_take_leave_out_that_method(words: list[str], capsys: Any) -> None:
+    table = main([*words, "--model.domain_weight", "0.5"])
+    assert table["method"].tolist() == ["mine"]
+    assert "source_only: unknown key 'domain_weight'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "dnan"], "no method 'dnan'; did you mean 'dan'"),
+        (["--methods", "nowhere/mine.yaml"], "no file 'nowhere/mine.yaml'"),
+        (["--seed_everything", "3"], "seed_everything: this command sets it"),
+        (["--seeds", "-1"], "seeds: -1 is less than 0"),
+        (["--jobs", "0"], "jobs: 0 is less than 1"),
+        (["--trainer.logger", "false"], "the grid is kept in MLflow"),
+        (["--data.target", "one.npz"], "source 'one.npz' and target 'one.npz' are the same data"),
+        (["--data.target", "./one.npz"], "source 'one.npz' and target './one.npz' are the same data"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_trained(words: list[str], more: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*words, *more])
+    assert message in str(stop.value.code)
