@@ -3,9 +3,9 @@
     python benchmarks/losses.py --n 64 256 1024 4096 --d 64 256 2048
 
 Times are medians over rounds in which all implementations take turns. Peak memory is what a fresh process needs above
-its inputs (Linux only). `broadcast` forms the differences of all pairs, (2n, 2n, d), with five kernels. The peers,
-pytorch-adapt and skada, are measured where they are installed (`pip install -c constraints.txt '.[benchmarks]'`). What
-would need a tensor of more than `--limit` bytes is left out.
+its inputs (Linux only). `broadcast` forms the differences of all pairs, (2n, 2n, d), with five kernels; `coral, d x d`
+forms both covariances. The peers, pytorch-adapt and skada, are measured where they are installed (`pip install -c
+constraints.txt '.[benchmarks]'`). A size at which a loss needs a tensor of more than `--limit` bytes is skipped.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lightning_da.losses.coral import coral
+from lightning_da.losses.coral import coral, covariance
 from lightning_da.losses.mmd import PAPER_BANDWIDTHS, Estimator, GaussianKernel, mmd
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -39,12 +39,16 @@ def broadcast(source: Tensor, target: Tensor) -> Tensor:
     return k[:n, :n].mean() + k[n:, n:].mean() - 2 * k[:n, n:].mean()
 
 
+def wide_coral(source: Tensor, target: Tensor) -> Tensor:
+    return (covariance(source) - covariance(target)).square().sum() / (4 * source.shape[1] ** 2)
+
+
 def make(name: str) -> Loss:
     """A loss by name; the modules of a peer are imported by those that ask for it."""
     if name == "broadcast, 5 kernels":
         return broadcast
-    if name == "coral":
-        return coral
+    if name.startswith("coral"):
+        return coral if name == "coral" else wide_coral
     if name.startswith("pytorch-adapt"):
         kind = "linear" if "linear" in name else "quadratic"
         layers = importlib.import_module("pytorch_adapt.layers")
@@ -63,7 +67,7 @@ def make(name: str) -> Loss:
 
 
 def names(n: int, d: int, limit: float) -> list[str]:
-    ours = ["unbiased", "biased", "linear", "learned beta", "coral"]
+    ours = ["unbiased", "biased", "linear", "learned beta", "coral", "coral, d x d"]
     pairs = (2 * n) ** 2
     others = ["broadcast, 5 kernels"] if 4 * pairs * d <= limit else []
     if importlib.util.find_spec("pytorch_adapt") and 4 * pairs * 33 <= limit:

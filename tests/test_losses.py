@@ -107,8 +107,10 @@ def test_gradient(loss: Loss, n_s: int, n_t: int) -> None:
         (torch.ones(8, 4), 3 * torch.ones(8, 4)),
         (1e4 * torch.randn(8, 4), 1e4 * torch.randn(8, 4)),
         (1e-12 * torch.randn(8, 4), 1e-12 * torch.randn(8, 4)),
+        (torch.ones(8, 64), 0.1 * torch.ones(8, 64)),
+        (1e4 * torch.randn(8, 64), 1e4 * torch.randn(8, 64)),
     ],
-    ids=["one source", "one target", "collapsed", "collapsed apart", "large", "tiny"],
+    ids=["one source", "one target", "collapsed", "collapsed apart", "large", "tiny", "collapsed, wide", "large, wide"],
 )
 def test_it_stays_finite(name: str, source: Tensor, target: Tensor) -> None:
     s, t = source.clone().requires_grad_(), target.clone().requires_grad_()
@@ -135,11 +137,63 @@ def test_it_is_float32_under_autocast(name: str, dtype: torch.dtype, scale: floa
     assert expected.item() > 0
 
 
-def test_coral_is_zero_on_equal_covariances_and_blind_to_the_mean() -> None:
-    source = sample(50, 6, 0)
-    shuffled = source.flip(0) + 100
-    assert coral(source, shuffled).item() == pytest.approx(0, abs=1e-20)
-    moved = sample(50, 6, 1)
+def coral_of_covariances(source: Tensor, target: Tensor) -> Tensor:
+    """The same from two d x d covariances."""
+    return (source.mT.cov() - target.mT.cov()).square().sum() / (4 * source.shape[1] ** 2)
+
+
+def value_and_gradients(loss: Loss, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    s, t = source.clone().requires_grad_(), target.clone().requires_grad_()
+    value = loss(s, t)
+    value.backward()
+    assert s.grad is not None
+    assert t.grad is not None
+    return value.detach(), s.grad, t.grad
+
+
+@pytest.mark.parametrize("d", [95, 96, 97, 98, 500])
+@pytest.mark.parametrize(("n_s", "n_t"), [(24, 24), (40, 8), (3, 45)])
+def test_coral_of_wide_features_is_that_of_their_covariances(n_s: int, n_t: int, d: int) -> None:
+    """Below and above 2 (n_s + n_t) = 96, where the form changes."""
+    source, target = sample(n_s, d, 0) + 5, sample(n_t, d, 1, scale=1.3)
+    expected = value_and_gradients(coral_of_covariances, source, target)
+    for found, wanted in zip(value_and_gradients(coral, source, target), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    for found, wanted in zip(value_and_gradients(coral, source.float(), target.float()), expected, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-6 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("change", [1e-1, 1e-2, 1e-3])
+def test_coral_of_nearly_equal_covariances_keeps_its_digits(change: float) -> None:
+    """The squared norms differ by a part in 10 million at the least change, which float32 would lose."""
+    source = sample(32, 512, 0).float()
+    target = source + change * sample(32, 512, 1).float()
+    wanted = value_and_gradients(coral_of_covariances, source.double(), target.double())
+    found = value_and_gradients(coral, source, target)
+    assert found[0].item() == pytest.approx(
+        references.coral(source.double().numpy(), target.double().numpy()), rel=1e-5
+    )
+    for part, expected in zip(found[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(part.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(("n_s", "n_t"), [(1, 9), (9, 1), (1, 1)])
+def test_the_covariance_of_a_single_wide_sample_is_zero(n_s: int, n_t: int) -> None:
+    source, target = sample(n_s, 64, 0), sample(n_t, 64, 1)
+    value, *gradients = value_and_gradients(coral, source, target)
+    assert value.item() == pytest.approx(references.coral(source.numpy(), target.numpy()), rel=1e-10)
+    for x, gradient in zip((source, target), gradients, strict=True):
+        assert (gradient.abs().max() > 0) == (len(x) > 1)
+
+
+@pytest.mark.parametrize("d", [6, 500])
+def test_coral_is_zero_on_equal_covariances_and_blind_to_the_mean(d: int) -> None:
+    source = sample(50, d, 0)
+    value, *gradients = value_and_gradients(coral, source, source.flip(0) + 100)
+    assert 0 <= value.item() < 1e-15
+    assert all(gradient.abs().max() < 1e-12 for gradient in gradients)
+    moved = sample(50, d, 1)
     assert coral(source, moved + 3).item() == pytest.approx(coral(source, moved).item(), rel=1e-9)
 
 
