@@ -1,6 +1,7 @@
 """The losses written down once more, from their formulas and in another library: numpy and scipy in float64."""
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,17 @@ def coral(source: Array, target: Array) -> float:
         return np.asarray((x.T @ x - ones.T @ ones / n) / (n - 1))
 
     return float(((covariance(source) - covariance(target)) ** 2).sum() / (4 * source.shape[1] ** 2))
+
+
+def covariance_product(x: Array, y: Array) -> float:
+    """Unbiased estimate of tr(Sigma_x Sigma_y) of independent samples: the mean of ((x - x') . (y - y'))^2 / 4."""
+    pairs_x, pairs_y = (np.array([u - v for u, v in permutations(z, 2)]) for z in (x, y))
+    return float(((pairs_x @ pairs_y.T) ** 2).mean() / 4)
+
+
+def covariance_square(x: Array) -> float:
+    """Unbiased estimate of tr(Sigma^2): the same mean over all four different samples."""
+    return float(np.mean([np.dot(a - b, c - d) ** 2 / 4 for a, b, c, d in permutations(x, 4)]))
 
 
 def cross_entropy(source_logits: Array, target_logits: Array) -> float:

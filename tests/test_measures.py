@@ -24,6 +24,7 @@ from lightning_da.transferability.measures import (
     mmd_test,
     nce,
 )
+from tests import references
 
 
 def normal(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -85,16 +86,42 @@ def test_a_shift_has_a_small_p_value() -> None:
     assert abs(found.null.mean()) < found.null.std()
 
 
-def test_coral_distance() -> None:
-    source, target = normal(80, 4, 0).numpy(), normal(50, 4, 1, 2).numpy()
-    cs, ct = np.cov(source.T), np.cov(target.T)
-    expected = ((cs - ct) ** 2).sum() / ((cs**2).sum() + (ct**2).sum())
-    found = coral_distance(torch.from_numpy(source), torch.from_numpy(target))
-    assert found == pytest.approx(expected, rel=1e-10)
-    scaled = coral_distance(torch.from_numpy(100 * source), torch.from_numpy(100 * target))
-    assert scaled == pytest.approx(found, rel=1e-10)
-    assert coral_distance(torch.from_numpy(source), torch.from_numpy(source + 5)) == pytest.approx(0, abs=1e-20)
-    assert coral_distance(torch.ones(5, 2), torch.ones(5, 2)) == 0
+@pytest.mark.parametrize(("n_s", "n_t", "d"), [(8, 7, 3), (4, 9, 2), (6, 4, 10)])
+def test_coral_distance_is_made_of_unbiased_estimates(n_s: int, n_t: int, d: int) -> None:
+    """References that average over all ways to choose four, or two and two, different samples."""
+    for seed in range(5):
+        source, target = normal(n_s, d, 2 * seed), normal(n_t, d, 2 * seed + 1, scale=3) + 10
+        s, t = source.numpy(), target.numpy()
+        inner = references.covariance_product(s, t)
+        norms = max(references.covariance_square(s) + references.covariance_square(t), inner)
+        assert coral_distance(source, target) == pytest.approx(1 - 2 * inner / norms, rel=1e-10)
+
+
+def test_coral_distance_of_equal_distributions_averages_zero() -> None:
+    """Without the correction it would average .2."""
+    found = [coral_distance(normal(400, 100, 2 * i), normal(300, 100, 2 * i + 1)) for i in range(100)]
+    error = np.std(found, ddof=1) / 10
+    assert abs(np.mean(found)) < 3 * error
+    assert error < 2e-3
+    assert min(found) < 0
+
+
+def test_coral_distance_of_different_covariances_is_that_of_the_distributions() -> None:
+    """Covariances I and diag(4, ..., 4, 1, ..., 1), 30 features each."""
+    scale = torch.tensor([2.0, 1.0]).repeat_interleave(30)
+    found = [coral_distance(normal(200, 60, 2 * i), scale * normal(300, 60, 2 * i + 1)) for i in range(20)]
+    expected = 1 - 2 * (30 * 4 + 30) / (60 + 30 * 16 + 30)
+    assert np.mean(found) == pytest.approx(expected, abs=0.01)
+
+
+def test_coral_distance_does_not_change_with_scale_and_origin() -> None:
+    source, target = normal(80, 4, 0), normal(50, 4, 1, 2)
+    found = coral_distance(source, target)
+    assert coral_distance(100 * source + 7, 100 * target - 7) == pytest.approx(found, rel=1e-8)
+    assert coral_distance(source, 0 * target) == 1
+    assert coral_distance(0.1 * torch.ones(5, 2), 0.3 * torch.ones(7, 2)) == 0
+    outlier = torch.eye(8)[:, :1]
+    assert coral_distance(outlier, outlier) == -1  # the estimated norms are negative
 
 
 # ---------------------------------------------------------------- probe

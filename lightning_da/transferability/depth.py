@@ -96,7 +96,7 @@ _domains, _labels, _inf = Features.shuffled_domains, Features.shuffled_labels, m
 KINDS: dict[Measure, _Kind] = {
     "a_distance": _Kind(lambda f: measures.a_distance(f.source, f.target), _domains, 0, 2, ()),
     "mmd": _Kind(lambda f: measures.mmd_test(f.source, f.target, 0).value, _domains, -_inf, _inf, ()),
-    "coral": _Kind(lambda f: measures.coral_distance(f.source, f.target), _domains, 0, 1, ()),
+    "coral": _Kind(lambda f: measures.coral_distance(f.source, f.target), _domains, -1, 1, ()),
     "probe_source": _Kind(_probe_source, _labels, 0, 1, ("source",)),
     "probe_target": _Kind(
         lambda f: measures.Probe(f.source, f.y_source).accuracy(f.target, f.y_target), _labels, 0, 1, DOMAINS

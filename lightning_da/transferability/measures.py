@@ -11,7 +11,6 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from lightning_da.data.base import UNKNOWN
-from lightning_da.losses.coral import covariance
 from lightning_da.losses.mmd import GaussianKernel, kernel_matrix, quadratic_mmd, shuffled_mmd
 
 
@@ -145,19 +144,40 @@ def half(n: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(n, generator=generator)[: (n + 1) // 2].sort().values
 
 
-def coral_distance(source: Tensor, target: Tensor) -> float:
-    """||C_s - C_t||_F^2 / (||C_s||_F^2 + ||C_t||_F^2), C the covariances: 0 where they are equal, at most 1.
+def _squared_norm(deviations: Tensor) -> Tensor:
+    """Unbiased estimate of ||Sigma||_F^2, Sigma the covariance, from n >= 4 centred samples (n, d).
 
-    The distance of Sun and Saenko (Deep CORAL, 2016, equation 1) on a scale that does not depend on that of the
-    features, so that layers can be compared. It does not see a shift of the mean.
+    It is the unbiased HSIC of the linear kernel with itself (Song et al., "Feature selection via dependence
+    maximization", JMLR 2012, equation 5). For centred samples its sums need no Gram matrix (Himeno and Yamada,
+    "Estimations for some functions of covariance matrix", 2014).
+    """
+    n, lengths = len(deviations), deviations.square().sum(dim=1)
+    products = (deviations.T @ deviations).square().sum()
+    total = products - n / (n - 2) * lengths.square().sum() + lengths.sum().square() / ((n - 1) * (n - 2))
+    return total / (n * (n - 3))
+
+
+def coral_distance(source: Tensor, target: Tensor) -> float:
+    """||S_s - S_t||_F^2 / (||S_s||_F^2 + ||S_t||_F^2), S the covariances of the distributions.
+
+    The distance of Sun and Saenko (Deep CORAL, 2016, equation 1) on a scale that does not depend on the scale of the
+    features, so that layers can be compared. It does not see a shift of the mean. The norms and the inner product are
+    unbiased estimates: on equal distributions the distance averages about 0 and can be slightly negative. Without this
+    it would be about d / (n + d).
 
     Args:
-        source: Features, shape (n_s, d), at least two samples.
-        target: Features, shape (n_t, d), at least two samples.
+        source: Features, shape (n_s, d), at least four samples.
+        target: Features, shape (n_t, d), at least four samples.
+
+    Returns:
+        A number in [-1, 1]; 0 where the features of both domains are constant.
     """
-    cs, ct = covariance(_double(source)), covariance(_double(target))
-    total = cs.square().sum() + ct.square().sum()
-    return float((cs - ct).square().sum() / total) if total > 0 else 0.0
+    s, t = (x - x[0] for x in (_double(source), _double(target)))  # constant features are exactly 0
+    s, t = s - s.mean(dim=0), t - t.mean(dim=0)
+    inner = ((s.T @ s) * (t.T @ t)).sum() / ((len(s) - 1) * (len(t) - 1))
+    # The norms of few samples can come out too small, or negative.
+    norms = torch.maximum(_squared_norm(s) + _squared_norm(t), inner)
+    return float(1 - 2 * inner / norms) if norms > 0 else 0.0
 
 
 # ---------------------------------------------------------------- of features for a task
