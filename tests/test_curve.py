@@ -2,19 +2,22 @@
 
 import copy
 import random
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
-from lightning import seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
 from lightning_da.callbacks.transfer_curve import TransferCurve
 from lightning_da.data import Digits, DomainPairDataModule, TensorDomain
 from lightning_da.data.base import UNKNOWN
+from lightning_da.errors import ConfigError
 from lightning_da.main import main
 from lightning_da.methods import ADDA, FineTune
 from lightning_da.networks.backbones import Backbone, FeedForward, LeNet, TimmBackbone
@@ -22,7 +25,7 @@ from lightning_da.networks.layers import as_vectors, capture, find_layers
 from lightning_da.paths import PROJECT
 from lightning_da.tracking import client
 from lightning_da.transferability import measures
-from lightning_da.transferability.depth import KINDS, Features, Measure, depth_table
+from lightning_da.transferability.depth import DEFAULT_MEASURES, MEASURES, Features, Measure, depth_table
 from lightning_da.transferability.features import collect, project
 from lightning_da.transferability.plots import curve_figure, curve_html
 from tests import toy
@@ -196,10 +199,10 @@ def test_projection_leaves_narrow_features_and_the_random_state_alone() -> None:
 
 def test_the_table_has_the_measures_of_each_layer() -> None:
     one, head = sample(0), sample(1, d=3)
-    table = depth_table({"fc1": one, "head": head}, get_args(Measure))
+    table = depth_table({"fc1": one, "head": head}, list(MEASURES))
     value = {(row["layer"], row["measure"]): row["value"] for row in table.to_dict("records")}
-    everywhere = set(get_args(Measure)) - {"leep", "nce"}
-    assert value.keys() == {("head", m) for m in get_args(Measure)} | {("fc1", m) for m in everywhere}
+    everywhere = set(MEASURES) - {"leep", "nce"}
+    assert value.keys() == {("head", m) for m in MEASURES} | {("fc1", m) for m in everywhere}
     assert dict(zip(table["layer"], table["depth"], strict=True)) == {"fc1": 1, "head": 2}
     assert value["fc1", "a_distance"] == measures.a_distance(one.source, one.target)
     assert value["fc1", "coral"] == measures.coral_distance(one.source, one.target)
@@ -218,12 +221,12 @@ def test_the_table_has_the_measures_of_each_layer() -> None:
 
 def test_measures_without_their_labels_are_left_out() -> None:
     f = sample()
-    table = depth_table({"head": f._replace(y_target=torch.full_like(f.y_target, UNKNOWN))}, get_args(Measure))
+    table = depth_table({"head": f._replace(y_target=torch.full_like(f.y_target, UNKNOWN))}, list(MEASURES))
     assert set(table["measure"]) == {"a_distance", "mmd", "coral", "probe_source"}
 
 
 @pytest.mark.parametrize("measure", ["a_distance", "mmd", "coral", "probe_source", "probe_target", "logme", "h_score"])
-def test_the_null_floor_is_that_of_no_difference(measure: Measure) -> None:
+def test_the_null_floor_is_that_of_no_difference(measure: str) -> None:
     """Where the domains are equal, or the labels random, the value is at the floor; where they are not, above it."""
     equal = sample(3, shift=0.0)
     generator = torch.Generator().manual_seed(5)
@@ -240,10 +243,10 @@ def test_the_null_floor_is_that_of_no_difference(measure: Measure) -> None:
 
 
 @pytest.mark.parametrize("measure", ["a_distance", "mmd", "coral", "probe_source", "probe_target"])
-def test_the_band_is_the_spread_over_fresh_samples(measure: Measure) -> None:
+def test_the_band_is_the_spread_over_fresh_samples(measure: str) -> None:
     # halves spread more than a whole of twice their size: by up to 2 where there is no difference of covariances
     drawn = [f._replace(target=2 * f.target) if measure == "coral" else f for f in map(sample, range(70))]
-    fresh = np.std([KINDS[measure].value(f) for f in drawn[:60]], ddof=1)
+    fresh = np.std([MEASURES[measure].value(f) for f in drawn[:60]], ddof=1)
     bands = []
     for f in drawn[60:]:
         (row,) = depth_table({"fc1": f}, [measure]).to_dict("records")
@@ -368,6 +371,100 @@ def test_the_page_needs_no_network_and_shows_every_curve() -> None:
     assert drawn[0].get_ydata() == pytest.approx(table[table["measure"] == "a_distance"]["value"])
 
 
+# ---------------------------------------------------------------- measures of one's own
+
+widths = Measure(lambda f: float(f.source.shape[1]), low=0)
+gap = Measure(lambda f: float((f.source.mean(0) - f.target.mean(0)).norm()), "distance of the means")
+other_gap = Measure(lambda f: float((f.source.mean(0) - f.target.mean(0)).abs().sum()), "distance of the means")
+logits = Measure(lambda f: float(f.target.mean()), labels=("target",), head_only=True)
+
+
+@pytest.mark.parametrize("chosen", [["widths"], ["gap", "other_gap"], ["widths", "mmd", "gap", "probe_source"]])
+def test_a_measure_of_your_own_is_in_the_table_the_figure_and_the_page(chosen: list[str]) -> None:
+    paths = [name if name in MEASURES else f"{__name__}.{name}" for name in chosen]
+    table = depth_table({"fc1": sample(0), "head": sample(1)}, paths).assign(network="trained")
+    assert list(table["measure"].unique()) == chosen
+    assert table["low"].notna().all()
+    panels = {name: (MEASURES.get(name) or globals()[name]).panel or name for name in chosen}
+    figure, page = curve_figure(table, "own"), curve_html(table, "own")
+    axes = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert axes.keys() == set(panels.values())
+    for name, panel in panels.items():
+        drawn = [np.asarray(line.get_ydata()) for line in axes[panel].get_lines()]
+        values = table[table["measure"] == name]["value"].to_numpy()
+        assert any(np.array_equal(values, line) for line in drawn)
+        assert panel in page
+    assert page.count('"type":"scatter"') >= len(chosen)
+
+
+def test_a_measure_of_your_own_follows_its_definition() -> None:
+    f = sample()
+    path = f"{__name__}.logits"
+    assert list(depth_table({"fc1": f, "head": f}, [path])["layer"]) == ["head"]
+    assert depth_table({"head": f._replace(y_target=torch.full_like(f.y_target, UNKNOWN))}, [path]).empty
+    flat = depth_table({"fc1": f}, [f"{__name__}.gap", f"{__name__}.logits"])
+    assert flat["null"].item() < flat["value"].item() / 2  # domains are shuffled
+
+
+def test_a_fit_takes_a_measure_of_your_own() -> None:
+    curve = TransferCurve(measures=(f"{__name__}.widths",))
+    toy.fit(toy.build("source_only"), 2, callbacks=[curve])
+    assert curve.table.query("network == 'trained'")["value"].tolist() == [32, 16, 16, 3]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (["mdm"], "no measure 'mdm'; did you mean 'mmd'"),
+        (["tests.test_curve.widht"], "no measure 'tests.test_curve.widht'; did you mean 'widths'"),
+        (["tests.test_curve.sample"], "no measure 'tests.test_curve.sample'"),
+        (["tests.nowhere.gap"], "'tests.nowhere.gap' cannot be imported: No module named"),
+        ([".gap"], "'.gap'"),
+        (["mmd", "mmd"], "each once"),
+        ([], "at least one"),
+    ],
+)
+def test_a_measure_that_is_not_there_is_named(chosen: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TransferCurve(measures=tuple(chosen))
+
+
+# ---------------------------------------------------------------- networks that are not trained
+
+
+class Pretrained(FeedForward):
+    """Has weights to load, all of which are 0.1."""
+
+    pretrained = True
+
+    def load_pretrained(self) -> None:
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "networks"), [(FeedForward, ["untrained"]), (Pretrained, ["untrained", "pretrained"])]
+)
+def test_a_fit_without_steps_draws_each_network_once(backbone: Any, networks: list[str]) -> None:
+    curve = TransferCurve(samples=60)
+    toy.fit(toy.build("source_only", backbone=partial(backbone, hidden=[32, 16])), 0, callbacks=[curve])
+    assert list(curve.table["network"].unique()) == networks
+    assert not curve.table.duplicated(["network", "layer", "measure"]).any()
+    assert curve.table.groupby("network")["low"].count()[networks[-1]] > 0
+    values = [rows["value"].tolist() for _, rows in curve.table.groupby("network")]
+    assert len(values) == 1 or values[0] != values[1]
+
+
+def test_a_fit_that_stops_after_an_epoch_draws_its_end_once() -> None:
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+            trainer.should_stop = trainer.current_epoch == 1
+
+    curve = TransferCurve(every_n_epochs=1, samples=60)
+    toy.fit(toy.build("source_only"), 100, callbacks=[Stop(), curve])
+    assert list(curve.table["network"].unique()) == ["untrained", "step 10", "trained"]
+
+
 # ---------------------------------------------------------------- the command line
 
 DIGITS = [
@@ -390,12 +487,11 @@ def csv(run_id: str) -> pd.DataFrame:
 
 
 LAYERS = ["conv1", "conv2", "fc1", "fc2", "bottleneck", "head"]
-SHIPPED = ("a_distance", "mmd", "coral", "probe_source", "probe_target")
 
 
 def test_a_fit_logs_its_curves(run_id: str) -> None:
     last = csv(run_id).query("network == 'trained'").set_index(["measure", "layer"])["value"]
-    for measure in SHIPPED:
+    for measure in DEFAULT_MEASURES:
         history = client().get_metric_history(run_id, f"depth/{measure}")
         assert sorted(point.step for point in history) == [1, 2, 3, 4, 5, 6]
         by_depth = {point.step: point.value for point in history}
@@ -450,29 +546,67 @@ def test_a_resumed_fit_whose_checkpoint_has_no_curves_has_no_untrained_network(t
     assert set(curve.table["network"]) == {"trained"}
 
 
-def test_the_curve_of_a_network_that_is_not_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weights", "networks"), [("random", ["untrained"]), ("weights.pth", ["untrained", "pretrained"])]
+)
+def test_the_curve_of_a_network_that_is_not_trained(tmp_path: Path, weights: str, networks: list[str]) -> None:
+    """The weights of a file are drawn beside random ones; random ones are drawn once."""
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
         np.savez(tmp_path / f"{name}.npz", x=rng.random((120, 3, 32, 32), dtype=np.float32), y=np.arange(120) % 3)
+    seed_everything(5, verbose=False)
+    torch.save(timm.create_model("mobilenetv2_100").state_dict(), "weights.pth")
+    experiment = f"untrained {weights}"
     args = [
-        *(
-            "--config",
-            str(PROJECT / "conf/data/features.yaml"),
-            "--config",
-            str(PROJECT / "conf/backbone/mobilenetv2.yaml"),
-        ),
+        *("--config", str(PROJECT / "conf/data/features.yaml")),
+        *("--config", str(PROJECT / "conf/backbone/mobilenetv2.yaml")),
         *("--data.init_args.source", "one.npz", "--data.init_args.target", "two.npz"),
-        "--data.init_args.standardize=false",
-        *("--data.init_args.batch_size", "8", "--model.init_args.backbone.init_args.weights", "random"),
-        *("--trainer.logger.init_args.experiment_name", "untrained", "--trainer.accelerator", "cpu"),
+        "--model.init_args.standardize=false",
+        *("--data.init_args.batch_size", "8", "--model.init_args.backbone.init_args.weights", weights),
+        *("--trainer.logger.init_args.experiment_name", experiment, "--trainer.accelerator", "cpu"),
     ]
     table = main(["curve", *args, "--samples", "8", "--measures", "a_distance"])
-    (run,) = client().search_runs([client().get_experiment_by_name("untrained").experiment_id])  # type: ignore[union-attr]
+    assert list(table["network"].unique()) == networks
+    own = table[table["network"] == networks[-1]]
+    assert own["low"].notna().all()
+    values = [rows["value"].tolist() for _, rows in table.groupby("network")]
+    assert len(values) == 1 or values[0] != values[1]
+    (run,) = client().search_runs([client().get_experiment_by_name(experiment).experiment_id])  # type: ignore[union-attr]
     assert run.info.run_name == "mobilenetv2_100-one-two-s0"
     assert run.info.status == "FINISHED"
-    assert len(client().get_metric_history(run.info.run_id, "depth/a_distance")) == 7
-    ends = [table[table["network"] == name]["value"].tolist() for name in ("untrained", "trained")]
-    assert ends[0] == ends[1]  # random weights are what it starts with
+    logged = client().get_metric_history(run.info.run_id, "depth/a_distance")
+    assert {point.step: point.value for point in logged} == dict(zip(own["depth"], own["value"], strict=True))
+
+
+def test_the_curve_of_standardised_features_is_that_of_the_fit(tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        np.savez(tmp_path / f"{name}.npz", x=100 * normal(120, 5, seed, 1 + seed).numpy(), y=np.arange(120) % 3)
+    args = [
+        *("--config", str(PROJECT / "conf/method/source_only.yaml"), "--trainer.accelerator", "cpu"),
+        *("--config", str(PROJECT / "conf/data/features.yaml"), "--trainer.max_steps", "3"),
+        *(
+            "--data.init_args.source",
+            "one.npz",
+            "--data.init_args.target",
+            "two.npz",
+            "--data.init_args.batch_size",
+            "8",
+        ),
+    ]
+    run_id = str(main(["fit", *args]).trainer.logger.run_id)
+    table = main(["curve", "--ckpt_path", run_id])
+    assert list(table["network"].unique()) == ["untrained", "trained"]
+    pd.testing.assert_series_equal(table["value"], csv(run_id)["value"], atol=1e-6)
+
+
+def test_the_curve_of_a_fit_without_steps_is_that_of_its_start(tmp_path: Path) -> None:
+    args = ["fit", "--config", str(PROJECT / "conf/method/source_only.yaml"), *DIGITS, "--name", "zero"]
+    cli = main([*args, "--trainer.max_steps", "0"])
+    run_id = str(cli.trainer.logger.run_id)
+    assert list(csv(run_id)["network"].unique()) == ["untrained"]
+    assert len(client().get_metric_history(run_id, "depth/mmd")) == len(LAYERS)
+    table = main(["curve", "--ckpt_path", run_id, "--out", str(tmp_path / "zero")])
+    pd.testing.assert_series_equal(table["value"], csv(run_id)["value"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -480,6 +614,7 @@ def test_the_curve_of_a_network_that_is_not_trained(tmp_path: Path) -> None:
     [
         (["--layers", "fc9"], "no layer 'fc9'; did you mean 'fc"),
         (["--measures", "cka"], "no measure 'cka'"),
+        (["--measures", "tests.test_curve.gapp"], "no measure .*; did you mean 'gap'"),
         (["--measures", "mmd", "mmd"], "each once"),
         (["--samples", "-5"], "samples: -5 of each domain are too few; give 8 or more"),
         (
@@ -526,12 +661,12 @@ class Scarce(DomainPairDataModule):
     [
         (40, 0, {"a_distance", "mmd", "coral", "probe_source"}),
         (40, 5, {"a_distance", "mmd", "coral", "probe_source"}),
-        (40, 8, set(get_args(Measure))),
+        (40, 8, set(MEASURES)),
         (5, 5, set()),
     ],
 )
 def test_a_target_with_few_samples_or_labels(samples: int, labels: int, there: set[str]) -> None:
-    curve = TransferCurve(measures=get_args(Measure))
+    curve = TransferCurve(measures=tuple(MEASURES))
     toy.fit(toy.build("dann"), 3, Scarce(samples, labels), callbacks=[curve])  # type: ignore[arg-type]
     assert set(curve.table["measure"]) == there
     assert curve.table["value"].isna().sum() == 0

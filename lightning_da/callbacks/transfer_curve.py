@@ -10,32 +10,47 @@ from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
-from lightning_da.transferability.depth import DEFAULT_MEASURES, Measure, check_measures, depth_table
+from lightning_da.transferability.depth import DEFAULT_MEASURES, check_measures, depth_table
 from lightning_da.transferability.features import check_layers, collect
 from lightning_da.transferability.plots import curve_files
 
 
-class TransferCurve(L.Callback):
-    """Measures the layers of the network on both validation splits as training goes on, and draws the curves.
-
-    At the start, at chosen epochs and at the end it logs `transfer/<measure>/<layer>`; at the end `depth/<measure>`
-    with the depth as step, from 1, and the files `curve/curve.csv`, `curve.png` and `curve.html`. An untrained network
-    of the same kind stands beside them. Training is not touched: its weights are those of a fit without curves.
-
-    Labels of the target's validation split, where it has any, go into `probe_target` and the measures that name the
-    target, and into nothing that is trained or chosen.
+def network_name(module: TransferModule, steps: int) -> str:
+    """Names a network in tables and legends.
 
     Args:
-        every_n_epochs: Epochs between two points of the curves over training; 0 has the start and the end alone.
-        samples: How many samples of each domain at most.
-        layers: Names of the backbone's submodules, `bottleneck` and `head`; `auto` has the backbone's `layers` and
+        module: The network.
+        steps: The training steps that it has taken.
+
+    Returns:
+        `trained`; without a step `untrained` if the weights are random, else `pretrained`.
+    """
+    if steps > 0:
+        return "trained"
+    return "untrained" if module.starts_random() else "pretrained"
+
+
+class TransferCurve(L.Callback):
+    """Measures the layers of the network on both validation splits in the course of training, and draws the curves.
+
+    At the start, at chosen epochs and at the end it logs `transfer/<measure>/<layer>`. At the end it logs
+    `depth/<measure>` with the depth as step, from 1, and the files `curve/curve.csv`, `curve.png` and `curve.html`. The
+    same network with random weights is drawn for comparison. Training is not touched: the weights are those of a fit
+    without curves.
+
+    Some measures, `probe_target` for example, read the labels of the target's validation split. Nothing is trained or
+    chosen with these labels.
+
+    Args:
+        every_n_epochs: Epochs between two points of the curves over training; with 0 there are only start and end.
+        samples: The largest number of samples of each domain.
+        layers: Names of the backbone's submodules, `bottleneck` and `head`; `auto` takes the backbone's `layers` and
             those two.
-        measures: What is measured. `a_distance`, `mmd` and `coral` compare the domains; `probe_source` and
-            `probe_target` are the accuracies of a linear classifier of the source; `logme` and `h_score` rate the
-            features, `leep` and `nce` the logits, for the labels of the target.
+        measures: Names of measures (`lightning_da.transferability.depth.MEASURES`), or import paths of your own
+            `Measure` objects, for example `my_module.energy`.
 
     Raises:
-        ConfigError: If `every_n_epochs` is negative, a measure is not known or named twice, or, as a fit begins, if
+        ConfigError: If `every_n_epochs` is negative, or a measure is not known or named twice. As a fit begins: if
             `samples` are too few or the network has no such layer.
     """
 
@@ -44,14 +59,14 @@ class TransferCurve(L.Callback):
         every_n_epochs: int = 5,
         samples: int = 1000,
         layers: Literal["auto"] | list[str] = "auto",
-        measures: tuple[Measure, ...] = DEFAULT_MEASURES,
+        measures: tuple[str, ...] = DEFAULT_MEASURES,
     ) -> None:
         check_measures(measures)
         if every_n_epochs < 0:
             raise ConfigError(f"every_n_epochs: {every_n_epochs} is less than 0")
         self.every_n_epochs, self.samples, self.layers, self.measures = every_n_epochs, samples, layers, measures
         self.table = pd.DataFrame()
-        """Of `depth_table`, with the columns `network` and `step`."""
+        """Rows of `depth_table`, with the columns `network` and `step`."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -66,7 +81,7 @@ class TransferCurve(L.Callback):
         check_layers(pl_module, self.layers)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Weights that a fit starts from are loaded after this.
+        # The weights that a fit starts from are loaded after this.
         if trainer.ckpt_path is None:
             self.table = self._measure(trainer, pl_module, "untrained", spread=False)
 
@@ -84,13 +99,19 @@ class TransferCurve(L.Callback):
             self._add(trainer, self._measure(trainer, pl_module, f"step {trainer.global_step}", spread=False))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._add(trainer, self._measure(trainer, pl_module, "trained", spread=True))
+        name = network_name(cast(TransferModule, pl_module), trainer.global_step)
+        if not self.table.empty:
+            # The same weights, measured without a band: after the last epoch, or before a fit that takes no step.
+            same = self.table["step"] == trainer.global_step
+            same &= self.table["network"].ne("untrained") | (name == "untrained")
+            self.table = self.table[~same]
+        self._add(trainer, self._measure(trainer, pl_module, name, spread=True))
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker) and not self.table.empty:
             run = trainer.logger.experiment.get_run(str(trainer.logger.run_id))
             record(trainer.logger, self.table, curve_files(self.table, run.info.run_name))
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, network: str, spread: bool) -> pd.DataFrame:
-        """The rows of the network as it is now, in the first process; none in the others."""
+        """The rows of the network with its present weights, in the first process; none in the others."""
         module = cast(TransferModule, module)
         data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         features = collect(trainer, module, data, check_layers(module, self.layers), self.samples)
@@ -110,7 +131,7 @@ class TransferCurve(L.Callback):
             trainer.logger.log_metrics(dict(zip(names, rows["value"], strict=True)), trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        # a resumed fit has the curves from the start
+        # A resumed fit draws the curves of its first part as well.
         return {"table": self.table.to_dict("list")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -121,12 +142,12 @@ def record(logger: Tracker, table: pd.DataFrame, files: dict[str, Figure | str])
     """Logs a run's curves over depth, with the depth as step, and their files.
 
     Args:
-        logger: Of the run.
-        table: Of `depth_table`, with a column `network`, in which the run's own is `trained`.
-        files: Of `curve_files`.
+        logger: Logger of the run.
+        table: Rows of `depth_table`, with a column `network`. The run's own network is the last.
+        files: As from `curve_files`.
     """
-    last = table[table["network"] == "trained"].dropna(subset="value")
-    for depth, rows in last.groupby("depth"):
+    own = table[table["network"] == table["network"].iloc[-1]].dropna(subset="value")
+    for depth, rows in own.groupby("depth"):
         names = "depth/" + rows["measure"]
         logger.log_metrics(dict(zip(names, rows["value"], strict=True)), int(str(depth)))
     for name, content in files.items():

@@ -1,39 +1,43 @@
-"""`lightning-da curve`: the curves of networks that are there, without training."""
+"""`lightning-da curve`: the curves of existing networks, without training."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, cast
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lightning_da.callbacks.transfer_curve import record
+from lightning_da.callbacks.transfer_curve import network_name, record
 from lightning_da.cli import TransferCLI
 from lightning_da.data.base import DOMAINS, Roles
 from lightning_da.errors import ConfigError
+from lightning_da.methods import TransferModule
 from lightning_da.paths import write_whole
 from lightning_da.tracking import Tracker, client, find_fit, parameters
-from lightning_da.transferability.depth import DEFAULT_MEASURES, Features, Measure, check_measures, depth_table
+from lightning_da.transferability.depth import DEFAULT_MEASURES, MEASURES, Features, check_measures, depth_table
 from lightning_da.transferability.features import check_layers, collect
 from lightning_da.transferability.measures import cka
 from lightning_da.transferability.plots import FILES, curve_files
 
 
 class _Network(NamedTuple):
-    """A network with what it makes of the sample.
+    """A network and its features of the sample.
 
     Attributes:
-        name: In legends.
+        title: Its name in titles, and in the legend if there are two networks.
+        kind: `trained`, `pretrained` or `untrained`.
         run_id: Its run, if it has one.
-        untrained: Features of the same network with random weights, where it stands alone.
+        baseline: Features of the same network with random weights. Empty if the network is untrained itself, or one of
+            two.
         features: Its own.
     """
 
-    name: str
+    title: str
+    kind: str
     run_id: str | None
-    untrained: dict[str, Features]
+    baseline: dict[str, Features]
     features: dict[str, Features]
 
 
@@ -45,13 +49,17 @@ def run(args: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         The table that is written as `curve.csv`.
+
+    Raises:
+        ConfigError: If an argument is wrong, a network or its data cannot be opened, or nothing can be measured.
     """
     parser = argparse.ArgumentParser(
         "lightning-da curve",
-        description="Measure what each layer of a network says of the two domains, and draw it; nothing is trained. "
-        "With --ckpt_path the network and the data are those of a finished run; of two, both networks see the data of "
-        "the first, and their layers are compared. Without, it is the network of the configuration as a fit of it "
-        "begins: a timm model with its pretrained weights, say. Further options are those of `fit`.",
+        description="Measure each layer of a network on the two domains, and draw the curves. Nothing is trained. "
+        "With --ckpt_path the network and the data are those of a finished run. With two runs both networks see the "
+        "data of the first run, and their layers are compared. Without --ckpt_path the network has the weights with "
+        "which a fit of the configuration begins, for example the pretrained weights of a timm model. All options of "
+        "`fit` can be given too.",
         usage="lightning-da curve --ckpt_path RUN [RUN] [--OPTION VALUE ...]\n"
         "       lightning-da curve --config conf/backbone/NAME.yaml --config conf/data/NAME.yaml [--OPTION VALUE ...]",
         allow_abbrev=False,
@@ -67,7 +75,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         nargs="+",
         metavar="NAME",
         default=DEFAULT_MEASURES,
-        help=f"of {', '.join(get_args(Measure))} (default: {' '.join(DEFAULT_MEASURES)})",
+        help=f"of {', '.join(MEASURES)}, or import paths of your own (default: {' '.join(DEFAULT_MEASURES)})",
     )
     given, options = parser.parse_known_args(args)
     check_measures(given.measures)
@@ -77,14 +85,14 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     if any((given.out / name).is_dir() for name in FILES) or (given.out.exists() and not given.out.is_dir()):
         raise ConfigError(f"out: {given.out} is not a folder to write {', '.join(FILES)} into")
 
-    first = _open(references[0], options)
+    clis = [_open(reference, options) for reference in references]
+    first = clis[0]
     first.datamodule.check(Roles((), ()))
-    clis = [first, *(_open(reference, options) for reference in references[1:])]
-    networks = [_look(cli, first, given.layers, given.samples, baseline=len(clis) == 1) for cli in clis]
+    networks = [_look(cli, first, given.layers, given.samples, alone=len(clis) == 1) for cli in clis]
     table = _table(networks, given.measures)
     if table.empty:
         raise ConfigError("there is nothing to measure; see the warnings")
-    title = " and ".join(network.name for network in networks)
+    title = " and ".join(network.title for network in networks)
     given.out.mkdir(parents=True, exist_ok=True)
     files = curve_files(table, title)
     for name, content in files.items():
@@ -95,53 +103,66 @@ def run(args: Sequence[str]) -> pd.DataFrame:
                 content.savefig(part, format="png")
     _print(table)
     print(f"\nin {given.out}: {', '.join(FILES)}")
-    if len(networks) == 1 and isinstance(first.trainer.logger, Tracker):
+    if len(networks) == 1:
         _record(first, networks[0], table, files)
     return table
 
 
 def _open(reference: str | None, options: list[str]) -> TransferCLI:
     if reference is not None:
-        return TransferCLI("test", ["--ckpt_path", reference, *options]).build()
-    return TransferCLI("fit", ["--config", "method/source_only.yaml", *options]).build()
+        cli = TransferCLI("test", ["--ckpt_path", reference, *options]).build()
+    else:
+        cli = TransferCLI("fit", ["--config", "method/source_only.yaml", *options]).build()
+    if not isinstance(cli.model, TransferModule):
+        raise ConfigError(f"ckpt_path: {type(cli.model).__name__} joins several networks; name the run of one of them")
+    cli.model.fit_inputs(cli.datamodule)  # features are standardised before a fit begins, also those of random weights
+    return cli
 
 
-def _look(cli: Any, on: Any, layers: list[str] | None, samples: int, baseline: bool) -> _Network:
-    """Passes the data of `on` through the network of `cli`, for a baseline before its weights are loaded as well."""
-    module, data, trainer = cli.model, on.datamodule, cli.trainer
+def _look(cli: TransferCLI, on: TransferCLI, layers: list[str] | None, samples: int, alone: bool) -> _Network:
+    """Passes the data of `on` through the network of `cli`, with random weights too if it stands alone."""
+    module, data, trainer = cast(TransferModule, cli.model), on.datamodule, cli.trainer
     if module.input_shape != tuple(data.input_shape):
         raise ConfigError(f"ckpt_path: a network for samples {module.input_shape} cannot see {data.input_shape}")
-    module = trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
+    trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
     names = check_layers(module, layers or "auto")
-    untrained = collect(trainer, module, data, names, samples) if baseline else {}
+
+    def features() -> dict[str, Features]:
+        return collect(trainer, module, data, names, samples)
+
     reference = cli.config.ckpt_path
-    if reference is None:
+    checkpoint = None if reference is None else torch.load(reference, map_location="cpu", weights_only=True)
+    kind = network_name(module, checkpoint["global_step"] if checkpoint else 0)
+    baseline = features() if alone and kind != "untrained" else {}
+    if checkpoint is None:
         module.initialise()
-        name, run_id = getattr(module.backbone, "name", type(module.backbone).__name__), None
-    else:
-        try:
-            module.load_state_dict(torch.load(reference, map_location="cpu", weights_only=True)["state_dict"])
-        except RuntimeError as error:
-            wrong = " ".join(str(error).split())[:300]
-            raise ConfigError(f"ckpt_path: {reference} does not fit these data or options: {wrong}") from error
-        run_id = find_fit(reference).run_id
-        name = client().get_run(run_id).info.run_name if run_id else Path(reference).stem
-    return _Network(name, run_id, untrained, collect(trainer, module, data, names, samples))
+        title = getattr(module.backbone, "name", type(module.backbone).__name__)
+        return _Network(title, kind, None, baseline, features())
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        wrong = " ".join(str(error).split())[:300]
+        raise ConfigError(f"ckpt_path: {reference} does not fit these data or options: {wrong}") from error
+    run_id = find_fit(reference).run_id
+    title = client().get_run(run_id).info.run_name if run_id else Path(reference).stem
+    return _Network(title, kind, run_id, baseline, features())
 
 
-def _table(networks: list[_Network], measures: Sequence[Measure]) -> pd.DataFrame:
+def _table(networks: list[_Network], measures: Sequence[str]) -> pd.DataFrame:
     if len(networks) == 1:
-        untrained = depth_table(networks[0].untrained, measures, spread=False).assign(network="untrained")
-        trained = depth_table(networks[0].features, measures).assign(network="trained")
-        return pd.concat([untrained, trained], ignore_index=True)
-    names = [network.name for network in networks]
-    if names[0] == names[1]:
-        names = [f"{name} ({place})" for place, name in enumerate(names, start=1)]
-    parts = [depth_table(n.features, measures).assign(network=name) for name, n in zip(names, networks, strict=True)]
+        (network,) = networks
+        parts = [depth_table(network.features, measures).assign(network=network.kind)]
+        if network.baseline:
+            parts.insert(0, depth_table(network.baseline, measures, spread=False).assign(network="untrained"))
+        return pd.concat(parts, ignore_index=True)
+    titles = [network.title for network in networks]
+    if titles[0] == titles[1]:
+        titles = [f"{title} ({place})" for place, title in enumerate(titles, start=1)]
+    parts = [depth_table(n.features, measures).assign(network=title) for title, n in zip(titles, networks, strict=True)]
     one, other = (network.features for network in networks)
     rows = [
-        {"depth": depth, "layer": layer, "measure": f"cka_{domain}", "network": "both"}
-        | {"value": cka(getattr(one[layer], domain), getattr(other[layer], domain))}
+        {"depth": depth, "layer": layer, "measure": f"cka_{domain}", "panel": "CKA of the two networks"}
+        | {"network": "both", "value": cka(getattr(one[layer], domain), getattr(other[layer], domain))}
         for depth, layer in enumerate(one, start=1)
         if layer in other
         for domain in DOMAINS
@@ -159,17 +180,19 @@ def _print(table: pd.DataFrame) -> None:
         print(f"\n{network}\n{wide.to_string(float_format='%.3f')}")
 
 
-def _record(cli: Any, network: _Network, table: pd.DataFrame, files: dict[str, Figure | str]) -> None:
-    """Adds the curves to the network's run, unless it has some; a network without a run gets one."""
+def _record(cli: TransferCLI, network: _Network, table: pd.DataFrame, files: dict[str, Figure | str]) -> None:
+    """Adds the curves to the network's run, unless the run has some. A network without checkpoint gets a run."""
     logger, config = cli.trainer.logger, cli.config
+    if not isinstance(logger, Tracker):
+        return
     if network.run_id is None:
         if config.ckpt_path is not None:
             return
-        config.name = network.name
+        config.name = network.title
         logger = Tracker(config.trainer.logger.init_args.experiment_name, cli.run_name)
-        logger.log_hyperparams(parameters(cli.plain(), ("data",)) | {"network": network.name})
+        logger.log_hyperparams(parameters(cli.plain(), ("data",)) | {"network": network.title})
     elif any(key.startswith("depth/") for key in client().get_run(network.run_id).data.metrics):
         return
     record(logger, table, files)
     logger.finalize()
-    print(f"and in MLflow, run {client().get_run(logger.run_id).info.run_name} ({logger.run_id})")
+    print(f"and in MLflow, run {client().get_run(str(logger.run_id)).info.run_name} ({logger.run_id})")

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_da.data.base import DOMAINS, UNKNOWN
+from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
 from lightning_da.errors import ConfigError
 from lightning_da.gather import total, world_size
 from lightning_da.methods.classifier import Classifier
@@ -181,10 +181,15 @@ class TransferModule(Classifier):
         for checkpoint in self.starts_from:
             load_weights(self, checkpoint, self.initialised)
 
+    def fit_inputs(self, data: DomainPairDataModule) -> None:
+        """Takes mean and deviation of `standardize` from the training samples whose labels are read."""
+        if isinstance(self.standardize, Standardize):
+            self.standardize.fit(data.training_samples(self.supervised or ("source",)))
+
     @essential
     def setup(self, stage: str) -> None:
-        if stage == "fit" and isinstance(self.standardize, Standardize):
-            self.standardize.fit(self.trainer.datamodule.training_samples(self.supervised or ("source",)))  # type: ignore[attr-defined]
+        if stage == "fit":
+            self.fit_inputs(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer itself
 
     @essential
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
-"""Curves over depth: measures of each layer with their spread and their null floor, as a table."""
+"""Curves over depth: the measures, and a table of each layer's values with their spread and their null floor."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -13,32 +15,21 @@ from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.transferability import measures
 
-Measure = Literal["a_distance", "mmd", "coral", "probe_source", "probe_target", "logme", "h_score", "leep", "nce"]
-DEFAULT_MEASURES: tuple[Measure, ...] = ("a_distance", "mmd", "coral", "probe_source", "probe_target")
-COLUMNS = ("depth", "layer", "measure", "value", "low", "high", "null", "null_high", "p")
+COLUMNS = ("depth", "layer", "measure", "panel", "value", "low", "high", "null", "null_high", "p")
 RESAMPLES = 20
 """Random halves for the spread of a value, and shuffles for its null floor."""
 FEWEST = 8
-"""Samples, or labels, of which halves of halves can still be measured."""
-
-
-def check_measures(chosen: Sequence[str]) -> None:
-    """Raises a `ConfigError` if a measure is not known, or named twice, or none is named."""
-    for measure in chosen:
-        if measure not in get_args(Measure):
-            raise ConfigError(f"measures: no measure {measure!r}; {list_choices(measure, get_args(Measure))}")
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ConfigError(f"measures: name at least one measure, and each once, not {list(chosen)}")
+"""The least number of samples, or labels. Halves of halves can still be measured."""
 
 
 class Features(NamedTuple):
-    """What a layer makes of a sample of both domains.
+    """The activations of a layer on a sample of both domains.
 
     Attributes:
-        source: Shape (n_s, d).
-        target: Shape (n_t, d).
-        y_source: Labels, shape (n_s,), `UNKNOWN` where there is none.
-        y_target: Labels, shape (n_t,).
+        source: Shape (n_s, d), floating point.
+        target: Shape (n_t, d), floating point.
+        y_source: Labels, shape (n_s,), int64, `UNKNOWN` where there is none.
+        y_target: Labels, shape (n_t,), int64.
     """
 
     source: Tensor
@@ -60,20 +51,53 @@ class Features(NamedTuple):
         return Features(self.source[s], self.target[t], self.y_source[s], self.y_target[t])
 
     def shuffled_domains(self, generator: torch.Generator) -> "Features":
-        """The same samples, told at random which domain they are of."""
+        """The same samples, assigned to the domains at random."""
         both, y = torch.cat([self.source, self.target]), torch.cat([self.y_source, self.y_target])
         order = torch.randperm(len(both), generator=generator)
         n = len(self.source)
         return Features(both[order[:n]], both[order[n:]], y[order[:n]], y[order[n:]])
 
     def shuffled_labels(self, generator: torch.Generator) -> "Features":
-        """The same samples with the labels of others of their domain."""
+        """The same samples, with the labels of each domain in random order."""
         y_source, y_target = (y[torch.randperm(len(y), generator=generator)] for y in (self.y_source, self.y_target))
         return Features(self.source, self.target, y_source, y_target)
 
 
+# ---------------------------------------------------------------- the measures
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure: everything that table, figure and page need to know about it.
+
+    A measure of your own is such an object in a module of yours. Its import path is its name in `measures`:
+    `my_module.energy` is shown as `energy`.
+
+    Attributes:
+        value: From the features of a layer to a number.
+        panel: Title of its panel. Measures with the same title share the panel; an empty title is the measure's name.
+        low: Least possible value.
+        high: Largest possible value.
+        labels: Domains whose labels it reads. It sees only the labelled samples of these domains.
+        shuffle: From features and a random generator to features without any transfer, for the null floor. By default
+            the labels are shuffled if the measure reads any, else the domains.
+        head_only: Whether it reads logits, so that it is measured at the head alone.
+        test: From features and a seed to value, halves, shuffles and p-value; for a measure that gets them faster than
+            by repeating `value`.
+    """
+
+    value: Callable[[Features], float]
+    panel: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    labels: tuple[str, ...] = ()
+    shuffle: Callable[[Features, torch.Generator], Features] | None = None
+    head_only: bool = False
+    test: Callable[[Features, int], measures.Discrepancy] | None = None
+
+
 def _probe_source(f: Features) -> float:
-    """Accuracy on one half of the source of a probe fitted on the other, mean of both ways."""
+    """Accuracy of a probe fitted on one half of the source and tested on the other; the mean of both ways."""
     parts = torch.randperm(len(f.source), generator=torch.Generator().manual_seed(0)).tensor_split(2)
     found = [
         measures.Probe(f.source[a], f.y_source[a]).accuracy(f.source[b], f.y_source[b]) for a, b in (parts, parts[::-1])
@@ -81,37 +105,82 @@ def _probe_source(f: Features) -> float:
     return sum(found) / 2
 
 
-class _Kind(NamedTuple):
-    """A measure: its value, what is shuffled for its null floor, its least and largest value, the labels it reads."""
-
-    value: Callable[[Features], float]
-    shuffle: Callable[[Features, torch.Generator], Features]
-    low: float
-    high: float
-    labels: tuple[str, ...]
-    head_only: bool = False
-
-
-_domains, _labels, _inf = Features.shuffled_domains, Features.shuffled_labels, math.inf
-KINDS: dict[Measure, _Kind] = {
-    "a_distance": _Kind(lambda f: measures.a_distance(f.source, f.target), _domains, 0, 2, ()),
-    "mmd": _Kind(lambda f: measures.mmd_test(f.source, f.target, 0).value, _domains, -_inf, _inf, ()),
-    "coral": _Kind(lambda f: measures.coral_distance(f.source, f.target), _domains, -1, 1, ()),
-    "probe_source": _Kind(_probe_source, _labels, 0, 1, ("source",)),
-    "probe_target": _Kind(
-        lambda f: measures.Probe(f.source, f.y_source).accuracy(f.target, f.y_target), _labels, 0, 1, DOMAINS
+_PROBE = "accuracy of a linear probe of the source"
+_LIKELIHOOD = "log-likelihood of the target's labels given the head's classes"
+MEASURES: dict[str, Measure] = {
+    "a_distance": Measure(lambda f: measures.a_distance(f.source, f.target), "proxy A-distance", low=0, high=2),
+    "mmd": Measure(
+        lambda f: measures.mmd_test(f.source, f.target, 0).value,
+        "squared MMD",
+        test=lambda f, seed: measures.mmd_test(f.source, f.target, seed=seed, halves=RESAMPLES),
     ),
-    "logme": _Kind(lambda f: measures.logme(f.target, f.y_target), _labels, -_inf, _inf, ("target",)),
-    "h_score": _Kind(lambda f: measures.h_score(f.target, f.y_target), _labels, 0, _inf, ("target",)),
-    "leep": _Kind(lambda f: measures.leep(f.target.softmax(1), f.y_target), _labels, -_inf, 0, ("target",), True),
-    "nce": _Kind(lambda f: measures.nce(f.target.argmax(1), f.y_target), _labels, -_inf, 0, ("target",), True),
+    "coral": Measure(lambda f: measures.coral_distance(f.source, f.target), "CORAL distance", low=-1, high=1),
+    "probe_source": Measure(_probe_source, _PROBE, low=0, high=1, labels=("source",)),
+    "probe_target": Measure(
+        lambda f: measures.Probe(f.source, f.y_source).accuracy(f.target, f.y_target),
+        _PROBE,
+        low=0,
+        high=1,
+        labels=DOMAINS,
+    ),
+    "logme": Measure(lambda f: measures.logme(f.target, f.y_target), "LogME on the target", labels=("target",)),
+    "h_score": Measure(
+        lambda f: measures.h_score(f.target, f.y_target), "H-score on the target", low=0, labels=("target",)
+    ),
+    "leep": Measure(
+        lambda f: measures.leep(f.target.softmax(1), f.y_target),
+        _LIKELIHOOD,
+        high=0,
+        labels=("target",),
+        head_only=True,
+    ),
+    "nce": Measure(
+        lambda f: measures.nce(f.target.argmax(1), f.y_target), _LIKELIHOOD, high=0, labels=("target",), head_only=True
+    ),
 }
-"""LogME, H-score, LEEP and NCE are of the target's labels, the last two of the logits alone."""
+"""The measures of the project, by name."""
+DEFAULT_MEASURES: tuple[str, ...] = ("a_distance", "mmd", "coral", "probe_source", "probe_target")
+
+
+def check_measures(chosen: Sequence[str]) -> dict[str, Measure]:
+    """Finds measures.
+
+    Args:
+        chosen: Names in `MEASURES`, and import paths of `Measure` objects.
+
+    Returns:
+        The measures, by the name under which they are shown: the last word of an import path.
+
+    Raises:
+        ConfigError: If a measure is not known, two have the same name, or none is named.
+    """
+    found = {name.rpartition(".")[2]: _find(name) for name in chosen}
+    if not found or len(found) < len(chosen):
+        raise ConfigError(f"measures: name at least one measure, and each once, not {list(chosen)}")
+    return found
+
+
+def _find(name: str) -> Measure:
+    known: dict[str, object] = dict(MEASURES)
+    module, _, attribute = name.rpartition(".")
+    if module:
+        try:
+            known = vars(import_module(module))
+        except (ImportError, TypeError, ValueError) as error:
+            raise ConfigError(f"measures: {name!r} cannot be imported: {error}") from error
+    measure = known.get(attribute)
+    if not isinstance(measure, Measure):
+        there = [key for key, value in known.items() if isinstance(value, Measure)]
+        raise ConfigError(f"measures: no measure {name!r}; {list_choices(attribute, there)}")
+    return measure
+
+
+# ---------------------------------------------------------------- the table
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Matrices of a few hundred rows are small: several threads wait for each other more than they work."""
+    """On matrices of a few hundred rows several threads wait for each other more than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -122,35 +191,37 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def depth_table(
-    features: dict[str, Features], chosen: Iterable[Measure], spread: bool = True, seed: int = 0
+    features: dict[str, Features], chosen: Sequence[str], spread: bool = True, seed: int = 0
 ) -> pd.DataFrame:
-    """Measures of each layer; those for which there are fewer than eight samples, or labels, are left out.
+    """Measures each layer. A measure with fewer than eight samples or labels is left out.
 
-    The band is 1.96 standard deviations to both sides, from random halves of both domains drawn without replacement
-    (the delete-half jackknife; near the null floor it is too wide, by up to a factor of 2). Samples drawn twice, as in
-    a bootstrap with replacement, would stand in the part that a classifier is fitted on and in the part that it is
-    judged on, and count as equal pairs in an MMD. The null floor is the mean over shuffles of the domain labels, or,
-    for measures of labels, of those.
+    The band is 1.96 standard deviations to both sides, from random halves of both domains, drawn without replacement
+    (the delete-half jackknife). Near the null floor it is too wide, by up to a factor of 2. A bootstrap draws with
+    replacement: the same sample would train a classifier and test it, and would be an equal pair in an MMD. The null
+    floor is the mean over shuffles: of the domains, or, for measures that read labels, of the labels.
 
     Source: Shao and Wu, "A general theory for jackknife variance estimation", 1989.
 
     Args:
-        features: Of each layer, in the order of depth.
-        chosen: The measures.
-        spread: Whether to compute band, null floor and p-value as well.
-        seed: Of halves and shuffles.
+        features: The features of each layer, in the order of depth.
+        chosen: Measures, as for `check_measures`.
+        spread: Whether to compute band, null floor and p-value.
+        seed: Seed of halves and shuffles.
 
     Returns:
-        A row for each layer and measure: depth (from 1), layer, measure, value, low, high, null, null_high (the 95th
-        percentile of the shuffles) and p (of MMD).
+        A row for each layer and measure: depth (from 1), layer, measure, panel, value, low, high, null, null_high (the
+        95th percentile of the shuffles) and p (of MMD).
+
+    Raises:
+        ConfigError: As `check_measures`.
     """
     rows = []
+    found = check_measures(chosen)
     for depth, (layer, f) in enumerate(features.items(), start=1):
-        for measure in chosen:
-            kind = KINDS[measure]
-            part = f.labelled(kind.labels)
-            if min(len(part.source), len(part.target)) >= FEWEST and (layer == "head" or not kind.head_only):
-                row = {"depth": depth, "layer": layer, "measure": measure}
+        for name, measure in found.items():
+            part = f.labelled(measure.labels)
+            if min(len(part.source), len(part.target)) >= FEWEST and (layer == "head" or not measure.head_only):
+                row = {"depth": depth, "layer": layer, "measure": name, "panel": measure.panel or name}
                 rows.append(row | _measured(measure, part, spread, seed))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -158,21 +229,22 @@ def depth_table(
 def _measured(measure: Measure, f: Features, spread: bool, seed: int) -> dict[str, float]:
     if not all(part.isfinite().all() for part in (f.source, f.target)):
         return {"value": math.nan}  # the network has diverged
-    kind, generator = KINDS[measure], torch.Generator().manual_seed(seed)
     if not spread:
-        return {"value": kind.value(f)}
-    if measure == "mmd":
-        test = measures.mmd_test(f.source, f.target, seed=seed, halves=RESAMPLES)
+        return {"value": measure.value(f)}
+    if measure.test is not None:
+        test = measure.test(f, seed)
         value, halves, null, more = test.value, test.halves, test.null, {"p": test.p}
     else:
-        value, more = kind.value(f), {}
-        halves = torch.tensor([kind.value(f.half(generator)) for _ in range(RESAMPLES)])
-        null = torch.tensor([kind.value(kind.shuffle(f, generator)) for _ in range(RESAMPLES)])
+        generator = torch.Generator().manual_seed(seed)
+        value, more = measure.value(f), {}
+        shuffle = measure.shuffle or (Features.shuffled_labels if measure.labels else Features.shuffled_domains)
+        halves = torch.tensor([measure.value(f.half(generator)) for _ in range(RESAMPLES)])
+        null = torch.tensor([measure.value(shuffle(f, generator)) for _ in range(RESAMPLES)])
     reach = 1.96 * float(halves.double().std())
     return more | {
         "value": value,
-        "low": max(value - reach, kind.low),
-        "high": min(value + reach, kind.high),
+        "low": max(value - reach, measure.low),
+        "high": min(value + reach, measure.high),
         "null": float(null.mean()),
         "null_high": float(null.double().quantile(0.95)),
     }

@@ -12,24 +12,17 @@ from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
 FILES = ("curve.csv", "curve.png", "curve.html")
-PANELS = {
-    "proxy A-distance": ("a_distance",),
-    "squared MMD": ("mmd",),
-    "CORAL distance": ("coral",),
-    "accuracy of a linear probe of the source": ("probe_source", "probe_target"),
-    "LogME on the target": ("logme",),
-    "H-score on the target": ("h_score",),
-    "log-likelihood of the target's labels given the head's classes": ("leep", "nce"),
-    "CKA of the two networks": ("cka_source", "cka_target"),
-}
-"""Titles of the panels and the measures that share one."""
 CAPTION = (
     "band: ± 1.96 standard deviations (random halves); dotted: shuffled domains or labels, mean and 95th percentile"
 )
 
 
+_DASHES, _SHADES = ("solid", "dash", "dashdot"), ("Blues", "Oranges", "Greens", "Reds", "Purples")
+"""Of the first, second, ... measure of a panel; the shades are those of Matplotlib's colours C0, C1, ..."""
+
+
 class _Curve(NamedTuple):
-    """A network's curve of one measure, and how it is drawn."""
+    """A network's curve of one measure, and its style."""
 
     name: str
     colour: str
@@ -38,12 +31,8 @@ class _Curve(NamedTuple):
     rows: pd.DataFrame
 
 
-def _panels(table: pd.DataFrame) -> list[str]:
-    return [title for title, measures in PANELS.items() if set(measures) & set(table["measure"])]
-
-
 def _order(table: pd.DataFrame) -> list[str]:
-    """The layers of all networks in the order of depth; what one has between two common ones stays between them."""
+    """The layers of all networks in the order of depth. A layer of one network stays between its neighbours there."""
     order: list[str] = []
     for _, rows in table.sort_values("depth").groupby("network", sort=False):
         place = 0
@@ -54,29 +43,31 @@ def _order(table: pd.DataFrame) -> list[str]:
     return order
 
 
-def _curves(table: pd.DataFrame, title: str) -> Iterator[_Curve]:
-    """The curves of a panel: networks on the way of training are light, those at an end strong.
+def _curves(table: pd.DataFrame, panel: str) -> Iterator[_Curve]:
+    """The curves of a panel. Curves from the course of training are light, those of its end strong.
 
-    Of one network the colour tells the measure, of two it tells the network.
+    The colour tells the measures of one network apart, or the networks if there are two.
     """
     networks = list(dict.fromkeys(table["network"]))
     on_the_way = [name for name in networks if name == "start" or name.startswith("step ")]
     ends = [name for name in networks if name not in (*on_the_way, "untrained")]
-    measures = [measure for measure in PANELS[title] if measure in set(table["measure"])]
+    table = table[table["panel"] == panel]
+    measures = list(dict.fromkeys(table["measure"]))
     for place, measure in enumerate(measures):
+        dash, next_dash = (_DASHES[(place + offset) % len(_DASHES)] for offset in (0, 1))
         for network in networks:
             rows = table[(table["measure"] == measure) & (table["network"] == network)].sort_values("depth")
             if rows.empty:
                 continue
-            name = network if len(measures) == 1 else f"{measure.rsplit('_', maxsplit=1)[-1]}, {network}"
-            dash = ("solid", "dash")[place]
-            if network == "untrained":
-                yield _Curve(name, "#888888", ("dash", "dashdot")[place], 1.2, rows)
+            name = network if len(measures) == 1 else f"{measure}, {network}"
+            if network == "untrained" and len(networks) > 1:
+                yield _Curve(name, "#888888", next_dash, 1.2, rows)
             elif len(ends) > 1:
                 yield _Curve(name, f"C{ends.index(network)}", dash, 2.0, rows)
             elif network in on_the_way:
                 shade = 0.25 + 0.4 * (on_the_way.index(network) + 1) / len(on_the_way)
-                yield _Curve(name, to_hex(colormaps[("Blues", "Oranges")[place]](shade)), "solid", 0.8, rows)
+                colours = colormaps[_SHADES[place % len(_SHADES)]]
+                yield _Curve(name, to_hex(colours(shade)), "solid", 0.8, rows)
             else:
                 yield _Curve(name, f"C{place}", "solid", 2.2, rows)
 
@@ -86,21 +77,21 @@ def curve_files(table: pd.DataFrame, title: str) -> dict[str, Figure | str]:
 
     Args:
         table: As for `curve_figure`.
-        title: Of figure and page.
+        title: Title of figure and page.
     """
     content = (table.to_csv(index=False), curve_figure(table, title), curve_html(table, title))
     return dict(zip(FILES, content, strict=True))
 
 
 def curve_figure(table: pd.DataFrame, title: str) -> Figure:
-    """The curves, a panel for each measure.
+    """Draws the curves, a panel for each measure or for those that share one.
 
     Args:
-        table: Rows of `depth_table` with a column `network`: `untrained`, `start` and `step N` on the way of training,
-            any other name for a network at its end.
-        title: Of the figure.
+        table: Rows of `depth_table`, at least one, with a column `network`: `untrained`, `start` and `step N` in the
+            course of training, any other name for a network at the end.
+        title: Title of the figure.
     """
-    panels = _panels(table)
+    panels = list(dict.fromkeys(table["panel"]))
     layers = _order(table)
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
@@ -133,13 +124,16 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
 
 
 def curve_html(table: pd.DataFrame, title: str) -> str:
-    """The same as an interactive page that needs no network: values under the pointer, curves to be switched off.
+    """Draws the curves as an interactive page, which works offline. The pointer shows values; the legend hides curves.
 
     Args:
         table: As for `curve_figure`.
-        title: Of the page.
+        title: Title of the page.
+
+    Returns:
+        The HTML text.
     """
-    panels = _panels(table)
+    panels = list(dict.fromkeys(table["panel"]))
     page = make_subplots(rows=len(panels), cols=1, subplot_titles=panels, vertical_spacing=0.3 / len(panels))
     for place, panel in enumerate(panels, start=1):
         for curve in _curves(table, panel):
