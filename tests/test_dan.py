@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_da.errors import ConfigError
 from lightning_da.losses.mmd import GaussianKernel, joint_mmd, linear_kernel, mmd
 from lightning_da.methods import DAN, JAN, TransferModule
+from lightning_da.methods.adaptation import DomainBatch
 from tests.toy import ADAM, BACKBONE, Toy, trainer
 
 DEEP = ("fc1", "fc2", "head")
@@ -25,7 +26,11 @@ def activations(model: DAN | JAN) -> tuple[list[Tensor], list[Tensor]]:
 def loss(model: DAN | JAN, source: list[Tensor], target: list[Tensor]) -> Tensor:
     model.trainer = trainer()
     model.log = model.log_dict = lambda *_args: None  # type: ignore[method-assign,assignment]
-    return model.domain_loss(source, target)
+    batches = [
+        DomainBatch(layers, torch.zeros(len(layers[0]), 3), torch.zeros(len(layers[0]), dtype=torch.long))
+        for layers in (source, target)
+    ]
+    return model.domain_loss(*batches)
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased", "linear"])
@@ -64,6 +69,22 @@ def test_learned_weights_alternate_with_the_network_and_are_in_the_state() -> No
     assert {"kernels.0.beta", "kernels.0.mean", "kernels.0.covariance", "kernels.0.observations"} <= set(
         model.state_dict()
     )
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "linear"])
+def test_the_weights_of_a_step_are_learned_before_it(estimator: Any) -> None:
+    """Weights learned on the batch itself would be chosen to make its distance large: no unbiased estimate."""
+    torch.manual_seed(0)
+    model = DAN(layers=DEEP, estimator=estimator, **GIVEN)
+    loss(model, *activations(model))
+    before = [kernel.get_buffer("beta").clone() for kernel in model.kernels]
+    source, target = activations(model)
+    found = loss(model, source, target)
+    kernels = [GaussianKernel(beta=beta.tolist()) for beta in before]
+    expected = sum(mmd(s, t, k, estimator) for s, t, k in zip(source, target, kernels, strict=True))
+    torch.testing.assert_close(found, expected)
+    for kernel, beta in zip(model.kernels, before, strict=True):
+        assert (kernel.get_buffer("beta") - beta).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("beta", ["uniform", (0.2, 0.8)])

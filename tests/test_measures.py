@@ -86,6 +86,14 @@ def test_a_shift_has_a_small_p_value() -> None:
     assert abs(found.null.mean()) < found.null.std()
 
 
+def test_shuffles_that_tie_count() -> None:
+    """Of three and three samples far apart 2 in 20 shuffles keep the domains together, with equal values but rounding."""
+    for seed in range(50):
+        found = mmd_test(normal(3, 3, 2 * seed), normal(3, 3, 2 * seed + 1, shift=5), 1000, seed)
+        assert found.p == pytest.approx(0.1, abs=0.03)
+    assert mmd_test(torch.ones(8, 2), torch.ones(9, 2), 20).p == 1
+
+
 @pytest.mark.parametrize(("n_s", "n_t", "d"), [(8, 7, 3), (4, 9, 2), (6, 4, 10)])
 def test_coral_distance_is_made_of_unbiased_estimates(n_s: int, n_t: int, d: int) -> None:
     """References that average over all ways to choose four, or two and two, different samples."""
