@@ -87,7 +87,7 @@ def test_a_shift_has_a_small_p_value() -> None:
 
 
 def test_shuffles_that_tie_count() -> None:
-    """Of three and three samples far apart 2 in 20 shuffles keep the domains together, with equal values but rounding."""
+    """Three and three samples far apart: 2 of 20 assignments have the largest value, equal up to rounding."""
     for seed in range(50):
         found = mmd_test(normal(3, 3, 2 * seed), normal(3, 3, 2 * seed + 1, shift=5), 1000, seed)
         assert found.p == pytest.approx(0.1, abs=0.03)

@@ -20,9 +20,11 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """The identity, whose gradient is multiplied by `factor` on the way back.
+    """Returns `x`; the backward pass multiplies the gradient by `factor`.
 
-    With -1 it is the gradient reversal layer of Ganin et al., JMLR 2016, section 4.2.
+    A factor of -1 makes the gradient reversal layer.
+
+    Source: Ganin et al., "Domain-adversarial training of neural networks", JMLR 2016, section 4.2.
 
     Args:
         x: Any shape, floating point.
@@ -30,6 +32,12 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
     Returns:
         `x`, same shape and dtype.
+
+    Example:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> scale_gradient(x, -1.0).sum().backward()
+        >>> x.grad
+        tensor([-1., -1.])
     """
     scaled: Tensor = _ScaleGradient.apply(x, factor)
     return scaled
@@ -39,7 +47,9 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 def domain_classification(source: Tensor, target: Tensor, discriminator: nn.Module) -> Tensor:
     """Cross-entropy of a domain discriminator, the mean over source samples plus the mean over target samples.
 
-    Source: Ganin et al., JMLR 2016, equations 6 and 9: -log d(f) on source and -log(1 - d(f)) on target.
+    It is -log d(f) on source and -log(1 - d(f)) on target, d the logistic function of the logits.
+
+    Source: Ganin et al., JMLR 2016, equations 6 and 9.
 
     Args:
         source: Features, shape (n_s, d), floating point.
@@ -47,14 +57,22 @@ def domain_classification(source: Tensor, target: Tensor, discriminator: nn.Modu
         discriminator: From (n, d) to (n, 1) logits, positive for source.
 
     Returns:
-        A scalar, float32 or better: 2 log 2 = 1.386 where the discriminator cannot tell.
+        A scalar, float32 or better; 2 log 2 = 1.386 for a discriminator that does not know the domains.
+
+    Example:
+        >>> undecided = nn.Linear(3, 1)
+        >>> _ = nn.init.zeros_(undecided.weight), nn.init.zeros_(undecided.bias)
+        >>> round(domain_classification(torch.ones(4, 3), torch.zeros(2, 3), undecided).item(), 3)
+        1.386
     """
     return softplus(-discriminator(source)).mean() + softplus(discriminator(target)).mean()
 
 
 @full_precision
 def inverted_labels(target: Tensor, discriminator: nn.Module) -> Tensor:
-    """Cross-entropy of target features that are called source; the discriminator's parameters get no gradient.
+    """Cross-entropy of target features with the label of the source.
+
+    The gradient goes to the features and not to the parameters of the discriminator.
 
     Source: Tzeng et al., "Adversarial discriminative domain adaptation", CVPR 2017, equation 9.
 
@@ -64,6 +82,12 @@ def inverted_labels(target: Tensor, discriminator: nn.Module) -> Tensor:
 
     Returns:
         A scalar, float32 or better.
+
+    Example:
+        >>> undecided = nn.Linear(3, 1)
+        >>> _ = nn.init.zeros_(undecided.weight), nn.init.zeros_(undecided.bias)
+        >>> round(inverted_labels(torch.ones(4, 3), undecided).item(), 3)
+        0.693
     """
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     return softplus(-functional_call(discriminator, fixed, (target,))).mean()

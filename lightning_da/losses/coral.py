@@ -1,11 +1,13 @@
+import math
+
 from torch import Tensor
 
 from lightning_da.losses.precision import full_precision
 
 
 def _deviations(x: Tensor) -> Tensor:
-    """Centred rows over sqrt(n - 1), whose products are the covariance; zero for a single sample."""
-    return (x - x.mean(dim=0, keepdim=True)) / max(len(x) - 1, 1) ** 0.5
+    """Centred rows over sqrt(n - 1), so that x^T x is the covariance; zero for a single sample."""
+    return (x - x.mean(dim=0, keepdim=True)) / math.sqrt(max(len(x) - 1, 1))
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -35,9 +37,9 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 def coral(source: Tensor, target: Tensor) -> Tensor:
     """CORAL loss: ||C_s - C_t||_F^2 / (4 d^2), C the covariances of the two samples.
 
-    Wide activations of few samples take O(n^2 d) operations, others O(n d^2). The covariance of wide activations is not
-    formed: ||C_s - C_t||^2 = ||C_s||^2 + ||C_t||^2 - 2 <C_s, C_t>, and each term is a sum of squares over an n x n Gram
-    matrix of centred samples. These terms nearly cancel where the covariances are alike, so they are float64.
+    Few samples of wide activations need O(n^2 d) operations, others O(n d^2). For few samples no covariance is formed:
+    ||C_s - C_t||^2 = ||C_s||^2 + ||C_t||^2 - 2 <C_s, C_t>, and each term is the sum of the squares of an n x n Gram
+    matrix. These terms nearly cancel if the covariances are nearly equal. For this reason they are float64.
 
     Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equations 1 to 3.
 

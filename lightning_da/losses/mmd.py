@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy: kernels, estimators, what an estimator gives by chance, and the weights of kernels."""
+"""Maximum mean discrepancy: kernels and their weights, estimators, and the null distribution of an estimator."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,26 +15,26 @@ from lightning_da.losses.precision import full_precision
 Estimator = Literal["unbiased", "biased", "linear"]
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-"""From squared distances and their median to the kernel's values, the shape of the distances."""
+"""From squared distances (any shape) and their median (a scalar) to the values of the kernel (the same shape)."""
 
 PAPER_BANDWIDTHS = tuple(2 ** (exponent / 2) for exponent in range(-16, 17))
 """2^-8 to 2^8 in steps of 2^(1/2) (Long et al., ICML 2015, section 4.1)."""
 
 _BLOCK = 2**18
-"""Kernel values that are held at a time."""
+"""The number of kernel values in memory at a time."""
 
 _NEGLIGIBLE = 1e-4
-"""A statistic of a kernel, whose values are in [0, 1], that says nothing: narrow kernels are 0 but for rounding."""
+"""Smaller statistics count as 0. Kernels are in [0, 1], and the values of narrow ones are mere rounding errors."""
 
 
 def _exponentials(distances: Tensor, rates: Tensor) -> Tensor:
-    """exp(rate * distance), distances (n,) to (m, n)."""
-    # A power of two, kept from underflow, is five to fifty times as fast as `exp` on a CPU.
+    """exp(rate * distance), from distances (n,) and rates (m,) to (m, n)."""
+    # A power of two without underflow is five to fifty times as fast as `exp` on a CPU.
     return torch.outer(rates / math.log(2), distances).clamp_(min=-126).exp2_()
 
 
 class _GaussianSum(torch.autograd.Function):
-    """sum_u beta_u exp(-distance / gamma_u), in memory that does not depend on the number of kernels."""
+    """sum_u beta_u exp(-distance / gamma_u). The memory does not grow with the number of kernels."""
 
     @staticmethod
     def forward(ctx: Any, distances: Tensor, gammas: Tensor, beta: Tensor) -> Tensor:
@@ -60,13 +60,18 @@ class GaussianKernel(nn.Module):
     section 4.1.
 
     Args:
-        bandwidths: gamma_u, as multiples of the median squared distance of the samples, or as they are.
-        beta: Weight of each kernel, not negative, scaled here to sum to 1; uniform if None.
-        of_median: Whether the bandwidths are multiples of the median, which carries no gradient.
+        bandwidths: gamma_u, each positive and finite.
+        beta: beta_u, each finite and not negative; they are scaled to sum to 1. None gives equal weights.
+        of_median: Whether the bandwidths are multiples of the median squared distance. The median has no gradient.
 
     Raises:
-        ValueError: If a bandwidth is not positive and finite, or the weights are not one a bandwidth, finite, none
-            negative and some positive.
+        ValueError: If a bandwidth is not positive and finite. If the number of weights is not the number of bandwidths,
+            a weight is negative or not finite, or all are 0.
+
+    Example:
+        >>> kernel = GaussianKernel((2.0,), of_median=False)
+        >>> kernel(torch.tensor([0.0, 2.0]), median=torch.tensor(1.0))
+        tensor([1.0000, 0.3679])
     """
 
     beta: Tensor
@@ -99,7 +104,15 @@ class GaussianKernel(nn.Module):
         return (gammas * median if self.of_median else gammas).clamp(min=1e-30)
 
     def forward(self, distances: Tensor, median: Tensor) -> Tensor:
-        """Kernel values of squared distances, same shape."""
+        """Values of the kernel.
+
+        Args:
+            distances: Squared distances, any shape, floating point.
+            median: Their median, a scalar.
+
+        Returns:
+            The shape and dtype of `distances`.
+        """
         beta = self.beta.to(distances.dtype)
         values: Tensor = _GaussianSum.apply(distances, self._gammas(distances, median), beta / beta.sum())
         return values
@@ -107,15 +120,15 @@ class GaussianKernel(nn.Module):
     @torch.no_grad()
     @full_precision
     def learn(self, source: Tensor, target: Tensor) -> None:
-        """Sets the weights of the kernels by the test power that they give on the samples seen so far.
+        """Sets the weights to those with the largest test power on the samples so far.
 
-        Running means of the linear statistics and of their covariance (of the latest twenty calls, roughly) are kept
-        as buffers. Where no kernel's statistic is positive the weights stay as they are.
+        The buffers `mean` and `covariance` are running means of the linear statistics and of their covariance, over
+        about the last twenty calls. The weights stay the same if no kernel has a positive statistic. Nothing is learned
+        from values that are not finite, or if a domain has fewer than four samples.
 
         Args:
-            source: Shape (n_s, d).
-            target: Shape (n_t, d). Of fewer than four samples in a domain, or of values that are not finite, nothing is
-                learned.
+            source: Shape (n_s, d), floating point.
+            target: Shape (n_t, d), floating point.
         """
         distances = _quadruples(source, target)
         pairs = distances.shape[1] // 2
@@ -133,7 +146,7 @@ class GaussianKernel(nn.Module):
             self.beta.copy_(beta)
 
     def summary(self) -> dict[str, Tensor]:
-        """What is learned, for a log: the linear statistic, its power (mean over deviation), log2 of the bandwidth."""
+        """Values to log: the linear statistic, its power (mean over deviation) and the mean log2 of the bandwidths."""
         beta = self.beta
         linear = (self.mean * beta).sum()
         deviation = (self.covariance * torch.outer(beta, beta)).sum().clamp(min=1e-12).sqrt()
@@ -142,30 +155,43 @@ class GaussianKernel(nn.Module):
 
 
 def linear_kernel(distances: Tensor, median: Tensor) -> Tensor:  # noqa: ARG001
-    """The kernel x . y up to terms that cancel in every estimator, -||x - y||^2 / 2: MMD is the distance of the means.
+    """The kernel -||x - y||^2 / 2. It differs from x . y by terms that cancel in every estimator.
+
+    The squared MMD with this kernel is the squared distance of the means.
 
     Args:
-        distances: Squared distances, any shape.
-        median: Not used; a `Kernel` is given it.
+        distances: Squared distances, any shape, floating point.
+        median: Not used; every `Kernel` has this argument.
+
+    Returns:
+        The shape and dtype of `distances`.
+
+    Example:
+        >>> linear_kernel(torch.tensor([2.0, 4.0]), median=torch.tensor(3.0))
+        tensor([-1., -2.])
     """
     return -distances / 2
 
 
 def best_weights(mean: Tensor, covariance: Tensor, epsilon: float = 1e-3) -> Tensor | None:
-    """The weights of kernels that maximise the power of the linear test: a quadratic program.
+    """The weights of kernels with the largest power of the linear test: a quadratic program.
 
-    min beta^T (Q + epsilon I) beta over beta >= 0 with d^T beta = 1, then scaled to sum to 1. Its solution is that of
-    min 1/2 beta^T (Q + epsilon I) beta - d^T beta over beta >= 0 up to scale, a non-negative least-squares problem.
+    It is min beta^T (Q + epsilon I) beta over beta >= 0 with d^T beta = 1. The solution is scaled to sum to 1. Up to
+    scale it solves min 1/2 beta^T (Q + epsilon I) beta - d^T beta over beta >= 0, a non-negative least-squares problem.
 
     Source: Long et al., ICML 2015, equation 8.
 
     Args:
-        mean: d, the linear statistic of each kernel, shape (m,).
-        covariance: Q, the covariance of these statistics, shape (m, m).
+        mean: d, the linear statistic of each kernel, shape (m,), floating point.
+        covariance: Q, the covariance of these statistics, shape (m, m), floating point.
         epsilon: Added to the diagonal of Q.
 
     Returns:
-        beta, shape (m,), float64 on the CPU; None if no statistic is positive, by 1e-4 at least.
+        beta, shape (m,), float64 on the CPU. None if no statistic exceeds 1e-4.
+
+    Example:
+        >>> best_weights(torch.tensor([0.3, 0.1, -0.2]), torch.eye(3))
+        tensor([0.7500, 0.2500, 0.0000], dtype=torch.float64)
     """
     d, Q = (tensor.detach().cpu().double().numpy() for tensor in (mean, covariance))
     if not (d > _NEGLIGIBLE).any():
@@ -179,15 +205,15 @@ def best_weights(mean: Tensor, covariance: Tensor, epsilon: float = 1e-3) -> Ten
 
 
 def _typical(distances: Tensor) -> Tensor:
-    """The median; a thousandth of the mean where most samples are equal."""
+    """The median, or a thousandth of the mean if that is larger, as for samples that are mostly equal."""
     known = distances.detach()
     return torch.maximum(known.median(), 1e-3 * known.mean())
 
 
 def _all_pairs(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances (N, N) of N samples and their median without the diagonal."""
+    """Squared distances (N, N) of N samples, and their median without the diagonal."""
     with torch.no_grad():
-        # Distances do not change with the origin, but their rounding errors do; equal samples are exactly 0 here.
+        # The origin changes the rounding errors of the distances. With this one equal samples are exactly 0.
         origin = samples[0] + (samples - samples[0]).mean(dim=0)
     z = samples - origin
     squares = z.square().sum(dim=1)
@@ -213,21 +239,42 @@ def _contrast(k: Tensor) -> Tensor:
 
 
 def kernel_matrix(samples: Tensor, kernel: Kernel) -> Tensor:
-    """Kernel values (N, N) of all pairs of N samples (N, d), bandwidths taken from the median of their distances."""
+    """Values of a kernel for all pairs of samples.
+
+    Args:
+        samples: Shape (N, d), floating point, N at least 2.
+        kernel: It gets the squared distances (N, N) and the median of those off the diagonal.
+
+    Returns:
+        Shape (N, N).
+
+    Example:
+        >>> kernel_matrix(torch.tensor([[0.0], [2.0]]), GaussianKernel((4.0,), of_median=False))
+        tensor([[1.0000, 0.3679],
+                [0.3679, 1.0000]])
+    """
     return kernel(*_all_pairs(samples))
 
 
 def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor:
-    """The squared discrepancy for each of p ways to call samples source.
+    """Squared maximum mean discrepancy for p assignments of samples to the domains.
+
+    Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equations 3 and 5.
 
     Args:
-        k: Kernel matrix of all samples, shape (N, N).
-        member: 1 for source and 0 for target, shape (N, p).
-        n_s: How many are source, the sum of each column of `member`.
-        unbiased: Whether the diagonal is left out.
+        k: Kernel matrix of all samples, shape (N, N), floating point.
+        member: 1 for source and 0 for target, shape (N, p), the dtype of `k`.
+        n_s: The number of source samples, the sum of each column of `member`.
+        unbiased: Whether the diagonal of `k` is left out. Each domain then needs two samples.
 
     Returns:
-        Shape (p,).
+        Shape (p,), the dtype of `k`.
+
+    Example:
+        >>> k = kernel_matrix(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), linear_kernel)
+        >>> member = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
+        >>> quadratic_mmd(k, member, n_s=2, unbiased=False)  # the means are 4 apart
+        tensor([16.])
     """
     n_t = len(k) - n_s
     members = torch.cat([member, 1 - member], dim=1)
@@ -242,7 +289,23 @@ def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor
 
 
 def shuffled_mmd(k: Tensor, n_s: int, permutations: int, generator: torch.Generator, unbiased: bool) -> Tensor:
-    """What `quadratic_mmd` gives for random choices of n_s samples as source, shape (permutations,)."""
+    """Squared maximum mean discrepancy for random assignments of the samples to the domains.
+
+    Args:
+        k: Kernel matrix of all samples, shape (N, N), floating point.
+        n_s: The number of source samples in each assignment.
+        permutations: The number of assignments.
+        generator: Draws the assignments.
+        unbiased: As for `quadratic_mmd`.
+
+    Returns:
+        Shape (permutations,), the dtype of `k`.
+
+    Example:
+        >>> k = kernel_matrix(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), linear_kernel)
+        >>> shuffled_mmd(k, 2, 200, torch.Generator().manual_seed(0), unbiased=False).unique()
+        tensor([ 0.,  1., 16.])
+    """
     order = torch.rand(len(k), permutations, generator=generator).argsort(dim=0)
     return quadratic_mmd(k, (order < n_s).to(k), n_s, unbiased)
 
@@ -250,7 +313,7 @@ def shuffled_mmd(k: Tensor, n_s: int, permutations: int, generator: torch.Genera
 def _joint_kernel(
     source: Sequence[Tensor], target: Sequence[Tensor], kernels: Sequence[Kernel], estimator: Estimator
 ) -> Tensor:
-    """The product over layers of their kernels: (4, q) for the linear estimator, else (N, N)."""
+    """The product of the layers' kernel values: (4, q) for the linear estimator, else (N, N)."""
     values = []
     for s, t, kernel in zip(source, target, kernels, strict=True):
         if estimator == "linear":
@@ -278,23 +341,29 @@ def _too_few(source: Sequence[Tensor], target: Sequence[Tensor], estimator: Esti
 def joint_mmd(
     source: Sequence[Tensor], target: Sequence[Tensor], kernels: Sequence[Kernel], estimator: Estimator = "unbiased"
 ) -> Tensor:
-    """Squared joint maximum mean discrepancy: the kernel is the product of the kernels of several layers.
+    """Squared joint maximum mean discrepancy: its kernel is the product of the kernels of several layers.
 
-    With one layer it is the squared maximum mean discrepancy, `mmd`.
+    With one layer it is `mmd`.
 
     Source: Long et al., "Deep transfer learning with joint adaptation networks", ICML 2017, equation 9.
 
     Args:
         source: Activations of each layer, shape (n_s, width), floating point.
-        target: The same of the target, shape (n_t, width).
-        kernels: One a layer.
+        target: The same for the target, shape (n_t, width).
+        kernels: One for each layer.
         estimator: As for `mmd`.
 
     Returns:
         A scalar, float32 or better.
 
     Raises:
-        ValueError: If the widths of source and target differ.
+        ValueError: If the widths of source and target differ, or the numbers of layers and kernels do.
+
+    Example:
+        >>> source, target = torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [5.0]])
+        >>> kernels = [GaussianKernel((1.0,)), GaussianKernel((2.0,))]
+        >>> round(joint_mmd([source, source], [target, target], kernels).item(), 3)
+        1.504
     """
     _check_widths(source, target)
     if _too_few(source, target, estimator):
@@ -310,10 +379,10 @@ def joint_mmd(
 def mmd(source: Tensor, target: Tensor, kernel: Kernel | None = None, estimator: Estimator = "unbiased") -> Tensor:
     """Squared maximum mean discrepancy.
 
-    `unbiased` is the U-statistic over all pairs of different samples, `biased` the V-statistic with the pairs of a
-    sample and itself, `linear` the mean of k(s1, s2) + k(t1, t2) - k(s1, t2) - k(s2, t1) over disjoint quadruples of
-    neighbours in the batch, in time and memory O(n); what the larger domain has more is left out. The unbiased and the
-    linear one average 0 on equal distributions, and can be negative.
+    `unbiased` is the U-statistic over all pairs of different samples. `biased` is the V-statistic, which adds the pairs
+    of a sample with itself. `linear` is the mean of k(s1, s2) + k(t1, t2) - k(s1, t2) - k(s2, t1) over disjoint
+    quadruples of neighbours in the batch, with time and memory O(n); extra samples of the larger domain are ignored.
+    `unbiased` and `linear` average 0 on equal distributions and can be negative.
 
     Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equations 3 and 5, lemma 14; Long et al., ICML 2015,
     equation 5.
@@ -321,15 +390,22 @@ def mmd(source: Tensor, target: Tensor, kernel: Kernel | None = None, estimator:
     Args:
         source: Activations, shape (n_s, d), floating point.
         target: Activations, shape (n_t, d), floating point.
-        kernel: None takes the 33 Gaussian kernels of the DAN paper, uniformly weighted.
-        estimator: `unbiased`, `biased` or `linear`. Of fewer than two samples in a domain the first and the last
-            are 0.
+        kernel: None takes the 33 Gaussian kernels of the DAN paper with equal weights.
+        estimator: `unbiased`, `biased` or `linear`. If a domain has fewer than two samples, `unbiased` and `linear` are
+            0.
 
     Returns:
         A scalar, float32 or better.
 
     Raises:
         ValueError: If the widths differ.
+
+    Example:
+        >>> source, target = torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [5.0]])
+        >>> round(mmd(source, target).item(), 3)
+        0.478
+        >>> mmd(source, target, linear_kernel, "biased")  # the means are 4 apart
+        tensor(16.)
     """
     return joint_mmd([source], [target], [kernel or GaussianKernel().to(source.device)], estimator)
 
@@ -344,22 +420,27 @@ def null_distribution(
     permutations: int = 100,
     seed: int = 0,
 ) -> Tensor:
-    """What `joint_mmd` gives when domain labels are shuffled: its values where there is no difference of domains.
+    """Values of `joint_mmd` with shuffled domain labels: its distribution if the domains do not differ.
 
-    Shuffling the labels in a quadruple keeps or flips the sign of its linear statistic.
+    For the linear estimator a shuffle keeps or flips the sign of each quadruple's statistic.
 
     Source: Gretton et al., JMLR 2012, section 3.
 
     Args:
-        source: Activations of each layer, shape (n_s, width).
-        target: The same of the target, shape (n_t, width).
-        kernels: One a layer.
+        source: Activations of each layer, shape (n_s, width), floating point.
+        target: The same for the target, shape (n_t, width).
+        kernels: One for each layer.
         estimator: As for `mmd`.
-        permutations: How many shuffles.
-        seed: Of the shuffles; the global random state is left alone.
+        permutations: The number of shuffles.
+        seed: Seed of the shuffles. The global random state does not change.
 
     Returns:
-        Shape (permutations,).
+        Shape (permutations,), float32 or better.
+
+    Example:
+        >>> source, target = torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [5.0]])
+        >>> null_distribution([source], [target], [linear_kernel], "biased", permutations=200).unique()
+        tensor([ 0.,  1., 16.])
     """
     if _too_few(source, target, estimator):
         return source[0].new_zeros(permutations)
