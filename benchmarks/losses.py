@@ -44,7 +44,7 @@ def wide_coral(source: Tensor, target: Tensor) -> Tensor:
 
 
 def make(name: str) -> Loss:
-    """A loss by name; the modules of a peer are imported by those that ask for it."""
+    """A loss by name. The modules of a peer are imported only if the loss is asked for."""
     if name == "broadcast, 5 kernels":
         return broadcast
     if name.startswith("coral"):
@@ -95,7 +95,7 @@ def _status(key: str) -> float:
 
 
 def extra_memory(name: str, n: int, d: int, threads: int) -> float:
-    """Peak above the resident memory before the call, in MB; what a first call sets up is not counted."""
+    """Peak above the resident memory before the call, in MB, without the setup of a first call."""
     torch.set_num_threads(threads)
     loss = make(name)
     once(loss, *inputs(32, d))

@@ -1,4 +1,4 @@
-"""The losses written down once more, from their formulas and in another library: numpy and scipy in float64."""
+"""Independent implementations of the losses from their formulas, with numpy and scipy in float64."""
 
 from collections.abc import Sequence
 from itertools import permutations
@@ -30,7 +30,7 @@ def covariance_product(x: Array, y: Array) -> float:
 
 
 def covariance_square(x: Array) -> float:
-    """Unbiased estimate of tr(Sigma^2): the same mean over all four different samples."""
+    """Unbiased estimate of tr(Sigma^2): the mean of ((a - b) . (c - d))^2 / 4 over all four different samples."""
     return float(np.mean([np.dot(a - b, c - d) ** 2 / 4 for a, b, c, d in permutations(x, 4)]))
 
 
@@ -56,7 +56,7 @@ def quadruples(x: Array, y: Array) -> list[tuple[Array, Array, Array, Array]]:
 
 
 def linear_median(source: Array, target: Array) -> float:
-    """The same of the pairs in the quadruples."""
+    """Lower median of the squared distances of the pairs in the quadruples."""
     pairs = [
         float(((a - b) ** 2).sum())
         for s1, s2, t1, t2 in quadruples(source, target)
@@ -70,7 +70,7 @@ Layer = tuple[Array, Array, Sequence[float], Sequence[float]]
 
 
 def joint_mmd(layers: Sequence[Layer], estimator: str) -> float:
-    """One loop a sum; the kernel of two samples is the product over layers."""
+    """Joint MMD with one loop for each sum. The kernel of two samples is the product over layers."""
 
     def k(one: tuple[str, int], other: tuple[str, int]) -> float:
         product = 1.0
@@ -100,7 +100,7 @@ def joint_mmd(layers: Sequence[Layer], estimator: str) -> float:
 
 
 def kernel_statistics(source: Array, target: Array, gammas: Sequence[float]) -> tuple[Array, Array]:
-    """d and Q of the DAN paper: mean of the linear statistics, and mean product of their differences."""
+    """d and Q of the DAN paper: the mean of the linear statistics and the mean product of their differences."""
 
     def g(gamma: float, quadruple: tuple[Array, Array, Array, Array]) -> float:
         s1, s2, t1, t2 = quadruple

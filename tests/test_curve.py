@@ -1,4 +1,4 @@
-"""Transferability curves: what they read, that they touch nothing, and what they show."""
+"""Transferability curves: the layers, the table, the figures, the command, and that a fit is not disturbed."""
 
 import copy
 import random
@@ -100,7 +100,7 @@ def test_the_layers_of_a_sequential_end_before_the_next_weights() -> None:
 
 
 class InPlace(Backbone):
-    """A Sequential whose activation works in place, and which draws random numbers however it is used."""
+    """A Sequential with an activation that works in place. It draws random numbers in every forward pass."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def test_a_layer_that_is_not_called_is_named() -> None:
 
 
 def test_projection_keeps_distances_and_measures() -> None:
-    """2,048 features with the spectrum of a network's, 1 / i, reduced to 256: what the measures lose."""
+    """2,048 features with a spectrum like that of a network, 1 / i, projected to 256: the measures change little."""
     turn = torch.linalg.qr(normal(2048, 2048, 9))[0]
     scales = torch.arange(1, 2049) ** -0.5
 
@@ -165,7 +165,7 @@ def test_projection_keeps_distances_and_measures() -> None:
 
 
 def test_maps_projected_are_like_whole_maps_and_pooled_maps_are_not() -> None:
-    """The first layer of an untrained LeNet on digits: averages over positions are other features, further apart."""
+    """The first layer of an untrained LeNet on digits. Averages over positions are further apart than maps."""
     seed_everything(0, verbose=False)
     network, data = LeNet((1, 28, 28)).eval(), Digits(num_typeset=1000)
     maps = []
@@ -227,7 +227,7 @@ def test_measures_without_their_labels_are_left_out() -> None:
 
 @pytest.mark.parametrize("measure", ["a_distance", "mmd", "coral", "probe_source", "probe_target", "logme", "h_score"])
 def test_the_null_floor_is_that_of_no_difference(measure: str) -> None:
-    """Where the domains are equal, or the labels random, the value is at the floor; where they are not, above it."""
+    """The value is at the floor if the domains are equal, or the labels random, and above it if not."""
     equal = sample(3, shift=0.0)
     generator = torch.Generator().manual_seed(5)
     nothing = equal if measure in ("a_distance", "mmd", "coral") else equal.shuffled_labels(generator)
@@ -236,7 +236,7 @@ def test_the_null_floor_is_that_of_no_difference(measure: str) -> None:
     assert spread > 0
     assert abs(at["value"] - at["null"]) < 3 * spread
     (above,) = depth_table({"fc1": sample(3, shift=2.0)}, [measure]).to_dict("records")
-    if measure == "coral":  # which does not see a shift
+    if measure == "coral":  # does not see a shift
         wide = equal._replace(target=3 * equal.target)
         (above,) = depth_table({"fc1": wide}, [measure]).to_dict("records")
     assert above["value"] > above["null_high"]
@@ -244,7 +244,7 @@ def test_the_null_floor_is_that_of_no_difference(measure: str) -> None:
 
 @pytest.mark.parametrize("measure", ["a_distance", "mmd", "coral", "probe_source", "probe_target"])
 def test_the_band_is_the_spread_over_fresh_samples(measure: str) -> None:
-    # halves spread more than a whole of twice their size: by up to 2 where there is no difference of covariances
+    # Near the null floor the bands are too wide, by up to a factor of 2.
     drawn = [f._replace(target=2 * f.target) if measure == "coral" else f for f in map(sample, range(70))]
     fresh = np.std([MEASURES[measure].value(f) for f in drawn[:60]], ddof=1)
     bands = []
@@ -258,7 +258,7 @@ def test_the_band_is_the_spread_over_fresh_samples(measure: str) -> None:
 
 
 def fitted(name: str, curve: TransferCurve | None, **kwargs: Any) -> tuple[dict[str, Tensor], list[Any]]:
-    """The state after a fit, and the random states after it."""
+    """The state of the network and the random states after a fit."""
     model = toy.build(name, **DEEP, **kwargs)
     callbacks = [] if curve is None else [curve]
     toy.fit(model, steps=25, callbacks=callbacks)
@@ -267,7 +267,7 @@ def fitted(name: str, curve: TransferCurve | None, **kwargs: Any) -> tuple[dict[
 
 @pytest.mark.parametrize("name", toy.METHODS)
 def test_a_fit_with_curves_is_the_fit_without(name: str) -> None:
-    """Bit by bit: weights, batch-norm statistics, learned weights of kernels; dropout draws from the random state."""
+    """Weights, batch-norm statistics and learned kernel weights are equal bit by bit, with dropout too."""
     plain, state = fitted(name, None)
     curve = TransferCurve(every_n_epochs=1, samples=60)
     watched, state_after = fitted(name, curve)
@@ -327,7 +327,7 @@ def test_each_domain_of_adda_goes_through_its_own_network() -> None:
     assert found.source.sum() == pytest.approx(source.sum().item(), rel=1e-4)
     assert found.source.sum() != pytest.approx(wrong.sum().item(), rel=1e-3)
     assert found.target.sum() == pytest.approx(target.sum().item(), rel=1e-4)
-    # the source network that it starts from is neither untrained nor what the target's ends as
+    # The fit starts from a trained source network, which differs from the untrained and from the trained one.
     assert list(curve.table["network"].unique()) == ["untrained", "start", "trained"]
     values = curve.table[curve.table["layer"] == "fc2"].pivot_table(index="measure", columns="network", values="value")
     assert values.loc["mmd"].nunique() == 3
@@ -342,7 +342,7 @@ def test_a_diverged_network_has_no_values() -> None:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_dan_brings_the_domains_together_where_it_adapts(seed: int) -> None:
-    """Long et al. 2015, figure 4: the domains are nearer with DAN than without, at the layers that it adapts."""
+    """Long et al. 2015, figure 4: at the adapted layers the domains are nearer with DAN than without."""
     found = {}
     for name in ("source_only", "dan"):
         curve = TransferCurve()
@@ -433,7 +433,7 @@ def test_a_measure_that_is_not_there_is_named(chosen: list[str], message: str) -
 
 
 class Pretrained(FeedForward):
-    """Has weights to load, all of which are 0.1."""
+    """A network with pretrained weights, all 0.1."""
 
     pretrained = True
 
@@ -514,7 +514,7 @@ def test_the_curve_of_a_finished_run_is_that_of_its_fit(run_id: str) -> None:
         pd.testing.assert_frame_equal(
             now[["layer", "measure", "value"]], then[["layer", "measure", "value"]], atol=1e-6
         )
-    # and is not logged twice
+    # The curve is not logged a second time.
     assert len(client().get_metric_history(run_id, "depth/mmd")) == len(LAYERS)
 
 
@@ -642,7 +642,7 @@ def test_a_resumed_fit_has_the_curves_from_the_start(run_id: str) -> None:
 
 
 class Scarce(DomainPairDataModule):
-    """So many validation samples of the target, and so many labels of them."""
+    """A target with a given number of validation samples, and a given number of labels for them."""
 
     def __init__(self, samples: int, labels: int) -> None:
         super().__init__("a", "b", batch_size=16)

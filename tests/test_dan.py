@@ -1,4 +1,4 @@
-"""DAN, its ablations and JAN: what they add up, what they learn, and what they log."""
+"""DAN, its ablations and JAN: their losses, their learned weights and their logs."""
 
 from typing import Any
 
@@ -106,7 +106,7 @@ def logged(model: TransferModule, tmp_path: Any) -> dict[str, float]:
 def test_the_distance_is_logged_beside_its_null_floor(tmp_path: Any) -> None:
     found = logged(DAN(layers=DEEP, domain_weight=0.0, **GIVEN), tmp_path)
     for layer in ("fc1", "fc2"):
-        # 32 samples of each domain, one of which is twelve times as wide in six dimensions
+        # There are 32 samples of each domain. The target is twelve times as wide in six dimensions.
         assert abs(found[f"mmd/{layer}_null"]) < found[f"mmd/{layer}_null_std"]
         assert found[f"mmd/{layer}"] > 4 * found[f"mmd/{layer}_null_std"]
         assert found[f"mmd/{layer}_power"] > 0

@@ -1,4 +1,4 @@
-"""What every loss between two samples must hold; maximum mean discrepancy has more in test_mmd.py."""
+"""Properties of every loss between two samples. test_mmd.py has more tests of the maximum mean discrepancy."""
 
 from collections.abc import Callable
 
@@ -138,7 +138,7 @@ def test_it_is_float32_under_autocast(name: str, dtype: torch.dtype, scale: floa
 
 
 def coral_of_covariances(source: Tensor, target: Tensor) -> Tensor:
-    """The same from two d x d covariances."""
+    """CORAL from two d x d covariances."""
     return (source.mT.cov() - target.mT.cov()).square().sum() / (4 * source.shape[1] ** 2)
 
 
@@ -154,7 +154,7 @@ def value_and_gradients(loss: Loss, source: Tensor, target: Tensor) -> tuple[Ten
 @pytest.mark.parametrize("d", [95, 96, 97, 98, 500])
 @pytest.mark.parametrize(("n_s", "n_t"), [(24, 24), (40, 8), (3, 45)])
 def test_coral_of_wide_features_is_that_of_their_covariances(n_s: int, n_t: int, d: int) -> None:
-    """Below and above 2 (n_s + n_t) = 96, where the form changes."""
+    """The form changes at d = 2 (n_s + n_t), which is 96 here."""
     source, target = sample(n_s, d, 0) + 5, sample(n_t, d, 1, scale=1.3)
     expected = value_and_gradients(coral_of_covariances, source, target)
     for found, wanted in zip(value_and_gradients(coral, source, target), expected, strict=True):
@@ -166,7 +166,7 @@ def test_coral_of_wide_features_is_that_of_their_covariances(n_s: int, n_t: int,
 
 @pytest.mark.parametrize("change", [1e-1, 1e-2, 1e-3])
 def test_coral_of_nearly_equal_covariances_keeps_its_digits(change: float) -> None:
-    """The squared norms differ by a part in 10 million at the least change, which float32 would lose."""
+    """With the smallest change the loss is a millionth of the squared norms: their difference in float32 is noise."""
     source = sample(32, 512, 0).float()
     target = source + change * sample(32, 512, 1).float()
     wanted = value_and_gradients(coral_of_covariances, source.double(), target.double())

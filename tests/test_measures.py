@@ -52,14 +52,14 @@ def test_a_distance_of_domains_that_can_be_told_apart_is_two() -> None:
 
 
 def test_a_distance_is_that_of_the_error_that_the_distributions_have() -> None:
-    # of two normals at a distance of 2 s the best classifier errs with probability phi(-s)
+    # For two normals at a distance of 2 s the error of the best classifier is phi(-s).
     found = np.mean([a_distance(normal(400, 1, 2 * i), normal(400, 1, 2 * i + 1, shift=2)) for i in range(10)])
     assert found == pytest.approx(2 * (1 - 2 * scipy.stats.norm.cdf(-1)), abs=0.05)
 
 
 def test_a_distance_counts_both_domains_alike_and_repeats_itself() -> None:
     few, many = normal(20, 4, 0), normal(2000, 4, 1)
-    # a classifier that calls everything by the name of the larger domain would be at 1.96
+    # A classifier that always answers with the larger domain would have an unweighted distance of 1.96.
     assert a_distance(few, many) < 1
     assert a_distance(few, many, seed=3) == a_distance(few, many, seed=3)
 
@@ -96,7 +96,7 @@ def test_shuffles_that_tie_count() -> None:
 
 @pytest.mark.parametrize(("n_s", "n_t", "d"), [(8, 7, 3), (4, 9, 2), (6, 4, 10)])
 def test_coral_distance_is_made_of_unbiased_estimates(n_s: int, n_t: int, d: int) -> None:
-    """References that average over all ways to choose four, or two and two, different samples."""
+    """The references average over all choices of four, or of two and two, different samples."""
     for seed in range(5):
         source, target = normal(n_s, d, 2 * seed), normal(n_t, d, 2 * seed + 1, scale=3) + 10
         s, t = source.numpy(), target.numpy()

@@ -163,7 +163,7 @@ def test_the_linear_one_agrees_with_the_quadratic_one_in_expectation() -> None:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_power_grows_with_the_shift(estimator: Estimator) -> None:
     def power(shift: float) -> float:
-        """How often the statistic is beyond 95 % of its null distribution."""
+        """The share of statistics beyond 95 % of their null distribution."""
         kernel, found = GaussianKernel((1.0,)), []
         for i in range(60):
             s, t = sample(40, 4, 2 * i), sample(40, 4, 2 * i + 1, shift=shift)
@@ -208,7 +208,7 @@ def test_different_widths_are_refused(estimator: Estimator) -> None:
 
 
 class _Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation returns."""
+    """Records the number of elements of the largest result of an operation."""
 
     elements: int = 0
 
@@ -227,7 +227,7 @@ def test_no_tensor_is_larger_than_the_estimator_needs(estimator: Estimator, boun
     with _Largest() as found:  # type: ignore[no-untyped-call]  # its base has no types
         kernel.learn(source, target)
         mmd(source, target, kernel, estimator).backward()
-    # value and slope of the kernel are one tensor
+    # Values and slopes of the kernel are in one tensor.
     assert found.elements <= 2 * bound
 
 
@@ -235,7 +235,7 @@ def test_no_tensor_is_larger_than_the_estimator_needs(estimator: Estimator, boun
 
 
 def program(d: Any, Q: Any, epsilon: float = 1e-3) -> Any:
-    """min beta^T (Q + epsilon I) beta, d^T beta = 1, beta >= 0, by a general solver."""
+    """The solution of min beta^T (Q + epsilon I) beta, d^T beta = 1, beta >= 0 by a general solver."""
     A = Q + epsilon * np.eye(len(d))
     start = np.zeros(len(d))
     start[d.argmax()] = 1 / d.max()
@@ -290,7 +290,7 @@ def test_learning_keeps_running_means_of_the_papers_statistics() -> None:
     for source, target in batches:
         kernel.learn(source, target)
     found = [references.kernel_statistics(s.numpy(), t.numpy(), (0.5, 2.0, 8.0)) for s, t in batches]
-    # the first batches count equally
+    # The first batches have equal weights.
     np.testing.assert_allclose(kernel.mean, np.mean([d for d, _ in found], axis=0), rtol=1e-5)
     np.testing.assert_allclose(kernel.covariance, np.mean([Q for _, Q in found], axis=0), rtol=1e-5)
     beta = best_weights(kernel.mean, kernel.covariance)
@@ -316,7 +316,7 @@ def test_batches_that_are_not_finite_teach_nothing() -> None:
 
 
 def test_weights_are_not_learned_from_rounding() -> None:
-    """Where the domains are equal, a kernel that is 0 nearly everywhere must not win by being positive there."""
+    """On equal domains a kernel that is nearly 0 everywhere must not win because its tiny statistic is positive."""
     assert best_weights(torch.tensor([5e-21, -0.1]), torch.eye(2)) is None
     for i in range(100):
         kernel = GaussianKernel()
@@ -336,7 +336,7 @@ def test_learning_is_float32_under_autocast(dtype: torch.dtype) -> None:
 
 
 def test_learned_weights_have_more_power_than_uniform_ones() -> None:
-    """A shift that is small beside the spread along one axis: most of the 33 kernels see little of it."""
+    """The shift is small beside the spread, so most of the 33 kernels hardly see it."""
 
     def power(kernel: GaussianKernel) -> float:
         values = torch.stack(

@@ -101,7 +101,7 @@ class TransferCurve(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         name = network_name(cast(TransferModule, pl_module), trainer.global_step)
         if not self.table.empty:
-            # The same weights, measured without a band: after the last epoch, or before a fit that takes no step.
+            # These weights may have a curve without a band: of the last epoch, or of a start without any step.
             same = self.table["step"] == trainer.global_step
             same &= self.table["network"].ne("untrained") | (name == "untrained")
             self.table = self.table[~same]
@@ -131,7 +131,7 @@ class TransferCurve(L.Callback):
             trainer.logger.log_metrics(dict(zip(names, rows["value"], strict=True)), trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        # A resumed fit draws the curves of its first part as well.
+        # A resumed fit draws the earlier curves too.
         return {"table": self.table.to_dict("list")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ CAPTION = (
 
 
 _DASHES, _SHADES = ("solid", "dash", "dashdot"), ("Blues", "Oranges", "Greens", "Reds", "Purples")
-"""Of the first, second, ... measure of a panel; the shades are those of Matplotlib's colours C0, C1, ..."""
+"""Styles of the first, second, ... measure of a panel. The shades match Matplotlib's colours C0, C1, ..."""
 
 
 class _Curve(NamedTuple):
