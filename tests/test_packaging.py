@@ -1,13 +1,21 @@
+import ast
 import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from torch.utils.data import DataLoader
 
 from lightning_da.paths import PROJECT
+from tests import toy
 
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "soundfile": "pysoundfile"}
 
@@ -48,6 +56,73 @@ def test_every_dependency_has_a_reason_or_is_what_the_project_is_for() -> None:
     block = (PROJECT / "pyproject.toml").read_text().split("dependencies = [")[1].split("\n]")[0]
     unexplained = [line.split('"')[1] for line in block.strip().splitlines() if "#" not in line]
     assert [re.split(r"[<>=]", line)[0] for line in unexplained] == ["torch"]
+
+
+def versions_of_python() -> list[str]:
+    return [f"3.{minor}" for minor in range(20) if f"3.{minor}" in SpecifierSet(project()["requires-python"])]
+
+
+def test_make_takes_every_version_of_python_that_is_allowed() -> None:
+    makefile = (PROJECT / "Makefile").read_text()
+    assert [f"3.{minor}" for minor in re.findall(r"\bpython3\.(\d+)\b", makefile)] == versions_of_python()
+    low, high = re.findall(r"\((3, \d+)\)", makefile)
+    assert [low.replace(", ", "."), high.replace(", ", ".")] == [versions_of_python()[0], versions_of_python()[-1]]
+
+
+def sources() -> list[Path]:
+    return [path for room in ("lightning_da", "tests", "benchmarks") for path in (PROJECT / room).glob("**/*.py")]
+
+
+REMOVED = {
+    *("aifc", "asynchat", "asyncore", "audioop", "cgi", "cgitb", "chunk", "crypt", "distutils", "imghdr", "imp"),
+    *("mailcap", "msilib", "nis", "nntplib", "ossaudiodev", "pipes", "smtpd", "sndhdr", "spwd", "sunau", "telnetlib"),
+    *("uu", "xdrlib", "lib2to3", "pkgutil.find_loader", "pkgutil.get_loader", "ast.Num", "ast.Str", "ast.NameConstant"),
+    *("locale.resetlocale", "typing.io", "typing.re", "pathlib.Path.link_to", "datetime.datetime.utcnow"),
+    *("importlib.abc.ResourceReader", "asyncio.get_event_loop_policy", "tarfile.TarFile.tarfile", "shutil.ExecError"),
+}
+"""Modules and names that are gone, or deprecated, between Python 3.12 and 3.14."""
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PROJECT)))
+def test_the_code_is_of_every_version_of_python(path: Path) -> None:
+    """Its syntax is that of the oldest, and it uses nothing that is gone in the newest."""
+    oldest = versions_of_python()[0].split(".")
+    tree = ast.parse(path.read_text(), feature_version=(int(oldest[0]), int(oldest[1])))
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            used |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Try):  # a syntax warning since 3.14
+            assert not [
+                n for part in node.finalbody for n in ast.walk(part) if isinstance(n, ast.Return | ast.Continue)
+            ]
+    assert not used & REMOVED
+
+
+def test_processes_that_load_samples_can_be_started_anew() -> None:
+    """As Python 3.14 starts them: what they get is pickled, not inherited."""
+    for start in ("forkserver", "spawn"):
+        data = toy.Toy()
+        data.num_workers = 1
+        loader = data.sample_dataloader("source", "val", 40)
+        again = DataLoader(
+            loader.dataset, 20, num_workers=1, collate_fn=loader.collate_fn, multiprocessing_context=start
+        )
+        assert sum(len(y) for _, y in again) == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", versions_of_python())
+def test_the_pinned_packages_can_be_installed(python: str, tmp_path: Path) -> None:
+    """Every one has a file for this version, and they go together. It needs a network."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--no-deps"]
+    command += ["--target", str(tmp_path), "--python-version", python, "--only-binary", ":all:"]
+    found = subprocess.run(
+        [*command, "--requirement", str(PROJECT / "constraints.txt")], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
 
 
 def test_no_registry_is_named() -> None:
