@@ -23,17 +23,16 @@ def essential(hook: F) -> F:
 def check_super(cls: type) -> None:
     """Makes the hooks of a class fail when they replace an essential hook and do not call it.
 
-    Called for each subclass, from `__init_subclass__`.
+    Called for each subclass, from `__init_subclass__`. The hook may be one of a mixin.
     """
-    for name, own in list(vars(cls).items()):
-        replaced = getattr(super(cls, cls), name, None)
-        if getattr(replaced, "essential", False) and not getattr(own, "essential", False):
-            setattr(cls, name, _checked(own, cls.__name__))
+    marked = {name for base in cls.__mro__ for name, hook in vars(base).items() if getattr(hook, "essential", False)}
+    for name in marked:
+        own = getattr(cls, name)
+        if not getattr(own, "essential", False):
+            setattr(cls, name, _checked(own, name, cls.__name__))
 
 
-def _checked(own: Callable[..., Any], owner: str) -> Callable[..., Any]:
-    name = own.__name__
-
+def _checked(own: Callable[..., Any], name: str, owner: str) -> Callable[..., Any]:
     @wraps(own)
     def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
         reached: set[str] = self.__dict__.setdefault("_reached", set())
