@@ -1,0 +1,245 @@
+"""The kit catches what it is for, and lets pass what is right."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy
+
+from lightning_da.losses.coral import coral
+from lightning_da.losses.mmd import mmd
+from lightning_da.methods import DAN, DANN, AdaptationModule, DomainBatch
+from lightning_da.testing import check_domain_loss, check_method
+
+SLOW = ("processes", "better")
+
+
+class MinimumClassConfusion(AdaptationModule):
+    """Classes that the target's predictions confuse are told apart.
+
+    Source: Jin et al., "Minimum class confusion for versatile domain adaptation", ECCV 2020, equations 2 to 6.
+
+    Args:
+        temperature: Divides the logits.
+        **kwargs: Arguments of `AdaptationModule`.
+    """
+
+    def __init__(self, temperature: float = 2.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:  # noqa: ARG002
+        log_probabilities = (target.logits / self.temperature).log_softmax(dim=1)
+        probabilities = log_probabilities.exp()
+        certainty = 1 + (probabilities * log_probabilities).sum(dim=1).exp()
+        weights = len(certainty) * certainty / certainty.sum()
+        confusion = probabilities.T @ (weights[:, None] * probabilities)
+        confusion = confusion / confusion.sum(dim=1, keepdim=True)
+        return (confusion.sum() - confusion.trace()) / len(confusion)
+
+
+def test_a_method_of_target_logits_passes() -> None:
+    check_method(MinimumClassConfusion)
+    check_method(MinimumClassConfusion, temperature=1.0, skip=SLOW)
+
+
+# ---------------------------------------------------------------- broken methods
+
+
+class NoGrad(AdaptationModule):
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        with torch.no_grad():
+            return mmd(source.layers[0], target.layers[0])
+
+
+class OneUnit(AdaptationModule):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.discriminator = nn.Sequential(nn.Linear(16, 1), nn.Softmax(dim=1))
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        found = self.discriminator(torch.cat([source.layers[0], target.layers[0]]))
+        domains = torch.arange(len(found)) < len(source.logits)
+        return binary_cross_entropy(found[:, 0], domains.to(found.dtype))
+
+
+class SourceTwice(AdaptationModule):
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:  # noqa: ARG002
+        return mmd(source.layers[0], source.layers[0])
+
+
+class WeightTwice(DAN):
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return self.domain_weight * super().domain_loss(source, target)
+
+
+class NoWeight(AdaptationModule):
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+        source, target = self.domain_batches(batch)
+        return self.task_loss(source.logits, source.labels) + self.domain_loss(source, target)
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return mmd(source.layers[0], target.layers[0])
+
+
+class RandomOfItsOwn(DANN):
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        noise = {domain: torch.randn(1).item() for domain in batch}
+        x, y = batch["source"]
+        return super().training_step(batch | {"source": (x + 1e-3 * noise["source"], y)}, batch_idx)
+
+
+class PerProcess(AdaptationModule):
+    def weighted_domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return self.domain_weight * self.domain_loss(source, target)
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return mmd(source.layers[0], target.layers[0])
+
+
+class Pairs(AdaptationModule):
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        n = min(len(source.logits), len(target.logits))
+        return (source.layers[0][:n] - target.layers[0][:n]).square().mean()
+
+
+class RootOfZero(AdaptationModule):
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return coral(source.layers[0], target.layers[0]).sqrt()
+
+
+class NoSuper(DANN):
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = 1
+
+
+class Forgets(DANN):
+    """What it learns is neither parameter nor buffer."""
+
+    steps = 0
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.steps += 1
+        return super().training_step(batch, batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        return super().predict_step(batch, batch_idx, dataloader_idx) / (1 + self.steps)
+
+
+class Peeks(DANN):
+    """It weighs its loss by how often a class occurs in the target."""
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        data = getattr(self.trainer, "datamodule", None)
+        share = 1.0 if data is None else (data.dataset(data.target, "train").y == 0).float().mean()
+        return share * super().domain_loss(source, target)
+
+
+class Useless(AdaptationModule):
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return 1e-3 * mmd(source.layers[0], target.layers[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (NoGrad, r"^gradient: .* none into backbone.*no_grad"),
+        (OneUnit, r"^gradient: .* none into backbone.*softmax over one unit"),
+        (SourceTwice, r"^gradient: .* none into the target's .* read twice"),
+        (WeightTwice, r"^weight: .* multiply by domain_weight once"),
+        (NoWeight, r"^weight: "),
+        (partial(DAN, estimator="biased"), r"^null: .* biased MMD"),
+        (Pairs, r"^null: |^order: .* pairs rows"),
+        (RootOfZero, r"^collapsed: its gradient is not finite .* square root"),
+        (NoSuper, r"^checkpoint: NoSuper.on_save_checkpoint replaces a hook .* super"),
+        (Forgets, r"^checkpoint: what is loaded predicts otherwise"),
+        (Peeks, r"^labels: .* past the training batch"),
+        (PerProcess, r"^processes: .* each process's own samples"),
+    ],
+)
+def test_a_broken_method_is_caught(method: Callable[..., Any], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_method(method)
+
+
+@pytest.mark.parametrize(
+    ("method", "skip", "message"),
+    [
+        (NoWeight, ("weight",), "^weight_zero: .* ignores domain_weight"),
+        (RandomOfItsOwn, ("weight",), "^weight_zero: .* random numbers"),
+        (Pairs, ("null",), "^order: .* pairs rows"),
+        (Useless, ("processes",), "^better: .* does not adapt"),
+    ],
+)
+def test_a_broken_method_is_caught_where_another_property_is_left_out(
+    method: Callable[..., Any], skip: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_method(method, skip=skip)
+
+
+def test_what_is_left_out_has_a_name() -> None:
+    with pytest.raises(ValueError, match="no property 'ordr'; did you mean 'order'"):
+        check_method(DANN, skip=("ordr",))
+    with pytest.raises(ValueError, match="no property 'sise'; did you mean 'sizes'"):
+        check_domain_loss(coral, skip=("sise",))
+
+
+# ---------------------------------------------------------------- domain losses
+
+
+def gaussian(x: Tensor, y: Tensor) -> Tensor:
+    """Kernel values (n, m), of the width of the samples."""
+    return torch.exp(-torch.cdist(x, y).square() / x.shape[1])
+
+
+def v_statistic(source: Tensor, target: Tensor) -> Tensor:
+    return gaussian(source, source).mean() + gaussian(target, target).mean() - 2 * gaussian(source, target).mean()
+
+
+def without_between(source: Tensor, target: Tensor) -> Tensor:
+    return gaussian(source, source).mean() + gaussian(target, target).mean() - gaussian(source, target).mean()
+
+
+def in_half_precision(source: Tensor, target: Tensor) -> Tensor:
+    return (source.mean(0) - target.mean(0)).square().sum()
+
+
+@pytest.mark.parametrize("loss", [coral, mmd])
+def test_a_right_loss_passes(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    check_domain_loss(loss)
+
+
+def test_the_linear_estimator_passes_but_for_the_order() -> None:
+    linear = partial(mmd, estimator="linear")
+    check_domain_loss(linear, skip=("order",))
+    with pytest.raises(AssertionError, match=r"^order: .* linear estimator"):
+        check_domain_loss(linear)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (torch.no_grad()(mmd), "^gradient: .* no_grad"),
+        (lambda source, _: mmd(source, source), "^gradient: .* read twice"),
+        (lambda _, target: mmd(target, target), "^shift: .* read twice"),
+        (lambda source, target: -mmd(source, target), "^shift: .* wrong sign"),
+        (lambda source, target: (source.mean(0) - target.mean(0)).square(), "^gradient: the loss has shape"),
+        (lambda source, target: (source - target).square().sum(), "^sizes: .* 12 source and 7 target"),
+        (v_statistic, "^null: .* biased MMD"),
+        (without_between, "^null: .* wrong factors"),
+        (lambda source, target: coral(source, target).sqrt(), "^null: |^collapsed: "),
+        (in_half_precision, "^precision: .* float32"),
+    ],
+)
+def test_a_broken_loss_is_caught(loss: Callable[[Tensor, Tensor], Tensor], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_domain_loss(loss)
+
+
+def test_a_root_of_zero_is_caught() -> None:
+    with pytest.raises(AssertionError, match=r"^collapsed: its gradient is not finite .* square root"):
+        check_domain_loss(lambda source, target: coral(source, target).sqrt(), skip=("null",))
