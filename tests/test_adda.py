@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import inverted_labels
-from lightning_da.methods import ADDA, FineTune
+from lightning_da.methods import ADDA, DomainBatch, FineTune
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import inverse_decay
-from tests.toy import ADAM, BACKBONE, Toy, accuracy, build, fit, trainer
+from tests.toy import ADAM, BACKBONE, Toy, accuracy, build, equal, fit, trainer
 
 NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
 
@@ -37,10 +38,6 @@ def part(model: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value.clone() for key, value in state if key.startswith(prefix)}
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
 def test_the_source_network_stays_and_the_targets_starts_from_it(stage_1: tuple[FineTune, str]) -> None:
     first, path = stage_1
     model = adda(path)
@@ -62,6 +59,19 @@ def test_each_domain_is_classified_by_its_own_network(stage_1: tuple[FineTune, s
     found = accuracy(fit(adda(path), steps=150))
     assert found["test/source/acc"] == before["test/source/acc"]
     assert found["test/target/acc"] > before["test/target/acc"] + 0.05
+
+
+def test_predictions_are_those_of_the_target_network(stage_1: tuple[FineTune, str]) -> None:
+    model, data = fit(adda(stage_1[1]), steps=30), Toy()
+    model.set_domain("source")
+    found = trainer().predict(model, data)
+    assert found is not None
+    model.eval()
+    x = data.dataset("noisy", "test").x
+    with torch.no_grad():
+        own, sources = (model.head(network(x)).softmax(1) for network in (model.backbone, model.source.backbone))
+    torch.testing.assert_close(torch.cat(found[2]), own)
+    assert not torch.allclose(own, sources, atol=0.1)
 
 
 def test_no_label_is_read(stage_1: tuple[FineTune, str]) -> None:
@@ -113,8 +123,8 @@ def test_clipping_accumulation_schedules_and_mixed_precision(stage_1: tuple[Fine
                 norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
             rates.append(optimizer.param_groups[0]["lr"])
 
-        def domain_loss(self, source: list[Tensor], target: list[Tensor]) -> Tensor:
-            precisions.add(target[0].dtype)
+        def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+            precisions.add(target.layers[0].dtype)
             return super().domain_loss(source, target)
 
     given: dict[str, Any] = {"num_classes": 3, "input_shape": (8,), "backbone": NORMED, "optimizer": ADAM}
@@ -146,7 +156,8 @@ def test_the_target_network_learns_from_the_mapping_loss_alone(stage_1: tuple[Fi
     model = adda(stage_1[1])
     model.log_dict = lambda *_args: None  # type: ignore[method-assign]
     source, target = torch.randn(10, 16), torch.randn(10, 16, requires_grad=True)
-    model.domain_loss([source], [target]).backward()
+    labels = torch.full((10,), UNKNOWN)
+    model.domain_loss(*(DomainBatch([x], model.head(x), labels) for x in (source, target))).backward()
     assert target.grad is not None
     (expected,) = torch.autograd.grad(inverted_labels(target, model.discriminators[0]), target)
     torch.testing.assert_close(target.grad, expected)

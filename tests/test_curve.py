@@ -347,7 +347,7 @@ def test_dan_brings_the_domains_together_where_it_adapts(seed: int) -> None:
     for name in ("source_only", "dan"):
         curve = TransferCurve()
         kwargs = {} if name == "source_only" else {"domain_weight": 3.0}
-        toy.fit(toy.build(name, seed, optimizer=toy.ADAM, **kwargs), 200, toy.Toy(moved=True), callbacks=[curve])
+        toy.fit(toy.build(name, seed, optimizer=toy.ADAM, **kwargs), 200, toy.Toy(shift="moved"), callbacks=[curve])
         last = curve.table[curve.table["network"] == "trained"]
         found[name] = {(r["layer"], r["measure"]): r["value"] for r in last.to_dict("records")}
     for layer in toy.DEEP:

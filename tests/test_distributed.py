@@ -3,114 +3,51 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
+from torch import Tensor
 
+from lightning_da import testing
+from lightning_da.data.base import UNKNOWN
 from lightning_da.gather import gather
-from lightning_da.methods import ADDA, AdaptationModule, TransferModule
 from lightning_da.paths import PROJECT
 from lightning_da.tracking import client
 from tests import toy
 
-SLOW = ("source_only", "deep_coral", "dan", "jan", "adda", "fine_tune")
+AT_ONCE = testing.AT_ONCE | {"domain_weight": 3.0}
 
 
-class Step(nn.Module):
-    """A training step as a forward pass, for DistributedDataParallel to wrap."""
-
-    def __init__(self, method: TransferModule) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.method.training_step(batch, 0)
+def shared(logged: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is logged of all processes' samples: everything but the task loss, of which the logger takes the mean."""
+    return {key: value for key, value in logged.items() if key != "train/task_loss"}
 
 
-def step(name: str, logged: dict[str, Any]) -> Step:
-    """In float64 and with a dictionary for a logger; the weights are those of the seed alone."""
-    model = toy.build(name).double()
-    model.trainer = toy.trainer()
-    model.trainer.fit_loop.max_epochs = 1
-    model.log = logged.__setitem__  # type: ignore[method-assign,assignment]
-    model.log_dict = logged.update  # type: ignore[method-assign,assignment]
-    if isinstance(model, ADDA):
-        model.initialise()
-    return Step(model)
+@pytest.mark.parametrize("name", toy.ADAPTING)
+def test_two_processes_make_the_step_of_one(name: str) -> None:
+    """The same loss, logged values and, after a step, the same weights and running statistics, in float64."""
+    method = toy.METHODS[name].method
+    one, two = testing.two_processes(method, **AT_ONCE)
+    testing.compare_processes(one, two)
+    assert not toy.equal(one.state, toy.state(testing.ready(method, **AT_ONCE), ""))
+    for share in two:
+        assert shared(share.logged).keys() == shared(one.logged).keys()
+        for key, value in shared(one.logged).items():
+            torch.testing.assert_close(share.logged[key], value, rtol=1e-6, atol=1e-9, msg=key)
+    kept = [key for key in one.logged if key.endswith(("_null", "_acc"))]
+    assert bool(kept) == (name not in ("dann", "deep_coral")), "what is logged on some steps only is compared as well"
 
 
-def batch(model: TransferModule, n_source: slice, n_target: slice) -> dict[str, Any]:
-    """A share of 12 source and 16 target samples, in which the domains are far apart."""
-    generator = torch.Generator().manual_seed(0)
-    source, target = (torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (12, 16))
-    x, y = source[n_source], (torch.arange(12) % 3)[n_source]
-    return {"source": (x, y) if "source" in model.supervised else x, "target": 2 * target[n_target] + 1}
-
-
-def stepped(model: nn.Module, content: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    loss = model(content)
-    loss.backward()
-    optimizer.step()
-    return loss.detach(), {key: value.clone() for key, value in model.state_dict().items()}
-
-
-def work(rank: int, folder: str, weight: float) -> None:
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for name in toy.ADAPTING:
-        with steady(weight):
-            # as many source samples, but not the same number of target samples
-            mine = (slice(0, 6), slice(0, 4)) if rank == 0 else (slice(6, 12), slice(4, 16))
-            logged: dict[str, Any] = {}
-            model = step(name, logged)
-            content = batch(model.method, *mine)
-            wrapped = nn.parallel.DistributedDataParallel(model)
-            torch.save((*stepped(wrapped, content), shared(logged)), f"{folder}/{name}{rank}.pt")
-    dist.destroy_process_group()
-
-
-def shared(logged: dict[str, Any]) -> dict[str, Tensor]:
-    """What is logged of all processes' samples: everything but the task loss, a mean over each process's own."""
-    return {key: torch.as_tensor(value).detach() for key, value in logged.items() if key != "train/task_loss"}
-
-
-@contextmanager
-def steady(weight: float) -> Iterator[None]:
-    """A weight of the domain loss that does not ask the trainer for its progress."""
-    with patch.object(AdaptationModule, "domain_weight", weight), patch.object(AdaptationModule, "logs_now", True):
-        yield
-
-
-def test_two_processes_make_the_step_of_one(tmp_path: Path) -> None:
-    """The same loss and, after a step, the same weights and running statistics, in float64, for every method."""
-    spawn(work, (str(tmp_path), 3.0), nprocs=2)
-    for name in toy.ADAPTING:
-        with steady(3.0):
-            logged: dict[str, Any] = {}
-            model = step(name, logged)
-            before = {key: value.clone() for key, value in model.state_dict().items()}
-            loss, state = stepped(model, batch(model.method, slice(0, 12), slice(0, 16)))
-        # the task loss is the mean over processes; what is left is the domain loss, which is equal on both
-        found = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in range(2)]
-        torch.testing.assert_close((found[0][0] + found[1][0]) / 2, loss, rtol=1e-10, atol=0, msg=name)
-        for _, theirs, log in found:
-            assert log.keys() == shared(logged).keys()
-            for key, value in shared(logged).items():
-                torch.testing.assert_close(log[key], value, rtol=1e-6, atol=1e-9, msg=f"{name} {key}")
-            for key, value in state.items():
-                torch.testing.assert_close(theirs[f"module.{key}"], value, rtol=1e-9, atol=1e-11, msg=f"{name} {key}")
-        assert any(not torch.equal(before[key], value) for key, value in state.items()), name
+@pytest.mark.parametrize("name", ["source_only", "dann"])
+def test_two_processes_count_the_known_labels_of_both(name: str) -> None:
+    # 4 of 13 source labels are known: 3 of those with even places, which one process has, 1 of the other's
+    labels = torch.full((13,), UNKNOWN)
+    labels[[0, 2, 5, 8]] = torch.tensor([0, 2, 1, 1])
+    one, two = testing.two_processes(toy.METHODS[name].method, labels, **({} if name == "source_only" else AT_ONCE))
+    testing.compare_processes(one, two)
+    found = torch.stack([share.logged["train/task_loss"] for share in two]).mean()
+    torch.testing.assert_close(found, one.logged["train/task_loss"])
 
 
 def test_one_process_gathers_nothing() -> None:

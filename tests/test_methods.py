@@ -12,26 +12,73 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lightning_da import testing
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.methods import DANN, AdaptationModule, FineTune, TransferModule
 from lightning_da.networks.backbones import FeedForward, TimmBackbone
-from lightning_da.schedules import constant, inverse_decay
-from tests.toy import ADAM, ADAPTING, BACKBONE, METHODS, ON_ONE_NETWORK, Toy, Uneven, accuracy, build, fit, trainer
+from lightning_da.schedules import constant, inverse_decay, ramp
+from lightning_da.testing import METHOD_CHECKS
+from tests.toy import (
+    ADAM,
+    ADAPTING,
+    BACKBONE,
+    METHODS,
+    ON_ONE_NETWORK,
+    Toy,
+    accuracy,
+    build,
+    equal,
+    fit,
+    state,
+    trainer,
+)
 
 NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
-
-
-def state(model: nn.Module, prefix: tuple[str, ...] = ("backbone.", "head.")) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in model.state_dict().items() if key.startswith(prefix)}
 
 
 def replace(model: nn.Module, method: str, function: Any) -> None:
     setattr(model, method, function)
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+# ---------------------------------------------------------------- what every method holds
+
+
+def check(prop: str, name: str, **kwargs: Any) -> None:
+    METHOD_CHECKS[prop](METHODS[name].method, **kwargs)
+
+
+@pytest.mark.parametrize("name", ADAPTING)
+@pytest.mark.parametrize("prop", [prop for prop in METHOD_CHECKS if prop not in ("processes", "better")])
+def test_holds(prop: str, name: str) -> None:
+    if prop not in METHODS[name].without:
+        check(prop, name)
+    else:
+        with pytest.raises(AssertionError, match=f"^{prop}: "):
+            check(prop, name)
+
+
+@pytest.mark.parametrize("name", ADAPTING)
+def test_beats_source_only_on_a_shift_made_for_it(name: str) -> None:
+    check("better", name, shifts=(METHODS[name].shift,))
+
+
+@pytest.mark.parametrize("name", ON_ONE_NETWORK)
+@pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
+def test_domain_loss_sends_a_gradient_through_batch_norm(name: str, batch_norm: str) -> None:
+    check("gradient", name, batch_norm=batch_norm, backbone=NORMED)
+
+
+@pytest.mark.parametrize("name", ON_ONE_NETWORK)
+@pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
+@pytest.mark.parametrize("short", ["calm", "noisy"])
+def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str, short: str) -> None:
+    check("weight_zero", name, batch_norm=batch_norm, short=short)
+
+
+@pytest.mark.parametrize("prop", ["precision", "checkpoint"])
+def test_source_only_holds(prop: str) -> None:
+    check(prop, "source_only")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -55,92 +102,24 @@ def test_every_trainable_parameter_gets_a_gradient_and_moves(name: str) -> None:
     assert all(torch.equal(before[key], p) != p.requires_grad for key, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", ON_ONE_NETWORK)
-@pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
-def test_domain_loss_sends_a_gradient_into_the_backbone(
-    name: str, batch_norm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = build(name, batch_norm=batch_norm, backbone=NORMED, domain_schedule=constant)
-    replace(model, "task_loss", lambda logits, _y: logits.sum() * 0)
-    model.trainer = trainer()
-    batch = {"source": (torch.randn(16, 8), torch.zeros(16).long()), "target": torch.randn(16, 8) + 1}
-    replace(model, "log_dict", lambda *_args: None)
-    replace(model, "log", lambda *_args: None)
-    monkeypatch.setattr(TransferModule, "progress", property(lambda _self: 0.5))
-    model.training_step(batch, 0).backward()
-    for key, parameter in model.backbone.named_parameters():
-        assert parameter.grad is not None, key
-        # a bias in front of batch norm has no effect
-        assert parameter.grad.abs().sum() > 0 or (".0.bias" in key), key
-
-
-@pytest.mark.parametrize("name", ON_ONE_NETWORK)
-@pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
-@pytest.mark.parametrize("short", ["calm", "noisy"])
-def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str, short: str) -> None:
-    def weights(name: str, **kwargs: Any) -> dict[str, Tensor]:
-        return state(fit(build(name, **kwargs), steps=25, data=Uneven(short)))
-
-    source_only = weights("source_only")
-    assert equal(weights(name, domain_weight=0.0, batch_norm=batch_norm), source_only)
-    assert not equal(weights(name, domain_weight=0.1, batch_norm=batch_norm), source_only)
-
-
-@pytest.mark.parametrize("name", ADAPTING)
-def test_beats_source_only_on_a_shift_made_for_it(name: str) -> None:
-    gains = []
-    for seed in range(3):
-        data = Toy(moved=name == "ddc")  # a distance of means sees no other shift
-        lower, found = (
-            accuracy(fit(build(method, seed, optimizer=ADAM), steps=200, data=data), data)["test/target/acc"]
-            for method in ("source_only", name)
-        )
-        gains.append(found - lower)
-    assert sum(gains) / 3 > 0.05, gains
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_trains_in_mixed_precision(name: str) -> None:
-    model = build(name)
-    before: dict[str, Tensor] = {}
-    replace(model, "on_train_start", lambda: before.update(state(model)))
-    fit(model, steps=4, precision="bf16-mixed", log_every_n_steps=2)
-    after = state(model, ("",))
-    assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in after.values())
-    assert not equal(before, state(model))
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_repeats_itself(name: str) -> None:
-    once, again = (fit(build(name, seed=3)) for _ in range(2))
+    once, again = (fit(build(name, seed=3), steps=12) for _ in range(2))
     assert equal(state(once), state(again))
     assert accuracy(once) == accuracy(again)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_resumed_equals_unbroken(name: str, tmp_path: Path) -> None:
-    # 10 batches an epoch; the checkpoint after the second is resumed, with the schedules on their way
+    # 3 batches an epoch; the checkpoint after the second is resumed, with the schedules on their way
     keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     unbroken = build(name, lr_schedule=inverse_decay)
-    trainer(40, enable_checkpointing=True, callbacks=[keep]).fit(unbroken, Toy())
+    trainer(12, enable_checkpointing=True, callbacks=[keep]).fit(unbroken, Toy(number=96))
     resumed = build(name, seed=9, lr_schedule=inverse_decay)
     L.seed_everything(0, verbose=False)
-    trainer(40).fit(resumed, Toy(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
-    assert resumed.trainer.global_step == 40
+    trainer(12).fit(resumed, Toy(number=96), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    assert resumed.trainer.global_step == 12
     assert equal(state(resumed, ("",)), state(unbroken, ("",)))
-
-
-@pytest.mark.parametrize("name", ADAPTING)
-def test_a_training_step_cannot_read_target_labels(name: str) -> None:
-    model = build(name)
-    seen = []
-    replace(model, "on_train_batch_start", lambda batch, _idx: seen.append(batch))
-    fit(model, steps=12)
-    assert len(seen) == 12
-    for batch in seen:
-        assert set(batch) == {"source", "target"}
-        assert isinstance(batch["target"], Tensor)
-        assert batch["target"].shape == (32, 8)
 
 
 @pytest.mark.parametrize("train_on", ["source", "target", "both"])
@@ -205,6 +184,22 @@ def test_progress_and_learning_rate_follow_the_trainer() -> None:
     assert [lr for _, lr in seen] == pytest.approx([0.05 * (1 + 10 * i / 20) ** -0.75 for i in range(20)])
 
 
+def test_progress_counts_optimizer_steps_when_gradients_accumulate() -> None:
+    model = build("dann", lr_schedule=inverse_decay)
+    seen: list[tuple[float, float, float]] = []
+
+    def note(*_args: Any) -> None:
+        seen.append((model.progress, model.domain_weight, model.trainer.optimizers[0].param_groups[0]["lr"]))
+
+    replace(model, "on_train_batch_start", note)
+    fit(model, steps=10, accumulate_grad_batches=2)
+    progress = [i // 2 / 10 for i in range(20)]
+    assert [p for p, _, _ in seen] == pytest.approx(progress)
+    assert [weight for _, weight, _ in seen] == pytest.approx([ramp(p) for p in progress])
+    assert [lr for _, _, lr in seen] == pytest.approx([0.05 * inverse_decay(p) for p in progress])
+    assert model.progress == 1
+
+
 def test_schedules_need_an_end_of_training() -> None:
     with pytest.raises(ConfigError, match="max_steps or trainer"):
         trainer(-1, max_epochs=-1).fit(build("dann"), Toy())
@@ -233,6 +228,51 @@ def test_learning_rate_scales() -> None:
     assert rate(model.head) == pytest.approx(0.5)
     assert isinstance(model, DANN)
     assert rate(model.discriminators) == pytest.approx(0.05)
+
+
+# ---------------------------------------------------------------- hooks
+
+HOOKS: dict[str, tuple[Any, ...]] = {
+    "train": (),
+    "setup": ("validate",),
+    "on_fit_start": (),
+    "on_train_batch_start": (None, 0),
+    "on_before_optimizer_step": (None,),
+    "on_validation_epoch_start": (),
+    "on_validation_epoch_end": (),
+    "on_test_epoch_start": (),
+    "on_test_epoch_end": (),
+    "on_save_checkpoint": ({},),
+    "on_load_checkpoint": ({},),
+}
+
+
+def overriding(base: type, name: str, hook: str, calls_super: bool) -> Any:
+    def own(self: Any, *args: Any) -> Any:
+        return getattr(super(made, self), hook)(*args) if calls_super else None
+
+    made = type(name, (base,), {hook: own})
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_without_super_fails_and_says_which(hook: str) -> None:
+    def call(cls: Any) -> None:
+        getattr(testing.build(cls), hook)(*HOOKS[hook])
+
+    kept = overriding(DANN, "Kept", hook, calls_super=True)
+    call(kept)
+    call(overriding(kept, "KeptToo", hook, calls_super=True))
+    lost = overriding(DANN, "Lost", hook, calls_super=False)
+    for cls, owner in (
+        (lost, "Lost"),
+        (overriding(lost, "Above", hook, calls_super=True), "Lost"),
+        (overriding(kept, "Below", hook, calls_super=False), "Below"),
+        (type("Mixed", (overriding(object, "Mixin", hook, calls_super=False), DANN), {}), "Mixed"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{owner}\.{hook} replaces a hook .* super\(\)\.{hook}"):
+            call(cls)
 
 
 # ---------------------------------------------------------------- freezing
