@@ -1,5 +1,6 @@
 """What every method must hold, and what the base offers to all of them."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -247,9 +248,10 @@ HOOKS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def overriding(base: type, name: str, hook: str, calls_super: bool) -> Any:
+def overriding(base: type, name: str, hook: str, calls_super: bool | Iterator[bool]) -> Any:
     def own(self: Any, *args: Any) -> Any:
-        return getattr(super(made, self), hook)(*args) if calls_super else None
+        calls = calls_super if isinstance(calls_super, bool) else next(calls_super)
+        return getattr(super(made, self), hook)(*args) if calls else None
 
     made = type(name, (base,), {hook: own})
     return made
@@ -273,6 +275,13 @@ def test_a_hook_without_super_fails_and_says_which(hook: str) -> None:
     ):
         with pytest.raises(TypeError, match=rf"^{owner}\.{hook} replaces a hook .* super\(\)\.{hook}"):
             call(cls)
+
+
+def test_a_hook_that_calls_super_now_and_then_fails_where_it_does_not() -> None:
+    model = testing.build(overriding(DANN, "Fickle", "on_fit_start", iter([True, False])))
+    model.on_fit_start()
+    with pytest.raises(TypeError, match=r"^Fickle\.on_fit_start replaces"):
+        model.on_fit_start()
 
 
 # ---------------------------------------------------------------- freezing
