@@ -77,6 +77,15 @@ def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str, short
     check("weight_zero", name, batch_norm=batch_norm, short=short)
 
 
+@pytest.mark.parametrize("batch_norm", ["joint", "separate"])
+def test_with_weight_zero_the_source_is_normalised_by_its_own_statistics(batch_norm: str) -> None:
+    def weights(name: str, **kwargs: Any) -> dict[str, Tensor]:
+        model = fit(build(name, backbone=NORMED, **kwargs), steps=5)
+        return {key: p for key, p in model.named_parameters() if key.startswith(("backbone.", "head."))}
+
+    assert equal(weights("dann", domain_weight=0.0, batch_norm=batch_norm), weights("source_only"))
+
+
 @pytest.mark.parametrize("prop", ["precision", "checkpoint"])
 def test_source_only_holds(prop: str) -> None:
     check(prop, "source_only")
