@@ -40,7 +40,7 @@ DomainLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Shift: TypeAlias = Literal["wide", "moved"]
 """How the target of `Toy` differs from its source."""
 
-SHIFTS: tuple[Shift, ...] = ("wide", "moved")
+SHIFTS: tuple[Shift, ...] = ("moved", "wide")
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=5e-3)
 NETWORK: dict[str, Any] = {

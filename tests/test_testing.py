@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy
 from lightning_da.losses.coral import coral
 from lightning_da.losses.mmd import mmd
 from lightning_da.methods import DAN, DANN, AdaptationModule, DomainBatch
-from lightning_da.testing import check_domain_loss, check_method
+from lightning_da.testing import METHOD_CHECKS, check_domain_loss, check_method
 
 SLOW = ("processes", "better")
 
@@ -171,7 +171,6 @@ def test_a_broken_method_is_caught(method: Callable[..., Any], message: str) -> 
         (NoWeight, ("weight",), "^weight_zero: .* ignores domain_weight"),
         (RandomOfItsOwn, ("weight",), "^weight_zero: .* random numbers"),
         (Pairs, ("null",), "^order: .* pairs rows"),
-        (Useless, ("processes",), "^better: .* does not adapt"),
     ],
 )
 def test_a_broken_method_is_caught_where_another_property_is_left_out(
@@ -179,6 +178,11 @@ def test_a_broken_method_is_caught_where_another_property_is_left_out(
 ) -> None:
     with pytest.raises(AssertionError, match=message):
         check_method(method, skip=skip)
+
+
+def test_a_method_that_does_not_adapt_is_caught() -> None:
+    with pytest.raises(AssertionError, match=r"^better: .* does not adapt"):
+        METHOD_CHECKS["better"](Useless, shifts=("wide",))
 
 
 def test_what_is_left_out_has_a_name() -> None:
