@@ -168,13 +168,13 @@ def test_a_domain_loss_stands_beside_labels_of_the_target(method: str, train_on:
     gradients = []
     for weight, labels in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0)):
         module.zero_grad()
-        module._domain_weight, module._domain_schedule = weight, lambda _: 1.0  # type: ignore[assignment]
-        module.log = module.log_dict = lambda *_, **__: None  # type: ignore[assignment, method-assign]
+        module._domain_weight, module._domain_schedule = weight, lambda _: 1.0
+        module.log = module.log_dict = lambda *_, **__: None
         whole = module.task_loss
-        module.task_loss = lambda logits, y, w=labels, f=whole: w * f(logits, y)  # type: ignore[method-assign, misc]
+        module.task_loss = lambda logits, y, w=labels, f=whole: w * f(logits, y)
         L.seed_everything(0, verbose=False)
         module.training_step(batch, 0).backward()
-        module.task_loss = whole  # type: ignore[method-assign]
+        module.task_loss = whole
         gradient = linear_layers(module)[0].weight.grad
         assert gradient is not None
         gradients.append(gradient.clone())
