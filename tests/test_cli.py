@@ -304,9 +304,11 @@ def test_test_by_file_by_id_and_by_name_needs_no_other_argument() -> None:
     run = run_of(cli)
     file = client().download_artifacts(run.info.run_id, "checkpoints/last.ckpt")
     experiment = "--trainer.logger.init_args.experiment_name=other"
+    main(["fit", *digits("dann", "--seed_everything=11", experiment="yet another")])  # a later run of that name
     found = []
-    for reference in (file, run.info.run_id, run.info.run_name):
+    for reference in (file, run.info.run_id, run.info.run_name, run.info.run_name):
         tested = main(["test", "--ckpt_path", reference, experiment])
+        experiment = experiment.replace(".init_args", "") if reference == run.info.run_name else experiment
         assert tested.trainer.logger.run_id == run.info.run_id
         found.append(tested.trainer.callback_metrics["test/target/acc"].item())
     assert len(set(found)) == 1
@@ -593,6 +595,60 @@ def test_an_interrupted_fit_is_not_taken_for_a_whole_one(capsys: pytest.CaptureF
 
 
 # ---------------------------------------------------------------- as a process
+
+
+def process(code: str, *words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        cwd=folder,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage: lightning-da COMMAND"),
+        (["--help"], "usage: lightning-da COMMAND"),
+        (["fti"], "did you mean 'fit'"),
+        (["fit", "--modle", "x"], "unknown key 'modle'; did you mean 'model'?"),
+        (
+            ["fit", "--config", "method/dnan.yaml"],
+            "no file 'method/dnan.yaml'; in conf did you mean 'method/dan.yaml'?",
+        ),
+        (["test", "--trainer.max_stepss", "3"], "did you mean 'trainer.max_steps'"),
+        (["fit", "--config", "method/dann.yaml", "--model.layer", "x"], "did you mean 'layers'"),
+        (["sweep", "--config", "data/digits.yaml", "--data.sorce", "x"], "'sorce' of lightning_da.data.Digits; did"),
+        (["fit", "--data=lightning_da.data.Digits", "--data.init_args.sorce=x"], "did you mean 'source'"),
+    ],
+)
+def test_a_typo_is_named_before_anything_slow_is_imported(words: list[str], said: str) -> None:
+    code = """
+import sys
+from lightning_da.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stop:
+    print(stop)
+print([name for name in ("torch", "lightning", "mlflow", "numpy", "pandas") if name in sys.modules])
+"""
+    found = process(code, *words)
+    assert said in found.stdout
+    assert found.stdout.splitlines()[-1] == "[]", found.stderr
+
+
+def test_classes_of_the_working_folder_are_found_by_the_console_script(tmp_path: Path) -> None:
+    (tmp_path / "my_task.py").write_text(
+        "from lightning_da.data.template import Template\nclass MyTask(Template):\n    pass\n"
+    )
+    script = "from lightning_da.__main__ import run; import sys; sys.path[:] = sys.path[1:]; run()"
+    words = ["fit", "--config", "method/dann.yaml", "--config", "data/template.yaml", "--data", "my_task.MyTask"]
+    found = process(script, *words, "--print_config", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert yaml.safe_load(found.stdout)["data"]["class_path"] == "my_task.MyTask"
 
 
 def test_as_a_module() -> None:

@@ -62,6 +62,8 @@ def renamed(names: list[str]) -> Any:
     ("data", "message"),
     [
         (Changed(cut(0), split="val"), "'noisy': the val split is empty"),
+        (Changed(cut(0)), "'noisy': the train split is empty"),
+        (Changed(cut(0), domain="calm"), "'calm': the train split is empty; .* give it more samples"),
         (Changed(cut(20)), "'noisy': 20 training samples are fewer than a batch of 32.*batch_size to at most 20"),
         (Changed(poisoned(float("nan"))), "'noisy': sample 7 of the train split holds NaN"),
         (Changed(poisoned(float("inf")), split="test"), "'noisy': sample 7 of the test split"),
@@ -185,3 +187,22 @@ def test_predict_reads_the_whole_target() -> None:
     parts = trainer().predict(model, data)
     assert parts is not None
     assert [sum(len(batch) for batch in split) for split in parts] == [50, 50, 50]
+
+
+@pytest.mark.parametrize("name", ["calm", "its copy"])
+def test_one_domain_is_no_pair(name: str) -> None:
+    """Neither under one name nor under two."""
+
+    class One(Toy):
+        def dataset(self, domain: str, split: str) -> Any:  # noqa: ARG002
+            return super().dataset("calm", split)
+
+    data = One()
+    data.target = name
+    with pytest.raises(DataError, match=f"source 'calm' and target '{name}' are the same data: nothing is transferred"):
+        data.check()
+
+
+def test_the_shape_of_an_empty_source_is_not_asked_for() -> None:
+    with pytest.raises(DataError, match="'calm': the train split is empty"):
+        _ = Changed(cut(0), domain="calm").input_shape

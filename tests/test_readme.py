@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lightning_da.testing import check_method
 
 from lightning_da.commands import COMMANDS
 from lightning_da.main import main
 from lightning_da.paths import PROJECT, with_found_configs
 from lightning_da.signatures import check_options
+from lightning_da.testing import check_method
 from lightning_da.tracking import client
 
 README = (PROJECT / "README.md").read_text()

@@ -211,6 +211,8 @@ def test_other_labels_or_sizes_are_another_experiment(pair: Path) -> None:
             ["--model.init_args.backbone.init_args.hidden", "[8]"],
             "speech-transfer sets it for each training; give --sizes",
         ),
+        (["--model.backbone.init_args.hidden", "[8]"], "speech-transfer sets it for each training; give --sizes"),
+        (["--model.backbone.hidden=[8]"], "speech-transfer sets it for each training; give --sizes"),
         (["--seeds", "-1"], "seeds: -1 is less than 0"),
         (["--jobs", "0"], "jobs: 0 is less than 1"),
         (["--trainer.logger", "false"], "the grid is kept in MLflow"),

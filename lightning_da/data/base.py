@@ -187,8 +187,15 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return tuple(self._get(self.source, "train")[0][0].shape)
+        """Shape of one sample.
+
+        Raises:
+            DataError: If the source has no training samples.
+        """
+        dataset = self._get(self.source, "train")
+        if not len(dataset):
+            raise _empty(self.source, "train")
+        return tuple(dataset[0][0].shape)
 
     def fingerprint(self) -> str:
         """A digest of all samples and labels of both domains: equal digests mean equal data."""
@@ -261,10 +268,7 @@ class DomainPairDataModule(L.LightningDataModule):
         """Refuses an empty split, and one that does not fill a batch in each process."""
         size = len(self._get(domain, split))
         if size == 0:
-            raise DataError(
-                f"domain {domain!r}: the {split} split is empty; each domain needs training, validation and test "
-                "samples, so give it more samples or other splits"
-            )
+            raise _empty(domain, split)
         if 0 < size < processes:
             raise DataError(f"domain {domain!r}: {size} training samples are fewer than the {processes} processes")
         if size < processes * self.batch_size:
@@ -397,6 +401,13 @@ class DomainPairDataModule(L.LightningDataModule):
 class _Look(NamedTuple):
     shape: tuple[int, ...]
     reach: float
+
+
+def _empty(domain: str, split: str) -> DataError:
+    return DataError(
+        f"domain {domain!r}: the {split} split is empty; each domain needs training, validation and test samples, so "
+        "give it more samples or other splits"
+    )
 
 
 def _only(classes: Sequence[str], others: Sequence[str]) -> str:

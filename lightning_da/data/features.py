@@ -106,6 +106,8 @@ class FeatureTables(DomainPairDataModule):
             last = self.samples_last and path.suffix.lower() in (".npz", ".npy", ".mat")
             xs = [_samples(path, key, table.entries[key], last) for key in (table.x_key + part for part in parts)]
             sizes = [len(x) for x in xs]
+            if not sum(sizes):
+                raise DataError(f"{path}: {table.x_key or 'the table'!r} holds no samples; write the file anew")
             if len({x.shape[1:] for x in xs}) > 1:
                 raise DataError(f"{path}: the splits differ in shape: {', '.join(str(x.shape) for x in xs)}")
             ys = [
