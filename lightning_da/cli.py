@@ -101,8 +101,7 @@ class TransferCLI(LightningCLI):
             name = (tracker.run_name if tracker else None) or self.run_name
             fit = find_fit(name, experiment, parameters(self.plain(), ("model",)))
         else:
-            named = config.model.init_args.get("init_from")
-            self._start = None if named is None else find_fit(named).checkpoint
+            self._start = _start_of(config.model.init_args.get("init_from"))
             return
         config.ckpt_path = fit.checkpoint
         if tracker and self.command != "fit":
@@ -194,6 +193,14 @@ class TransferCLI(LightningCLI):
         function = getattr(self.trainer, self.command)
         function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=weights_only)
         return self
+
+
+def _start_of(named: str | None) -> str | None:
+    """The checkpoint file of the run that `init_from` names."""
+    try:
+        return None if named is None else find_fit(named).checkpoint
+    except ConfigError as error:
+        raise ConfigError(f"init_from: {error}") from error
 
 
 def _with_run_config(command: str, args: Sequence[str]) -> list[str]:

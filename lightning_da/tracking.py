@@ -183,6 +183,10 @@ class Fit(NamedTuple):
     config: Path | None
 
 
+_run_of_file: dict[str, str] = {}
+"""Ids of the runs whose checkpoint files were found by name; files that hold weights only do not know their run."""
+
+
 def find_fit(reference: str, experiment: str | None = None, settings: dict[str, str] | None = None) -> Fit:
     """Finds a fit by its checkpoint file, its MLflow run id, or its run's name (of several, the latest).
 
@@ -196,7 +200,7 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
     """
     if Path(reference).is_file():
         state = torch.load(reference, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
-        run_id = state.get("RecordRun", {}).get("run_id")
+        run_id = state.get("RecordRun", {}).get("run_id") or _run_of_file.get(reference)
         run = _run(run_id) if run_id else None
         return Fit(reference, run.info.run_id if run else None, _config(run) if run else None)
     run = _run(reference) or _latest(reference, experiment, settings or {})
@@ -220,6 +224,7 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
     path = artifact_file(run, f"checkpoints/{run.data.tags['checkpoint']}")
     if not path.is_file():
         raise TrackingError(f"run {reference!r}: its checkpoint {path} is gone; fit it again")
+    _run_of_file[str(path)] = run.info.run_id
     return Fit(str(path), run.info.run_id, _config(run))
 
 

@@ -375,6 +375,13 @@ def test_across_domains(folder: Path) -> None:
     assert names == {"source", "target"}
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have started."""
+    ps = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    children = [int(child) for child in ps.stdout.split()]
+    return [*children, *(further for child in children for further in descendants(child))]
+
+
 @pytest.mark.slow
 def test_after_kill_9_nothing_finished_is_run_again(folder: Path) -> None:
     args = words(folder, "killed", "--jobs", "2", "--depths", "1", "2", steps=300)
@@ -395,11 +402,10 @@ def test_after_kill_9_nothing_finished_is_run_again(folder: Path) -> None:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.2)
-    ps = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
-    workers = subprocess.run(ps, capture_output=True, text=True, check=True)
+    started = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while any(Path(f"/proc/{pid}").exists() for pid in workers.stdout.split()):  # a worker does not outlive its parent
+    while any(Path(f"/proc/{pid}").exists() for pid in started):  # a worker does not outlive its parent
         assert time.monotonic() < until
         time.sleep(0.2)
     before = {name: (run.info.run_id, run.info.end_time) for name, run in whole().items()}

@@ -31,7 +31,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
 
 def named_file(name: str) -> str:
     """The block behind the words that name a file."""
-    found = re.search(rf"`{re.escape(name)}`[^`]*(?:`[^`]*`[^`]*)*?:\n\n```\w+\n(.*?)```", README, re.DOTALL)
+    found = re.search(rf"`{re.escape(name)}`[^\n]*:\n\n```\w+\n(.*?)```", README, re.DOTALL)
     assert found, name
     return found.group(1)
 

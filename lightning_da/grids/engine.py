@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,7 +31,9 @@ from lightning_da.grids.cell import Done, Order, run_cell
 from lightning_da.signatures import source_file
 from lightning_da.tracking import Tracker, TrackingError, client, find_fit, parameters, search_runs, tracking_uri
 
-SPAWN = get_context("spawn")
+PROCESSES = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+"""A server imports once and forks each process of a pool; it holds no GPU and no threads."""
+PROCESSES.set_forkserver_preload([run_cell.__module__])
 
 OF_NO_EFFECT = (
     *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
@@ -253,8 +255,9 @@ def _threads() -> int:
     return int(given) if given.isdecimal() and int(given) else 1
 
 
-def _start(counter: Any, gpus: list[str]) -> None:
-    """Readies a process of the pool: its threads, and a GPU of its own."""
+def _start(counter: Any, gpus: list[str], environment: dict[str, str]) -> None:
+    """Readies a process of the pool: its environment, its threads, and a GPU of its own."""
+    os.environ.update(environment)
     with counter.get_lock():
         place = counter.value
         counter.value += 1
@@ -344,7 +347,8 @@ def _run_missing(
 @contextmanager
 def _workers(jobs: int, gpus: list[str]) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with the block, at once if an exception leaves it."""
-    with ProcessPoolExecutor(jobs, SPAWN, _start, (SPAWN.Value("i", 0), gpus)) as pool:
+    start = (PROCESSES.Value("i", 0), gpus, dict(os.environ))
+    with ProcessPoolExecutor(jobs, PROCESSES, _start, start) as pool:
         try:
             yield pool
         except BaseException:
