@@ -72,7 +72,7 @@ def renamed(names: list[str]) -> Any:
         (Changed(renamed(["class 0", "class 1", "kitten"])), "'calm' has 'class 2' alone.*'noisy' has 'kitten' alone"),
         (Changed(renamed(NAMES[::-1])), "classes differ.*same order"),
         (Changed(renamed(NAMES[:2])), "'calm' has 'class 2' alone"),
-        (Changed(with_x(lambda x: 255 * x)), "value ranges differ: values reach .* 'calm' and .* 'noisy'"),
+        (Changed(with_x(lambda x: 255 * x)), "value ranges differ: the largest value is .* 'calm' and .* 'noisy'"),
         (Changed(with_x(lambda x: x.reshape(-1, 2, 4))), r"shape"),
         (Changed(with_y(lambda y: torch.full_like(y, -1)), domain="calm"), "'calm': its training labels"),
     ],
@@ -92,7 +92,7 @@ def test_checked_before_training(data: Toy, message: str) -> None:
 
 def test_a_labelled_target_is_needed_by_those_who_read_it() -> None:
     data = Changed(with_y(lambda y: torch.full_like(y, -1)))
-    with pytest.raises(DataError, match="'noisy': its training labels are to be read, but no sample has one"):
+    with pytest.raises(DataError, match="'noisy': its training labels are needed, but no sample has one"):
         trainer().fit(build("source_only", train_on="target"), data)
 
 

@@ -185,6 +185,6 @@ def test_missing_set_says_where_and_what_to_do(
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     monkeypatch.setattr("urllib.request.urlretrieve", no_network)
     data = Digits(domain, "typeset", root=str(tmp_path), download=download)
-    advice = "is there a network" if download else "set data.init_args.download to true"
+    advice = "is there a network" if download else "set --data.download true"
     with pytest.raises(DataError, match=f"'{domain.removesuffix('-m')}'.*{tmp_path}.*{advice}"):
         data.check()

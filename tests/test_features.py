@@ -458,9 +458,9 @@ def test_columns_that_differ(tmp_path: Path, x: Array, y: Array) -> None:
     frame = pd.read_csv(tmp_path / "a.csv")
     frame.rename(columns={"f1": "g1"}).to_csv(tmp_path / "b.csv", index=False)
     frame[frame.columns[::-1]].to_csv(tmp_path / "c.csv", index=False)
-    with pytest.raises(DataError, match=r"a\.csv and .*b\.csv need the same columns of features: 'f1'"):
+    with pytest.raises(DataError, match=r"a\.csv and .*b\.csv need the same feature columns: 'f1'"):
         tables(tmp_path, "a.csv", "b.csv").check()
-    with pytest.raises(DataError, match=r"a\.csv and .*c\.csv need the same columns of features: .*order"):
+    with pytest.raises(DataError, match=r"a\.csv and .*c\.csv need the same feature columns: .*order"):
         tables(tmp_path, "a.csv", "c.csv").check()
     frame[["label", *frame.columns.drop("label")]].to_csv(tmp_path / "d.csv", index=False)
     tables(tmp_path, "a.csv", "d.csv").check()

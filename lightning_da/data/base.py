@@ -1,4 +1,4 @@
-"""The pair of domains that every method trains and is measured on."""
+"""The base class for the data of a source and a target domain."""
 
 import functools
 import hashlib
@@ -22,16 +22,16 @@ DOMAINS = ("source", "target")
 SPLITS = ("train", "val", "test")
 
 UNKNOWN = -1
-"""The label of a sample whose class is not known: no loss and no metric counts it."""
+"""Label of a sample with an unknown class: losses and metrics ignore it."""
 
 
 class Roles(NamedTuple):
-    """The domains that a training step reads, `source` or `target`, and the number of processes that train.
+    """Which domains, `source` or `target`, a training step reads.
 
     Attributes:
-        supervised: Domains whose samples are read with labels.
-        unlabelled: Domains whose samples are read without labels.
-        processes: Number of processes.
+        supervised: Domains read with labels.
+        unlabelled: Domains read without labels.
+        processes: Number of training processes.
     """
 
     supervised: tuple[str, ...] = ("source",)
@@ -40,17 +40,17 @@ class Roles(NamedTuple):
 
 
 class DataError(ConfigError):
-    """Data that cannot be trained on; the message names the file, domain or value and says what to do."""
+    """Unusable data; the message names the file, domain or value and the remedy."""
 
 
 class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
-    """One split of one domain, held in memory and batched by index.
+    """One split of one domain, held in memory.
 
     Args:
-        x: Samples, shape (n, ...): floating point, or uint8 for images, which are read as floats in [0, 1].
-        y: Labels, shape (n,), integers; `UNKNOWN` (-1) where the class is not known.
-        classes: Names of the classes, label 0 first.
-        names: A name for each sample, for the rows of predictions; its index if None.
+        x: Samples, shape (n, ...), floating point or uint8. Images of uint8 are scaled to floats in [0, 1].
+        y: Labels, shape (n,), integers; `UNKNOWN` (-1) where the class is unknown.
+        classes: Class names in the order of the labels.
+        names: Name of each sample, for the CSV file of predictions; None uses the indices.
     """
 
     def __init__(self, x: Tensor, y: Tensor, classes: Sequence[str], names: Sequence[str] | None = None) -> None:
@@ -77,10 +77,10 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
 
 
 class _Shuffle(DistributedSampler[Any]):
-    """This process's share of an endless stream of permutations, from the place that training has reached.
+    """This process's share of an endless stream of permutations, continued from the current training step.
 
-    What a step reads of a domain depends on the number of the step alone: neither on the length of an epoch, which the
-    other domain may set, nor on whether a checkpoint was resumed.
+    The samples of a step depend on the step number only: not on the epoch length, which the other domain may set, and
+    not on resuming from a checkpoint.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class _Shuffle(DistributedSampler[Any]):
 
 
 class _Share(DistributedSampler[Any]):
-    """This process's samples in order, each sample in one process only."""
+    """This process's samples in order; each sample belongs to one process."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
@@ -123,61 +123,61 @@ def _in_chunks(dataset: Any, indices: range) -> Iterator[tuple[Tensor, Tensor]]:
 class DomainPairDataModule(L.LightningDataModule):
     """Batches of a source and a target domain.
 
-    A subclass gives `dataset(domain, split)`. Training batches are `{"source": (x, y), "target": x}`, as the method
-    asks for them: the labels of the target's training split are read by no method that does not name them in
-    `supervised`. Validation, test and prediction read single domains.
+    A subclass implements `dataset(domain, split)`. A training batch is a dictionary, for example
+    `{"source": (x, y), "target": x}`: a domain has labels only if the method lists it in `supervised`. Validation, test
+    and prediction read one domain at a time.
 
     Args:
         source: Name of the domain with labels.
         target: Name of the domain to transfer to.
-        batch_size: Samples of each domain in a batch, on each process.
+        batch_size: Samples per batch and domain, on each process.
     """
 
     num_workers = 0
     """Processes that load samples; 0 for data held in memory."""
     predicted: tuple[str, ...] = SPLITS
-    """The splits of the target that are predicted: together all of it, each sample once."""
+    """Target splits that `predict` classifies; together they contain each sample once."""
 
     def __init__(self, source: str, target: str, batch_size: int = 64) -> None:
         super().__init__()
         if batch_size < 1:
-            raise DataError(f"data.init_args.batch_size: {batch_size} is less than 1")
+            raise DataError(f"data.batch_size: {batch_size} is less than 1")
         self.source, self.target, self.batch_size = source, target, batch_size
         self._datasets: dict[tuple[str, str], Any] = {}
 
     def dataset(self, domain: str, split: str) -> Dataset[Any]:
-        """One split of one domain; a subclass gives it.
+        """One split of one domain. Subclasses implement this method.
 
         Args:
             domain: Name of the domain: the value of the argument `source` or `target`.
             split: `train`, `val` or `test`.
 
         Returns:
-            A map-style dataset of (x, y) with `classes`, the names of the classes in the order of labels (empty where
-            no label is known), `names`, one a sample, `y`, the labels of all samples, shape (n,), int64, and
-            `fingerprint()`, a digest of its content: a `TensorDomain`, say. Labels are `UNKNOWN` (-1) where the class
-            is not known.
+            A map-style dataset of (x, y), for example a `TensorDomain`, with the attributes `classes` (class names in
+            the order of the labels, empty if no label is known), `names` (one per sample), `y` (the labels of all
+            samples, shape (n,), int64, `UNKNOWN` (-1) where the class is unknown) and the method `fingerprint()` (a
+            digest of its content).
         """
         raise NotImplementedError
 
     def names(self, role: str, split: str) -> list[str]:
-        """A name for each sample of a split of the source or the target."""
+        """Names of the samples in a split of the source or the target."""
         return list(self._get(getattr(self, role), split).names)
 
     def training_samples(self, roles: Iterable[str]) -> Iterator[Tensor]:
-        """All training samples of the source, the target or both, in parts (b, ...)."""
+        """All training samples of the given domains (`source`, `target`), in chunks of shape (b, ...)."""
         for role in roles:
             dataset = self._get(getattr(self, role), "train")
             for x, _ in _in_chunks(dataset, range(len(dataset))):
                 yield x
 
     def classes_of(self, domain: str) -> list[str]:
-        """Names of the classes of a domain; empty where no label is known."""
+        """Class names of a domain; empty if no label is known."""
         return list(self._get(domain, "train").classes)
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, those of the source, or of the target where the source has no labels."""
+        """Class names of the source, or of the target if the source has no labels."""
         return self.classes_of(self.source) or self.classes_of(self.target)
 
     @property
@@ -198,7 +198,7 @@ class DomainPairDataModule(L.LightningDataModule):
         return tuple(dataset[0][0].shape)
 
     def fingerprint(self) -> str:
-        """A digest of all samples and labels of both domains: equal digests mean equal data."""
+        """A digest of all samples and labels in both domains: equal digests mean equal data."""
         digest = hashlib.sha256()
         for domain in (self.source, self.target):
             for split in SPLITS:
@@ -211,7 +211,7 @@ class DomainPairDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key, here in self.state_dict().items():
             if state_dict[key] != here:
-                raise DataError(f"the checkpoint was fitted with {key} {state_dict[key]}, the data have {here}")
+                raise DataError(f"the checkpoint was fitted with {key} {state_dict[key]}, but the data have {here}")
 
     # ---------------------------------------------------------------- checks
 
@@ -222,15 +222,15 @@ class DomainPairDataModule(L.LightningDataModule):
             self._check_classes()
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008  # a NamedTuple does not change
-        """Checks that the two domains can be trained on together.
+        """Checks that training can read the two domains together.
 
         Args:
             roles: The domains that training reads.
 
         Raises:
-            DataError: If the two domains are one, a split is empty or smaller than a batch, the classes differ, a label
-                is out of range, a domain has no labels but they are to be read, the shapes or the value ranges differ,
-                or a value is not finite.
+            DataError: If source and target are the same data, a split is empty or smaller than a batch, the classes,
+                shapes or value ranges differ, a label is out of range, a supervised domain has no labels, or a value is
+                not finite.
         """
         for role in DOMAINS:
             for split in SPLITS:
@@ -242,30 +242,29 @@ class DomainPairDataModule(L.LightningDataModule):
         if source.shape != target.shape:
             raise DataError(
                 f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, "
-                f"{target.shape} in "
-                f"domain {self.target!r}; bring them to one shape"
+                f"{target.shape} in domain {self.target!r}; give both domains the same shape"
             )
         self._check_ranges(source.reach, target.reach)
 
     def _check_pair(self) -> None:
-        """Refuses one domain, or one file under two names, as source and target."""
+        """Refuses identical source and target data, also under two names."""
         train = [self._get(getattr(self, role), "train") for role in DOMAINS]
         if self.source == self.target or train[0].fingerprint() == train[1].fingerprint():
             raise DataError(
-                f"source {self.source!r} and target {self.target!r} are the same data: nothing is transferred between "
-                "them; name two domains"
+                f"source {self.source!r} and target {self.target!r} are the same data, so there is nothing to "
+                "transfer; choose two different domains"
             )
 
     def _check_ranges(self, source: float, target: float) -> None:
         low, high = sorted((source, target))
         if high > 50 * low:
             raise DataError(
-                f"value ranges differ: values reach {source:.4g} in domain {self.source!r} and {target:.4g} in domain "
-                f"{self.target!r}; scale both alike (0..1 against 0..255?)"
+                f"value ranges differ: the largest value is {source:.4g} in domain {self.source!r} and {target:.4g} in "
+                f"domain {self.target!r}; scale both domains equally (is one 0..1 and the other 0..255?)"
             )
 
     def _check_size(self, domain: str, split: str, processes: int) -> None:
-        """Refuses an empty split, and one that does not fill a batch in each process."""
+        """Refuses an empty split, and a split that does not fill one batch per process."""
         size = len(self._get(domain, split))
         if size == 0:
             raise _empty(domain, split)
@@ -274,7 +273,7 @@ class DomainPairDataModule(L.LightningDataModule):
         if size < processes * self.batch_size:
             raise DataError(
                 f"domain {domain!r}: {size} training samples are fewer than a batch of {self.batch_size} on each of "
-                f"{processes} process(es); set data.init_args.batch_size to at most {size // processes}"
+                f"{processes} process(es); set --data.batch_size to at most {size // processes}"
             )
 
     def _check_classes(self) -> None:
@@ -282,11 +281,11 @@ class DomainPairDataModule(L.LightningDataModule):
         if source and target and source != target:
             raise DataError(
                 f"classes differ: domain {self.source!r} has {_only(source, target)}, domain {self.target!r} has "
-                f"{_only(target, source)}; both need the same classes, named alike and in the same order"
+                f"{_only(target, source)}; both need the same class names in the same order"
             )
 
     def _look_at(self, role: str, supervised: bool) -> "_Look":
-        """Looks at the samples of a domain: at all where they are in memory, else at some of each split."""
+        """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""
         domain, reach, labelled = getattr(self, role), 0.0, False
         shape: tuple[int, ...] = (0,)
         for split in SPLITS:
@@ -298,8 +297,7 @@ class DomainPairDataModule(L.LightningDataModule):
                 if not finite.all():
                     raise DataError(
                         f"domain {domain!r}: sample {start + step * int((~finite).nonzero()[0])} of the "
-                        f"{split} split holds NaN or "
-                        "infinite values; remove or fill them"
+                        f"{split} split holds NaN or infinite values; remove or replace them"
                     )
                 wrong = y[(y < UNKNOWN) | (y >= self.num_classes)]
                 if len(wrong):
@@ -312,8 +310,8 @@ class DomainPairDataModule(L.LightningDataModule):
                 start += step * len(x)
         if supervised and not labelled:
             raise DataError(
-                f"domain {domain!r}: its training labels are to be read, but no sample has one; label it, or "
-                "name the domains whose labels are read in model.init_args.train_on"
+                f"domain {domain!r}: its training labels are needed, but no sample has one; add labels, or choose "
+                "another domain to train on with --model.train_on"
             )
         return _Look(shape, reach)
 
@@ -325,7 +323,7 @@ class DomainPairDataModule(L.LightningDataModule):
         return self._datasets[domain, split]
 
     def _roles(self) -> Roles:
-        """The roles of the domains for the module that is trained."""
+        """The domains that the current module reads."""
         if self.trainer is None:
             return Roles()
         module, default = self.trainer.lightning_module, Roles()
@@ -356,15 +354,15 @@ class DomainPairDataModule(L.LightningDataModule):
         )
 
     def sample_dataloader(self, role: str, split: str, number: int, seed: int = 0) -> DataLoader[Any]:
-        """This process's share of a fixed random sample of a split, every sample once.
+        """This process's share of a fixed random subset of a split, without repetition.
 
-        Process r of N has the samples r, r + N, ... of it. The global random state is left alone.
+        Process r of N reads the samples r, r + N, ... of the subset. The global random state does not change.
 
         Args:
             role: `source` or `target`.
             split: `train`, `val` or `test`.
-            number: How many samples at most, over all processes.
-            seed: Equal seeds give equal samples.
+            number: Largest size of the subset, over all processes.
+            seed: Equal seeds give equal subsets.
         """
         dataset = self._get(getattr(self, role), split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -418,7 +416,7 @@ def _only(classes: Sequence[str], others: Sequence[str]) -> str:
 
 
 def _even_batch(size: int, world: int, batch_size: int) -> int:
-    """The nearest batch size that gives every process the same number of batches, so that none waits for another."""
+    """The nearest batch size with which every process has the same number of batches, so that none has to wait."""
     shares = {len(range(rank, size, world)) for rank in range(world)}
     near = (batch_size + sign * distance for distance in itertools.count() for sign in (-1, 1))
     return next(b for b in near if b > 0 and len({math.ceil(share / b) for share in shares}) == 1)

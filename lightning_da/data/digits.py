@@ -1,4 +1,4 @@
-"""Digits: three domains that need no download, and torchvision's data sets."""
+"""Digit images: three domains that need no download, and torchvision's data sets."""
 
 import hashlib
 import urllib.error
@@ -27,9 +27,9 @@ Pixels = NDArray[np.uint8]
 
 SIDE = 28
 BOX = 20
-"""Side of the box that a handwritten digit is enlarged to, as in MNIST."""
+"""Side of an enlarged handwritten digit in pixels, without its margin, as in MNIST."""
 PRINT = 20
-"""Resolution of the typeset digits before they are enlarged: as soft as a scan of small print."""
+"""Side of a typeset digit in pixels before it is enlarged, which blurs it like a scan of small print."""
 FACES = (
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -47,29 +47,29 @@ FACES = (
     "cmss10",
     "cmtt10",
 )
-"""Font files of matplotlib whose digits differ."""
+"""Font files of matplotlib with different digits."""
 
 
 class Digits(DomainPairDataModule):
-    """An ordered pair of digit domains, ten classes, images of 28 x 28 pixels with values in [0, 1].
+    """A source and a target domain of digit images: ten classes, 28 x 28 pixels, values in [0, 1].
 
-    Three domains come with the dependencies: `handwritten` (scikit-learn's 1,797 digits of 8 x 8 pixels), `typeset`
-    (drawn with matplotlib's fonts in random face, size, shear, rotation and position) and `photo` (handwritten digits
-    blended into crops of scikit-learn's two photographs, |digit - patch| in each channel). `mnist`, `usps` and `svhn`
-    are torchvision's; `mnist-m` blends MNIST into crops of photographs. Grey images are repeated over three channels
-    where the other domain has colour.
+    Three domains need no download: `handwritten` (scikit-learn's 1,797 digits of 8 x 8 pixels), `typeset` (drawn with
+    matplotlib's fonts with random typeface, size, shear, rotation and position) and `photo` (handwritten digits blended
+    into crops of scikit-learn's two photographs, |digit - patch| in each channel). `mnist`, `usps` and `svhn` are
+    torchvision's data sets; `mnist-m` blends MNIST into crops of photographs. If one domain has colour, the grey images
+    of the other are repeated over three channels.
 
-    The test splits of torchvision's sets are their own; everything else is split by `seed`. An image, and for the
-    blended domains the digit in it, is in one split only.
+    torchvision's data sets keep their own test split; all other splits are drawn with `seed`. An image is in one split
+    only, and so is a digit in the blended domains.
 
     Args:
         source: Domain with labels.
         target: Domain to transfer to.
-        batch_size: Samples of each domain in a batch, on each process.
-        num_typeset: How many typeset digits to draw, over all splits.
+        batch_size: Samples per batch and domain, on each process.
+        num_typeset: Number of typeset digits, over all splits.
         root: Folder of torchvision's data sets.
-        download: Whether to download what is missing there.
-        photographs: Folder of photographs for `mnist-m` and `photo`; None takes scikit-learn's two.
+        download: Whether to download missing data sets into `root`.
+        photographs: Folder of photographs for `mnist-m` and `photo`; None uses scikit-learn's two photographs.
         seed: Seed of drawing, blending and splitting.
     """
 
@@ -86,7 +86,7 @@ class Digits(DomainPairDataModule):
     ) -> None:
         super().__init__(source, target, batch_size)
         if num_typeset < 100:
-            raise DataError(f"data.init_args.num_typeset: {num_typeset} is less than 100, too few for three splits")
+            raise DataError(f"data.num_typeset: {num_typeset} is less than 100, too few for three splits")
         self.num_typeset, self.root, self.download = num_typeset, root, download
         self.photographs, self.seed = photographs, seed
 
@@ -97,7 +97,7 @@ class Digits(DomainPairDataModule):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """One channel, or three where one of the two domains has colour."""
+        """(1, 28, 28), or (3, 28, 28) if one of the two domains has colour."""
         return (3 if {self.source, self.target} & {"photo", "mnist-m", "svhn"} else 1, SIDE, SIDE)
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
@@ -108,7 +108,7 @@ class Digits(DomainPairDataModule):
         return TensorDomain(x.expand(-1, self.input_shape[0], -1, -1), torch.from_numpy(labels), self.classes)
 
     def _images(self, domain: str, split: str) -> tuple[Pixels, NDArray[np.int64]]:
-        """Images (n, 28, 28, 1 or 3) and labels (n,) of one split."""
+        """Images (n, 28, 28, 1 or 3) and labels (n,) in one split."""
         if domain in ("photo", "mnist-m"):
             digits, labels = self._images("handwritten" if domain == "photo" else "mnist", split)
             return blend(digits, load_photographs(self.photographs), self._generator(domain, split)), labels
@@ -134,13 +134,10 @@ class Digits(DomainPairDataModule):
             kind = {"mnist": sets.MNIST, "usps": sets.USPS}[domain]
             data = kind(f"{self.root}/{domain}", train=train, download=self.download)
         except (RuntimeError, urllib.error.URLError, OSError) as error:
-            advice = (
-                "the download failed: is there a network?" if self.download else "set data.init_args.download to true"
-            )
+            advice = "the download failed: is there a network?" if self.download else "set --data.download true"
             raise DataError(
                 f"domain {domain!r}: torchvision finds no data set in {Path(self.root) / domain} "
-                f"({error}); {advice}, or "
-                "put its files there (data.init_args.root)"
+                f"({error}); {advice}, or put its files there (--data.root)"
             ) from error
         return _resize(np.asarray(data.data)[..., None]), np.asarray(data.targets, dtype=np.int64)
 
@@ -151,7 +148,7 @@ def _part(
     shares: tuple[float, float],
     generator: np.random.Generator,
 ) -> tuple[Pixels, NDArray[np.int64]]:
-    """One of three disjoint parts; `shares` are those of train and val. Equal images are one image."""
+    """One of three disjoint parts, after removing duplicates; `shares` are the fractions of train and val."""
     images, labels = samples
     _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
     order = generator.permutation(np.sort(first))
@@ -172,7 +169,7 @@ def _resize(images: Pixels, side: int = SIDE) -> Pixels:
 
 @cache
 def load_handwritten() -> tuple[Pixels, NDArray[np.int64]]:
-    """scikit-learn's digits, enlarged to 20 x 20 pixels and centred, as MNIST's are.
+    """scikit-learn's digits, enlarged to 20 x 20 pixels and centred, as in MNIST.
 
     Returns:
         Images (1797, 28, 28, 1), white on black, and labels (1797,).
@@ -185,10 +182,10 @@ def load_handwritten() -> tuple[Pixels, NDArray[np.int64]]:
 
 @cache
 def load_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
-    """The digits of `draw_typeset`, which are drawn once and kept in the cache.
+    """The digits of `draw_typeset`, drawn once and kept in the cache.
 
-    A digest of this module and the versions of the packages that draw name the file, so that another way of drawing
-    makes another one.
+    The file name contains a digest of this module and of the versions of matplotlib, numpy and pillow, so that a change
+    of the drawing creates a new file.
     """
     drawn_by = [Path(__file__).read_text(), *(version(name) for name in ("matplotlib", "numpy", "pillow"))]
     digest = hashlib.sha256(" ".join(drawn_by).encode()).hexdigest()[:12]
@@ -196,9 +193,9 @@ def load_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
     try:
         with np.load(path) as file:
             return file["images"], file["labels"]
-    except Exception:  # not there, or broken, which raises exceptions of many kinds
+    except Exception:  # missing, or broken: a broken file raises exceptions of many kinds
         images, labels = draw_typeset(number, seed)
-    with suppress(OSError):  # a folder that cannot be written to costs time only
+    with suppress(OSError):  # without a writable cache the digits are drawn again
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as part, part.open("wb") as whole:
             np.savez(whole, images=images, labels=labels)
@@ -206,10 +203,10 @@ def load_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
 
 
 def draw_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
-    """Digits drawn with matplotlib's fonts, in random face, size, shear, rotation and position, as soft as a scan.
+    """Blurred digits drawn with matplotlib's fonts, with random typeface, size, shear, rotation and position.
 
     Args:
-        number: How many.
+        number: Number of images.
         seed: Equal seeds give equal images.
 
     Returns:
@@ -243,10 +240,10 @@ def draw_typeset(number: int, seed: int) -> tuple[Pixels, NDArray[np.int64]]:
 
 @cache
 def load_photographs(folder: str | None) -> tuple[Pixels, ...]:
-    """Photographs (height, width, 3) to cut patches from: those of a folder, or scikit-learn's two.
+    """The photographs (height, width, 3) in a folder, or scikit-learn's two photographs.
 
     Raises:
-        DataError: If the folder holds no picture that is large enough, or one that cannot be read.
+        DataError: If the folder holds no large enough picture, or an unreadable one.
     """
     if folder is None:
         return tuple(load_sample_images().images)
@@ -259,7 +256,7 @@ def load_photographs(folder: str | None) -> tuple[Pixels, ...]:
                 raise DataError(f"{path}: not a readable picture ({error}); remove it") from error
     large = tuple(photograph for photograph in photographs if min(photograph.shape[:2]) >= SIDE)
     if not large:
-        raise DataError(f"{folder}: no .jpg or .png of at least {SIDE} x {SIDE} pixels (data.init_args.photographs)")
+        raise DataError(f"{folder}: no .jpg or .png of at least {SIDE} x {SIDE} pixels (--data.photographs)")
     return large
 
 
@@ -269,7 +266,7 @@ def blend(digits: Pixels, photographs: tuple[Pixels, ...], generator: np.random.
     Args:
         digits: Shape (n, 28, 28, 1).
         photographs: Shapes (height, width, 3), at least 28 x 28.
-        generator: Draws photograph and place.
+        generator: Draws the photograph and the position of each patch.
 
     Returns:
         Shape (n, 28, 28, 3).

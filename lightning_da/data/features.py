@@ -1,4 +1,4 @@
-"""Files of features, one for each domain."""
+"""Feature files, one for each domain."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,37 +21,37 @@ Array = NDArray[Any]
 
 
 class FeatureTables(DomainPairDataModule):
-    """Two domains of feature vectors, or of small images, each in a file and held in memory.
+    """Two domains of feature vectors or small images, one file each, held in memory.
 
-    The suffix of a file says how it is read:
+    The suffix of a file determines how it is read:
 
-    - `.npz` and `.mat` (not 7.3): entries `x_key` and `y_key`; or `<x_key>_train`, `<y_key>_train`, `<x_key>_test` and
-      so on for data that come with their splits (without `_val`, that is split off `_train`).
-    - `.npy`: samples; their labels are in `<stem>_labels.npy` beside it.
-    - `.csv`: a column of labels; all others are features. Both domains need the same columns.
+    - `.npz` and `.mat` (not 7.3): entries `x_key` and `y_key`. For predefined splits, entries `<x_key>_train`,
+      `<y_key>_train`, `<x_key>_test` and so on; if `_val` is missing, it is split off `_train`.
+    - `.npy`: samples; the labels are in `<stem>_labels.npy` in the same folder.
+    - `.csv`: one column with labels; all other columns are features. Both domains need the same columns.
     - `.svmlight` or `.libsvm`: sparse vectors with labels.
 
-    Samples of two dimensions (n, d) are vectors. Those of three (n, h, w) or four (n, h, w, c) or (n, c, h, w), with
-    at most four channels, are images; images of uint8 are read as floats in [0, 1].
+    Arrays of shape (n, d) are vectors. Arrays of shape (n, h, w), (n, h, w, c) or (n, c, h, w) with at most four
+    channels are images; images of uint8 are scaled to floats in [0, 1].
 
-    Labels are whole numbers from any start, or names. The classes are named by them and sorted, by value if
-    all are numbers. An empty label, or NaN, is an unknown class; a target without labels is unlabelled. A
-    file without splits is split by `seed`, stratified by class.
+    Labels are integers or names; the smallest integer need not be 0. They are also the class names, sorted by value if
+    all are numbers. An empty label or NaN is an unknown class. The target may have no labels. A file without splits is
+    split with `seed`, stratified by class.
 
     Args:
         source: File of the domain with labels.
         target: File of the domain to transfer to.
-        batch_size: Samples of each domain in a batch, on each process.
+        batch_size: Samples per batch and domain, on each process.
         root: Folder that `source` and `target` are relative to.
         x_key: Name of the samples in `.npz` and `.mat` files.
         y_key: Name of the labels in `.npz` and `.mat` files.
-        label_column: Name of the labels in `.csv` files.
-        samples_last: Whether the last dimension of `.npz`, `.npy` and `.mat` files counts the samples, as in
+        label_column: Name of the label column in `.csv` files.
+        samples_last: Whether the last dimension of arrays in `.npz`, `.npy` and `.mat` files counts the samples, as in
             MATLAB's (d, n) and (h, w, c, n).
-        seed: Seed of splitting.
-        val_share: Share of the validation samples, of all or, where the file has only a training and a test
-            split, of the training samples.
-        test_share: Share of the test samples.
+        seed: Seed of the splits.
+        val_share: Fraction of samples for validation; if a file has only a training and a test split, a fraction of
+            its training samples.
+        test_share: Fraction of samples for test.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class FeatureTables(DomainPairDataModule):
         return self._read(domain)[split]
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
-        """Checks, before the base class does, that two `.csv` files have the same columns of features.
+        """Checks that two `.csv` files have the same feature columns, then runs the checks of the base class.
 
         Raises:
-            DataError: If their names or their order differ.
+            DataError: If the names or the order of the columns differ, or a check of the base class fails.
         """
         for domain in (self.source, self.target):
             self._read(domain)
@@ -93,12 +93,12 @@ class FeatureTables(DomainPairDataModule):
             )
             alone = set(source) ^ set(target)
             if source != target:
-                what = f"{min(alone)!r} is in one of them only" if alone else "bring them to one order"
-                raise DataError(f"{paths[0]} and {paths[1]} need the same columns of features: {what}")
+                what = f"{min(alone)!r} is in one of them only" if alone else "put them in the same order"
+                raise DataError(f"{paths[0]} and {paths[1]} need the same feature columns: {what}")
         super().check(roles)
 
     def _read(self, domain: str) -> dict[str, TensorDomain]:
-        """The three splits of a domain, as they are in its file."""
+        """Reads the three splits of a domain from its file."""
         if domain not in self._domains:
             path = self.root / domain
             table = self._open(path)
@@ -118,7 +118,7 @@ class FeatureTables(DomainPairDataModule):
             if domain == self.source and not classes:
                 raise DataError(
                     f"{path}: the source needs labels, but there are none in {table.y_key!r}; "
-                    f"{list_choices(table.y_key, table.names)} (data.init_args.y_key or label_column)"
+                    f"{list_choices(table.y_key, table.names)} (--data.y_key or --data.label_column)"
                 )
             given = None if parts == [""] else np.repeat([part[1:] for part in parts], sizes)
             splits = split_indices(y, self.seed, self.val_share, self.test_share, given)
@@ -134,23 +134,23 @@ class FeatureTables(DomainPairDataModule):
         return self._domains[domain]
 
     def _parts(self, path: Path, table: "_Table") -> list[str]:
-        """What the splits of a file add to its keys; an empty string for one without splits."""
+        """Suffixes of the keys, one for each split, for example `_train`; an empty suffix for a file without splits."""
         if table.x_key in table.entries:
             return [""]
         parts = [f"_{split}" for split in SPLITS if f"{table.x_key}_{split}" in table.entries]
         if not {"_train", "_test"} <= set(parts):
             raise DataError(
                 f"{path}: no {table.x_key!r}, and not both of '{table.x_key}_train' and '{table.x_key}_test'; "
-                f"{list_choices(table.x_key, table.names)} (data.init_args.x_key)"
+                f"{list_choices(table.x_key, table.names)} (--data.x_key)"
             )
         return parts
 
     def _open(self, path: Path) -> "_Table":
-        """Reads a file as its suffix says."""
+        """Reads a file in the format of its suffix."""
         if not path.is_file():
             there = [entry.name for entry in path.parent.glob("*.*")]
             raise DataError(
-                f"no file {str(path)!r}; {list_choices(path.name, there)} (data.init_args.root, source, target)"
+                f"no file {str(path)!r}; {list_choices(path.name, there)} (--data.root, --data.source, --data.target)"
             )
         suffix = path.suffix.lower()
         if suffix not in SUFFIXES:
@@ -168,11 +168,11 @@ class FeatureTables(DomainPairDataModule):
         except DataError:
             raise
         except Exception as error:  # the parsers raise exceptions of many kinds
-            raise DataError(f"{path}: not a readable {suffix} file ({error}); write it anew") from error
+            raise DataError(f"{path}: not a readable {suffix} file ({error}); create it again") from error
 
 
 class _Table(NamedTuple):
-    """A file: arrays by key, the keys of samples and of labels, and the names there are to choose from."""
+    """Content of a file: arrays by key, the keys of samples and labels, and all names in the file."""
 
     entries: dict[str, Any]
     x_key: str
@@ -197,7 +197,7 @@ def _open_npy(path: Path) -> _Table:
 
 
 def _open_svmlight(path: Path, domains: list[Path]) -> _Table:
-    # both domains at once: a file tells no more of the number of features than the last one it has a value for
+    # both domains at once: a sparse file alone does not contain the number of features
     both = [file for file in domains if file.suffix.lower() in SVMLIGHT and file.is_file()]
     x, y, *_ = load_svmlight_files([path, *both])
     return _Table({"x": x, "y": y}, "x", "y", ["x", "y"])
@@ -208,21 +208,21 @@ def _open_csv(path: Path, label_column: str) -> _Table:
     names = list(features.columns)
     entries: dict[str, Any] = {}
     if label_column in names:
-        # as text, since a class may be called "None" or "NA"
+        # as text: a class may have the name "None" or "NA"
         labels = pd.read_csv(path, usecols=[label_column], dtype=str, keep_default_na=False)
         entries[label_column] = labels[label_column].to_numpy(dtype=object)
         features = features.drop(columns=label_column)
     for column in features.columns:
         if column.startswith("Unnamed: "):
             raise DataError(
-                f"{path}: column {names.index(column) + 1} has no name, as a column of row numbers has none; name it "
-                "if it is a feature, or remove it (pandas: to_csv(..., index=False))"
+                f"{path}: column {names.index(column) + 1} has no name; if it holds row numbers, remove it (pandas: "
+                "to_csv(..., index=False)); if it is a feature, give it a name"
             )
         if features[column].dtype.kind not in "biuf":
             value = next(v for v in features[column].dropna() if pd.isna(pd.to_numeric(v, errors="coerce")))
             raise DataError(
-                f"{path}: column {column!r} holds {value!r}, which is not a number; remove the column, or name it in "
-                "data.init_args.label_column if it holds the labels"
+                f"{path}: column {column!r} holds {value!r}, which is not a number; remove the column, or, if it holds "
+                f"the labels, set --data.label_column {column}"
             )
     entries[""] = features.to_numpy(dtype=np.float32)
     return _Table(entries, "", label_column, names)
@@ -233,8 +233,8 @@ def _samples(path: Path, key: str, entry: Any, samples_last: bool) -> Array:
     x: Array = np.asarray(entry.toarray() if hasattr(entry, "toarray") else entry)
     if x.dtype.kind not in "biuf" or x.ndim not in (2, 3, 4):
         raise DataError(
-            f"{path}: {key!r} is of {x.dtype} and shape {x.shape}; it must be numbers of shape (n, d), (n, h, w), "
-            "(n, h, w, c) or (n, c, h, w)"
+            f"{path}: {key!r} is of type {x.dtype} and shape {x.shape}; it must hold numbers of shape (n, d), "
+            "(n, h, w), (n, h, w, c) or (n, c, h, w)"
         )
     if samples_last:
         x = np.moveaxis(x, -1, 0)
@@ -243,23 +243,23 @@ def _samples(path: Path, key: str, entry: Any, samples_last: bool) -> Array:
     elif x.ndim == 4 and x.shape[3] <= 4:
         x = np.moveaxis(x, 3, 1)
     if x.ndim == 4 and x.shape[1] > 4:
-        raise DataError(f"{path}: {key!r} of shape {x.shape} has no dimension of at most four channels")
+        raise DataError(f"{path}: {key!r} of shape {x.shape} has no channel dimension of size 1 to 4")
     return x if x.ndim == 4 and x.dtype == np.uint8 else x.astype(np.float32)
 
 
 def _labels(path: Path, key: str, entry: Any, size: int) -> Array:
-    """Labels of any kind, shape (size,); None where there are none."""
+    """Labels as integers, floats or text, shape (size,); all None if the file has no labels."""
     y: Array = np.full(size, None) if entry is None else np.asarray(entry)
     if y.size != size or size not in y.shape:
         raise DataError(
-            f"{path}: {key!r} has shape {y.shape}, but there are {size} samples; each needs one label (if the last "
-            "dimension of the samples counts them, set data.init_args.samples_last)"
+            f"{path}: {key!r} has shape {y.shape}, but there are {size} samples; each sample needs one label (if the "
+            "last dimension counts the samples, set --data.samples_last true)"
         )
     return (y.astype(str) if y.dtype.kind == "S" else y).ravel().astype(object)
 
 
 def _encode(path: Path, key: str, labels: Array) -> tuple[Indices, list[str]]:
-    """Labels 0, 1, ... in the order of the names of the classes, and these names."""
+    """Labels 0, 1, ... in the order of the class names, and the class names."""
     values: Array = np.array(["" if pd.isna(label) else str(label).strip() for label in labels], dtype=object)
     known = values != ""
     numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
@@ -267,7 +267,7 @@ def _encode(path: Path, key: str, labels: Array) -> tuple[Indices, list[str]]:
         known = ~np.isnan(numbers)
         broken = numbers[known & (numbers != np.floor(numbers))]
         if len(broken):
-            raise DataError(f"{path}: label {broken[0]} in {key!r} is neither a whole number nor a name")
+            raise DataError(f"{path}: label {broken[0]} in {key!r} is neither an integer nor a name")
         values = np.where(known, numbers, UNKNOWN).astype(np.int64)
     codes = np.full(len(labels), UNKNOWN, dtype=np.int64)
     classes, inverse = np.unique(values[known], return_inverse=True)

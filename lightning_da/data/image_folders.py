@@ -1,4 +1,4 @@
-"""Folders of images, one for each domain and class."""
+"""Image folders, one for each domain and class."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ from lightning_da.errors import list_choices
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-"""The last bytes of a complete file."""
+"""Last bytes of a complete file in each format."""
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -30,9 +30,9 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     Args:
         root: Folder of the domains.
         names: Paths of the files, relative to `root`.
-        labels: Shape (n,); `UNKNOWN` (-1) where the class is not known.
-        classes: Names of the classes, label 0 first.
-        transform: Makes a float tensor (3, height, width) of an RGB image.
+        labels: Shape (n,); `UNKNOWN` (-1) where the class is unknown.
+        classes: Class names in the order of the labels.
+        transform: Function from an RGB image to a float tensor (3, height, width).
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return self.transform(read_image(self.root / self.names[index])), int(self.y[index])
 
     def fingerprint(self) -> str:
-        """A digest of the paths below `root` and of the sizes of the files, without reading them."""
+        """A digest of the file paths below `root` and the file sizes; the files are not read."""
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode())
@@ -66,34 +66,34 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
 
 class ImageFolders(DomainPairDataModule):
-    """Two domains of images in folders, `root/<domain>/<class>/*`, as of Office-31, Office-Home or DomainNet.
+    """Two domains of images in folders `root/<domain>/<class>/*`, for example Office-31, Office-Home or DomainNet.
 
-    Files are known by their suffix; sub-folders of a class are read too, other and hidden files are not.
-    Images are converted to RGB, the shorter side is scaled to `resize`, and the middle is cut out.
+    Images are found by their suffix, also in sub-folders of a class; hidden files are ignored. Images are converted to
+    RGB, the shorter side is scaled to `resize`, and the centre is cropped.
 
-    Images that lie directly in the folder of a domain have no label; a target with no others is unlabelled.
+    Images directly in the folder of a domain have no label; a target with only such images is unlabelled.
 
-    A domain whose only folders are `train`, `test` and, optionally, `val` comes with its splits,
-    `root/<domain>/<split>/<class>/*`. Otherwise the images are split by `seed`, stratified by class.
+    If the only folders of a domain are `train`, `test` and, optionally, `val`, they are its splits:
+    `root/<domain>/<split>/<class>/*`. Otherwise the images are split with `seed`, stratified by class.
 
     Args:
         root: Folder of the domains.
         source: Folder of the domain with labels, below `root`.
         target: Folder of the domain to transfer to, below `root`.
-        batch_size: Samples of each domain in a batch, on each process.
+        batch_size: Samples per batch and domain, on each process.
         image_size: Height and width of a sample in pixels.
-        resize: Length that the shorter side is scaled to; None takes 8/7 of `image_size`, 256 for 224.
-        mean: Subtracted from each channel, of values in [0, 1]; the default is ImageNet's.
-        std: Each channel is divided by it; the default is ImageNet's.
-        augment: Whether to train on random crops, at random scale, mirrored at random.
-        protocol: `split` trains and tests on different images. `all` takes all images of a domain as each of
-            its splits: the transductive protocol of the Office benchmarks, which adapts to the very images,
-            without their labels, that it is tested on. Figures of the two do not compare, and with `all` the
-            source is validated and tested on what it was trained on.
+        resize: Length of the shorter side after scaling; None means 8/7 of `image_size`, for example 256 for 224.
+        mean: Mean of each channel, for values in [0, 1]; the default is ImageNet's.
+        std: Standard deviation of each channel; the default is ImageNet's.
+        augment: Whether to train with random crops, scales and horizontal flips.
+        protocol: `split` uses different images for training and test. `all` uses all images of a domain in each split:
+            the transductive protocol of the Office benchmarks, in which training reads the unlabelled target images
+            that are tested later. Results of the two protocols are not comparable. With `all`, source accuracies are
+            measured on training images.
         num_workers: Processes that read images, for each domain.
-        seed: Seed of splitting.
-        val_share: Share of the validation images, of all or, where there are only `train` and `test`, of `train`.
-        test_share: Share of the test images.
+        seed: Seed of the splits.
+        val_share: Fraction of images for validation; if there are only `train` and `test`, a fraction of `train`.
+        test_share: Fraction of images for test.
     """
 
     def __init__(
@@ -116,9 +116,7 @@ class ImageFolders(DomainPairDataModule):
         super().__init__(source, target, batch_size)
         self.root, self.image_size, self.resize = Path(root), image_size, resize or round(image_size * 8 / 7)
         if self.resize < image_size:
-            raise DataError(
-                f"data.init_args.resize ({resize}) is less than image_size ({image_size}), which is cut out of it"
-            )
+            raise DataError(f"data.resize ({resize}) is less than data.image_size ({image_size}), the size of the crop")
         self.mean, self.std, self.augment, self.protocol = mean, std, augment, protocol
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self.num_workers = num_workers
@@ -127,7 +125,7 @@ class ImageFolders(DomainPairDataModule):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Three channels, height and width."""
+        """(3, height, width)."""
         return (3, self.image_size, self.image_size)
 
     def dataset(self, domain: str, split: str) -> ImageFiles:
@@ -136,12 +134,12 @@ class ImageFolders(DomainPairDataModule):
         return self._domains[domain][split]
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
-        """Checks, before those of the base class, that every file of both domains is a complete image.
+        """Checks that every file of both domains is a complete image, then runs the checks of the base class.
 
-        The header and the end of each file are read, and the whole file where these leave a doubt.
+        The start and the end of each file are read; the whole file only if they are not enough.
 
         Raises:
-            DataError: If a file is not a readable image.
+            DataError: If a file is not a readable image, or a check of the base class fails.
         """
         for domain in (self.source, self.target):
             files = sorted({file for split in SPLITS for file in self.dataset(domain, split).files})
@@ -153,20 +151,20 @@ class ImageFolders(DomainPairDataModule):
         super().check(roles)
 
     def _list(self, domain: str) -> dict[str, ImageFiles]:
-        """The three splits of a domain."""
+        """Lists the images in the three splits of a domain."""
         folder = self.root / domain
         if not folder.is_dir():
             raise DataError(
                 f"no folder {str(folder)!r} for domain {domain!r}; "
-                f"{list_choices(folder.name, _folders(folder.parent))} (data.init_args.root, source, target)"
+                f"{list_choices(folder.name, _folders(folder.parent))} (--data.root, --data.source, --data.target)"
             )
         parts = [""]
         if _folders(folder) and set(_folders(folder)) <= set(SPLITS):
             parts = _folders(folder)
             if not {"train", "test"} <= set(parts):
                 raise DataError(
-                    f"domain {domain!r}: {str(folder)!r} has {' and '.join(parts)} only, but splits are given as "
-                    "train, test and, optionally, val"
+                    f"domain {domain!r}: {str(folder)!r} has {' and '.join(parts)} only; predefined splits need the "
+                    "folders train, test and, optionally, val"
                 )
         images = [(part, name) for part in parts for name in _images(folder / part)]
         class_names = [name.split("/")[0] if "/" in name else "" for _, name in images]
@@ -186,17 +184,17 @@ class ImageFolders(DomainPairDataModule):
 
     def _check_listing(self, domain: str, folder: Path, classes: Sequence[str], class_names: Sequence[str]) -> None:
         if not class_names:
-            raise DataError(f"domain {domain!r}: no image in {str(folder)!r}; read are {' '.join(SUFFIXES)}")
+            raise DataError(f"domain {domain!r}: no image in {str(folder)!r} (suffixes: {' '.join(SUFFIXES)})")
         empty = sorted(set(classes) - set(class_names))
         if empty:
             raise DataError(
                 f"domain {domain!r}: no image of class {empty[0]!r} in {str(folder)!r}; remove the folder or put "
-                f"images there (read are {' '.join(SUFFIXES)})"
+                f"images there (suffixes: {' '.join(SUFFIXES)})"
             )
         if len(classes) == 1:
             raise DataError(
-                f"domain {domain!r}: {classes[0]!r} is the only class in {str(folder)!r}; if the classes are the "
-                f"folders below it, name the domain '{domain}/{classes[0]}'"
+                f"domain {domain!r}: {classes[0]!r} is the only class in {str(folder)!r}; if the class folders are "
+                f"inside it, use the domain name '{domain}/{classes[0]}'"
             )
 
     def _transform(self, split: str) -> Callable[[Image.Image], Tensor]:
@@ -209,7 +207,7 @@ class ImageFolders(DomainPairDataModule):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Reads an image as RGB; grey images of 16 bits keep their upper eight.
+    """Reads an image as RGB; 16-bit grey images are reduced to their upper 8 bits.
 
     Raises:
         DataError: If the file is not a readable image.
@@ -227,7 +225,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _faults(files: Sequence[str]) -> list[str]:
-    """What is wrong with the files that cannot be read."""
+    """Error messages of the unreadable files."""
     faults = []
     for file in files:
         try:
@@ -239,7 +237,7 @@ def _faults(files: Sequence[str]) -> list[str]:
 
 
 def _looks_complete(file: str) -> bool:
-    """Whether a file starts and ends as its format does; False where that takes more to know."""
+    """Whether the start and the end of a file are those of its format; False also if this cannot be decided."""
     try:
         with open(file, "rb") as stream, Image.open(stream) as image:
             end = ENDS.get(image.format or "")
@@ -247,19 +245,19 @@ def _looks_complete(file: str) -> bool:
                 return False
             stream.seek(-len(end), os.SEEK_END)
             return stream.read() == end
-    except Exception:  # reading it in full says why
+    except Exception:  # `read_image` reports the reason
         return False
 
 
 def _folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden ones."""
+    """Sorted names of the folders in a folder, without hidden folders."""
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
 def _images(folder: Path) -> list[str]:
-    """Paths of the images in a folder and its sub-folders, relative to it, sorted, without hidden ones."""
+    """Sorted relative paths of the images in a folder and its sub-folders, without hidden files and folders."""
     names = []
     for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if name[0] != "."]

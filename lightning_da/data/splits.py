@@ -1,4 +1,4 @@
-"""What the readers of files share: the split into three, and the hint at what was meant."""
+"""Stratified random splits into training, validation and test."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +17,28 @@ def split_indices(
 ) -> dict[str, Indices]:
     """Splits samples into disjoint training, validation and test parts, stratified by label.
 
-    Equal arguments give equal parts. In each part, a class has its share of the samples to within two.
+    Equal arguments give equal parts. The number of samples of a class in a part is proportional, to within two.
 
     Args:
-        labels: Shape (n,); samples without a label are a class of their own.
+        labels: Shape (n,); samples without a label count as one class.
         seed: Equal seeds give equal parts.
-        val_share: Share of the validation part, of all samples or, where `given` has none, of those to train on.
-        test_share: Share of the test part, where `given` is None.
-        given: The split of each sample where the data come with splits, shape (n,); `val` may be missing.
+        val_share: Fraction of samples for validation; if `given` has no `val`, a fraction of its `train` samples.
+        test_share: Fraction of samples for test, if `given` is None.
+        given: Predefined split of each sample, shape (n,); `val` may be missing.
 
     Returns:
-        Ascending indices of each of `train`, `val` and `test`; together they are all samples.
+        Ascending indices for each of `train`, `val` and `test`; together they contain all samples.
 
     Raises:
         DataError: If the shares leave nothing to train on, or the seed is negative.
     """
     if min(val_share, test_share) < 0 or val_share + test_share >= 1:
         raise DataError(
-            f"data.init_args.val_share ({val_share}) and test_share ({test_share}) must be at least 0 and add up to "
-            "less than 1: the rest is trained on"
+            f"data.val_share ({val_share}) and data.test_share ({test_share}) must be at least 0 and add up to less "
+            "than 1: the remaining samples are the training split"
         )
     if seed < 0:
-        raise DataError(f"data.init_args.seed: {seed} is less than 0")
+        raise DataError(f"data.seed: {seed} is less than 0")
     generator = np.random.default_rng(seed)
     if given is None:
         rest, test = _draw(np.arange(len(labels)), labels, round(test_share * len(labels)), generator)
@@ -51,7 +51,7 @@ def split_indices(
 
 
 def _draw(indices: Indices, labels: Indices, size: int, generator: np.random.Generator) -> tuple[Indices, Indices]:
-    """What is left and what is drawn: shuffled, sorted by label, then `size` samples at equal distances."""
+    """Draws `size` samples at equal distances from the shuffled samples sorted by label; returns (rest, drawn)."""
     indices = generator.permutation(indices)
     indices = indices[np.argsort(labels[indices], kind="stable")]
     drawn = ((np.arange(size) + 0.5) * (len(indices) / max(size, 1))).astype(np.int64)

@@ -1,4 +1,4 @@
-"""A labelled task cut out of a domain: some of its classes, some of its labels."""
+"""A labelled subset of one domain: some classes, and optionally a limited number of labels."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from lightning_da.errors import list_choices
 
 
 class Selection(Dataset[Any]):
-    """Some samples of a dataset, with labels of their own.
+    """A subset of a dataset with new labels.
 
     Args:
-        whole: A dataset as `DomainPairDataModule.dataset` returns it.
-        indices: Of the samples, shape (n,).
-        y: Their labels, shape (n,).
-        classes: Names of the classes, label 0 first.
+        whole: A dataset from `DomainPairDataModule.dataset`.
+        indices: Indices of the samples, shape (n,).
+        y: New labels of the samples, shape (n,).
+        classes: Class names in the order of the new labels.
     """
 
     def __init__(self, whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> None:
@@ -33,27 +33,27 @@ class Selection(Dataset[Any]):
         return self.whole[self.indices[index]][0], self.y[index]
 
     def fingerprint(self) -> str:
-        """A digest of the whole dataset and of the selection."""
+        """A digest of the whole dataset and the selection."""
         chosen = f"{self.whole.fingerprint()} {self.indices} {self.y.tolist()}"
         return hashlib.sha256(chosen.encode()).hexdigest()
 
 
 class Task(DomainPairDataModule):
-    """Some classes of one domain as a task, whose source and target are the same.
+    """Classification of some classes of one domain, which is both source and target.
 
     Samples without a label are left out.
 
     Args:
-        data: The pair of domains that it is cut out of.
-        domain: Which of the two.
-        classes: Names of the classes, which are labelled in this order; None takes all.
-        labels: How many training samples there are, drawn with the same number in each class where it has so many;
-            None takes all.
-        seed: Of that draw.
-        batch_size: Samples in a batch, on each process; of fewer training samples a batch has all.
+        data: A pair of domains.
+        domain: The domain of the pair that the samples come from.
+        classes: Class names in the order of the new labels; None uses all classes.
+        labels: Number of training samples, drawn evenly over the classes as far as each class has enough; None uses
+            all.
+        seed: Seed of the draw.
+        batch_size: Samples per batch, on each process; at most the number of training samples.
 
     Raises:
-        DataError: If there is no class of such a name, there are fewer than two, or fewer labels than classes.
+        DataError: If a class name is unknown, there are fewer than two classes, or fewer labels than classes.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Task(DomainPairDataModule):
             if wanted not in self._known:
                 raise DataError(f"classes: no class {wanted!r}; {list_choices(wanted, self._known)}")
         if len(set(self.classes)) < max(2, len(self.classes)):
-            raise DataError(f"classes: a task needs at least two, and each once, not {self.classes}")
+            raise DataError(f"classes: name at least two classes, each once, not {self.classes}")
         if labels is not None and labels < len(self.classes):
-            raise DataError(f"labels: {labels} are fewer than the {len(self.classes)} classes")
+            raise DataError(f"labels: {labels} is fewer than the {len(self.classes)} classes")
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes of the task."""
+        """Class names of the task."""
         return list(self._chosen or self._known)
 
     @property
@@ -89,12 +89,12 @@ class Task(DomainPairDataModule):
         return self.data.input_shape
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
-        """Checks the task, with a batch of at most all its training samples."""
+        """Checks the task, after limiting the batch size to the number of training samples."""
         self.batch_size = min(self.batch_size, max(len(self._get(self.source, "train")) // roles.processes, 1))
         super().check(roles)
 
     def _check_pair(self) -> None:
-        """Source and target of a task are one."""
+        """A task has the same source and target."""
 
     def dataset(self, domain: str, split: str) -> TensorDomain | Selection:
         whole = self.data._get(domain, split)
@@ -104,7 +104,7 @@ class Task(DomainPairDataModule):
         y = label[torch.as_tensor(whole.y)]
         indices = (y != UNKNOWN).nonzero()[:, 0]
         if split == "train" and not len(indices):
-            raise DataError(f"domain {domain!r}: no training sample is labelled as one of {self.classes}")
+            raise DataError(f"domain {domain!r}: no training sample has a label in {self.classes}")
         if split == "train" and self.labels is not None:
             indices = self._draw(indices, y[indices])
         if isinstance(whole, TensorDomain):
@@ -113,7 +113,7 @@ class Task(DomainPairDataModule):
         return Selection(whole, indices, y[indices], self.classes)
 
     def _draw(self, indices: Tensor, y: Tensor) -> Tensor:
-        """The first `labels` of the samples when classes take turns, each in a random order."""
+        """Draws `labels` samples: the classes take turns, each in a random order."""
         assert self.labels is not None
         if len(indices) < self.labels:
             raise DataError(f"labels: the task has {len(indices)} training samples, fewer than {self.labels}")

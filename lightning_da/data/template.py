@@ -1,4 +1,4 @@
-"""A data module to copy: see "A task of your own" in the README. The places to edit are marked EDIT."""
+"""A template data module: see "A task of your own" in the README. EDIT marks the lines to change."""
 
 import numpy as np
 import torch
@@ -7,13 +7,13 @@ from lightning_da.data.base import DomainPairDataModule, TensorDomain
 
 
 class Template(DomainPairDataModule):  # EDIT: the name, here and in the YAML
-    """Two clouds of points, `morning` and `evening`, which is turned and moved.  EDIT: what your domains are.
+    """Points in the plane; the domain `evening` is `morning` rotated and shifted.  EDIT: describe your domains.
 
     Args:
         source: Domain with labels.
         target: Domain to transfer to.
-        batch_size: Samples of each domain in a batch, on each process.
-        noise: Spread of the clouds.  EDIT: what your data can be configured with.
+        batch_size: Samples per batch and domain, on each process.
+        noise: Standard deviation within a class.  EDIT: the settings of your data.
     """
 
     def __init__(
@@ -23,9 +23,9 @@ class Template(DomainPairDataModule):  # EDIT: the name, here and in the YAML
         self.noise = noise
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
-        # EDIT: read one split of one domain. Splits must not overlap; a label that is not known is -1.
-        # Samples can have any shape: vectors (n, d), images (n, channels, height, width), floating point or uint8.
-        # Data too large for memory: return a torch Dataset with the attributes that DomainPairDataModule.dataset names.
+        # EDIT: read one split of one domain. Splits must not overlap. An unknown label is -1.
+        # Samples have any shape: vectors (n, d), images (n, channels, height, width), floating point or uint8.
+        # Data too large for memory: return a torch Dataset with the attributes listed in DomainPairDataModule.dataset.
         generator = np.random.default_rng([["train", "val", "test"].index(split), domain == "evening"])
         labels = generator.integers(2, size=400)
         points = np.stack([4 * labels - 2, 0 * labels], axis=1) + generator.normal(0, self.noise, (400, 2))
