@@ -48,9 +48,9 @@ def test_a_manifest_may_leave_out_columns_and_fields(tmp_path: Path) -> None:
         (["file"], [["a.wav"]], "no column 'path'; .*'file'"),
         (["path"], [], "lists no sound files"),
         (["path"], [["a.wav"], ["a.wav"]], "'a.wav' is listed twice"),
-        (["path", "emotions"], [["a.wav", "sad"]], "column 'emotions' is not read; name it 'emotion'"),
-        (["path", "Speaker"], [["a.wav", "a"]], "column 'Speaker' is not read; name it 'speaker'"),
-        (["path"], [["a.wav", "b"], ["a", "b", "c"]], "no table of comma-separated values"),
+        (["path", "emotions"], [["a.wav", "sad"]], "column 'emotions' is not read; rename it to 'emotion'"),
+        (["path", "Speaker"], [["a.wav", "a"]], "column 'Speaker' is not read; rename it to 'speaker'"),
+        (["path"], [["a.wav", "b"], ["a", "b", "c"]], "not a table of comma-separated values"),
         (["path", "split"], [["a.wav", "training"]], "'training' in the column 'split'; did you mean 'train'"),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_manifest_that_cannot_be_used(
 def test_a_manifest_that_is_no_table(tmp_path: Path) -> None:
     for content in (b"", "päth,speaker\n".encode("latin-1")):
         (tmp_path / "m.csv").write_bytes(content)
-        with pytest.raises(DataError, match=r"m.csv: no table of comma-separated values in UTF-8"):
+        with pytest.raises(DataError, match=r"m.csv: not a table of comma-separated values in UTF-8"):
             read_corpus(tmp_path / "m.csv", "emotion")
 
 
@@ -146,7 +146,7 @@ def test_a_speaker_to_leave_out(pair: Path) -> None:
         {**row, "split": "test" if row["speaker"] == "t-0" else "train"} for row in voices.rows(pair / "target.csv")
     ]
     voices.manifest(pair / "target.csv", rows)
-    with pytest.raises(DataError, match=r"test_speakers: .*says itself in its column 'split'"):
+    with pytest.raises(DataError, match=r"test_speakers: the column 'split' of .* defines the test split"):
         corpora(pair, test_speakers=["t-2"]).names("target", "test")
 
 
@@ -339,7 +339,7 @@ def test_some_emotions_are_told_apart_and_others_are_not_read(pair: Path) -> Non
 def test_labels_that_differ_in_case_are_refused(pair: Path) -> None:
     rows = voices.rows(pair / "target.csv")
     voices.manifest(pair / "target.csv", [{**rows[0], "emotion": "Angry"}, *rows[1:]])
-    with pytest.raises(DataError, match=r"target.csv: 'Angry' and 'angry' in 'emotion'; write them alike"):
+    with pytest.raises(DataError, match=r"target.csv: 'Angry' and 'angry' in 'emotion' differ in case"):
         corpora(pair).check()
 
 
@@ -369,7 +369,7 @@ def test_a_sound_that_is_trained_on_and_tested_is_refused(pair: Path) -> None:
         corpora(pair, task="gender").check()
     (pair / data.names("target", "train")[0]).write_bytes((pair / data.names("target", "train")[1]).read_bytes())
     trained.write_bytes((pair / data.names("source", "test")[0]).read_bytes())
-    with pytest.raises(DataError, match=r"of 'source.csv' is trained on, and is .* in its test split; take one"):
+    with pytest.raises(DataError, match=r"of 'source.csv' is trained on, and is .* in its test split; remove one"):
         corpora(pair, task="gender").check()
 
 
@@ -412,7 +412,7 @@ def test_new_recordings_are_predicted_in_place_of_the_target(pair: Path) -> None
     ((x, y),) = list(loader)
     assert x.shape == (1, 964)
     assert y.tolist() == [UNKNOWN]
-    with pytest.raises(DataError, match=r"recordings: `predict` alone reads them, not test"):
+    with pytest.raises(DataError, match=r"recordings: only `predict` reads them, not test"):
         data.setup("test")
 
 

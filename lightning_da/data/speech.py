@@ -1,4 +1,4 @@
-"""Speech: corpora of sound files with speakers, genders and emotions."""
+"""Speech corpora: sound files with speaker, gender and emotion labels."""
 
 import difflib
 from pathlib import Path
@@ -22,17 +22,17 @@ Label = Literal["speaker", "gender", "emotion"]
 LABELS: tuple[Label, ...] = ("speaker", "gender", "emotion")
 COLUMNS = ("path", *LABELS, "split")
 NEW = "new"
-"""The split of the sounds that are given to `predict`."""
+"""Name of the split with the recordings that `predict` classifies."""
 
 
 class Corpus(NamedTuple):
-    """Sound files and what is known of them.
+    """Sound files and their labels.
 
     Attributes:
-        place: The manifest or folder that it was read from.
-        files: Of the sounds.
-        names: Their paths below the folder of the manifest, or below the folder.
-        table: A row a sound, with the columns speaker, gender, emotion and split: text, empty where it is not known.
+        place: The manifest or folder of the corpus.
+        files: Paths of the sound files.
+        names: Paths of the sound files relative to the folder of the corpus.
+        table: One row per sound, with the columns speaker, gender, emotion and split: text, empty if unknown.
     """
 
     place: Path
@@ -42,16 +42,15 @@ class Corpus(NamedTuple):
 
 
 def read_corpus(place: Path, folders: Label) -> Corpus:
-    """Reads what there is of a corpus, but no sound: those of a manifest may be gone.
+    """Reads the table of a corpus. Sound files are not opened, and the files of a manifest need not exist.
 
     Args:
         place: A manifest (.csv, see `SpeechCorpora`), a folder of sound files, or a sound file.
-        folders: What the names of the folders in a folder say.
+        folders: The kind of label that the names of sub-folders are.
 
     Raises:
-        DataError: If there is no such place, a folder has no sounds, or a manifest cannot be read, names a file twice,
-            or has no column `path`, a column twice, one that is nearly one of those that are read, or a split that is
-            none.
+        DataError: If `place` does not exist, a folder has no sounds, or a manifest is unreadable, has no column `path`,
+            lists a file twice, has a duplicate column, a misspelled column name or an unknown split.
     """
     if place.suffix.lower() == ".csv" and place.is_file():
         return _read_manifest(place)
@@ -66,7 +65,7 @@ def read_corpus(place: Path, folders: Label) -> Corpus:
             f"there is no file or folder {str(place)!r}; the synthetic corpora are {' and '.join(map(repr, CORPORA))}"
         )
     else:
-        raise DataError(f"{str(place)!r} is no manifest (.csv), no folder and no sound file ({', '.join(SUFFIXES)})")
+        raise DataError(f"{str(place)!r} is no manifest (.csv), folder or sound file ({', '.join(SUFFIXES)})")
     names = [path.relative_to(place) for path in files]
     table = pd.DataFrame({folders: [name.parts[0] if len(name.parts) > 1 else "" for name in names]})
     return Corpus(place, files, [str(name) for name in names], _with_columns(table))
@@ -76,7 +75,7 @@ def _read_manifest(path: Path) -> Corpus:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path}: no table of comma-separated values in UTF-8 ({error})") from error
+        raise DataError(f"{path}: not a table of comma-separated values in UTF-8 ({error})") from error
     table = table.set_axis(table.iloc[0].str.strip(), axis="columns").iloc[1:].reset_index(drop=True)
     table = table.drop(columns="", errors="ignore")
     if table.columns.duplicated().any():
@@ -86,7 +85,10 @@ def _read_manifest(path: Path) -> Corpus:
     for column in sorted(set(table.columns) - set(COLUMNS)):
         near = difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8)
         if near and near[0] not in table:
-            raise DataError(f"{path}: column {column!r} is not read; name it {near[0]!r} if it is that, else otherwise")
+            raise DataError(
+                f"{path}: column {column!r} is not read; rename it to {near[0]!r}, or to another name if it holds "
+                "something else"
+            )
     table = table.apply(lambda column: column.str.strip())
     if table.empty:
         raise DataError(f"{path}: the manifest lists no sound files")
@@ -95,7 +97,7 @@ def _read_manifest(path: Path) -> Corpus:
     whole = _with_columns(table)
     if whole["split"].any() and not whole["split"].isin(SPLITS).all():
         wrong = whole["split"][~whole["split"].isin(SPLITS)].iloc[0]
-        raise DataError(f"{path}: {wrong!r} in the column 'split'; {list_choices(wrong, SPLITS)}")
+        raise DataError(f"{path}: unknown split {wrong!r} in the column 'split'; {list_choices(wrong, SPLITS)}")
     return Corpus(path, [path.parent / name for name in table["path"]], list(table["path"]), whole)
 
 
@@ -104,45 +106,47 @@ def _with_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class SpeechCorpora(DomainPairDataModule):
-    """Two corpora of speech, as vectors of features, one an utterance.
+    """Two speech corpora as feature vectors, one vector per utterance.
 
-    A corpus is a manifest, a folder or, by name, one of the synthetic ones that the project makes itself:
-    `synthetic-speakers` and `synthetic-emotions`. A manifest is a CSV file with a column `path`, relative to its own
-    folder, and any of `speaker`, `gender`, `emotion` and `split` (train, val, test); an empty field is not known. In a
-    folder, the folders' names are labels. Sounds are WAV or FLAC files of any rate, with any number of channels.
+    A corpus is a manifest, a folder, or the name of a synthetic corpus that the project generates:
+    `synthetic-speakers` or `synthetic-emotions`. A manifest is a CSV file with a column `path`, relative to its folder,
+    and optional columns `speaker`, `gender`, `emotion` and `split` (train, val, test); an empty field means unknown. In
+    a folder, the names of the sub-folders are labels. Sounds are WAV or FLAC files of any sampling rate, with any
+    number of channels.
 
-    Splits are those of the manifest, else whole speakers where all are known, else utterances. The speakers of the test
-    split are in no other one; only to tell speakers apart (`task: speaker`), utterances of all are in each split, of a
-    corpus that emotions are tested on those of its training speakers alone. A name is one person in both corpora: the
-    speakers of the target's test split are in no other split of the source either.
+    Splits come from the column `split`. Without it, whole speakers are drawn; an utterance of an unknown speaker is
+    drawn on its own. Speakers in the test split are in no other split. The same name means the same person in both
+    corpora, so speakers in the test split of the target are not in the other splits of the source. Speaker recognition
+    (`task: speaker`) needs each speaker in each split, so it draws utterances; if the corpus also has a
+    speaker-independent test split, it draws them from the training speakers only.
 
-    A corpus whose labels of the task are fewer than two is unlabelled.
+    A corpus with fewer than two labels of the task is unlabelled.
 
-    Each sound's features are computed once and kept, by its content and the settings below, in a cache: in the folder
-    `lightning_da` of `$XDG_CACHE_HOME` or ~/.cache.
+    The features of a sound are computed once and cached by the content of the file and the settings below, in the
+    folder `lightning_da` of `$XDG_CACHE_HOME` or ~/.cache.
 
     Args:
         source: Corpus of the source domain.
         target: Corpus of the target domain.
-        task: What is to be recognised. The classes are those of the source, or, where it has no such labels, those of
-            the target. A target with other speakers, or not both genders, is unlabelled in these tasks.
-        features: `functionals`, the built-in set; or one of openSMILE's: IS09, IS10, IS11, IS12 (the paper's), IS13,
-            ComParE_2016, eGeMAPSv02, emobase.
-        rate: Samples per second that all sounds are brought to before their features are computed, 8000 to 48000.
-        batch_size: Samples of each domain in a batch, on each process.
+        task: The label to predict. The source defines the classes, or the target if the source has no such labels. For
+            `speaker` and `gender`, a target with other classes than the source is unlabelled.
+        features: `functionals`, the built-in set, or an openSMILE set: IS09, IS10, IS11, IS12 (used in the paper),
+            IS13, ComParE_2016, eGeMAPSv02, emobase.
+        rate: Sampling rate for feature extraction in Hz, 8000 to 48000; all sounds are resampled to it.
+        batch_size: Samples per batch and domain, on each process.
         root: Folder that `source`, `target` and `recordings` are relative to.
-        source_folders: What the names of folders say, where the source is a folder.
-        target_folders: The same of the target.
-        test_speakers: Speakers of the test split, to leave one out say; None draws some.
-        seed: Seed of splitting.
-        val_share: Share of the validation split: of the speakers, or of the utterances where speakers are not known.
-        test_share: Share of the test split.
-        recordings: Corpus, folder or sound file that `predict` classifies in place of the target.
-        emotions: The emotions to tell apart, in this order; other labels are not read. None takes all that there are.
-            Where they are named, `predict` of recordings needs neither corpus.
+        source_folders: The kind of label that sub-folder names are, if the source is a folder.
+        target_folders: The kind of label that sub-folder names are, if the target is a folder.
+        test_speakers: Speakers of the test split, for example one speaker to leave out; None draws them.
+        seed: Seed of the splits.
+        val_share: Fraction for validation: of the speakers, or of the utterances if speakers are unknown.
+        test_share: Fraction for test.
+        recordings: Corpus, folder or sound file that `predict` classifies instead of the target.
+        emotions: Emotions to classify, in the order of the labels; other emotions are unlabelled. None uses all. If
+            given, `predict` with `recordings` does not need the two corpora.
 
     Raises:
-        DataError: If fewer than two emotions are named, or one twice.
+        DataError: If fewer than two emotions are given, or one twice.
     """
 
     def __init__(
@@ -188,7 +192,7 @@ class SpeechCorpora(DomainPairDataModule):
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes: those that are named, else those of the source, else those of the target."""
+        """Class names: `emotions` if given, otherwise the classes of the source, otherwise of the target."""
         return super().classes if self._named is None else list(self._named)
 
     @property
@@ -201,7 +205,7 @@ class SpeechCorpora(DomainPairDataModule):
         if not self.classes:
             known = {name for role in DOMAINS for name in LABELS if self._read(getattr(self, role)).table[name].any()}
             raise DataError(
-                f"task {self.task!r}: neither {self.source!r} nor {self.target!r} has two classes; labels are there "
+                f"task {self.task!r}: neither {self.source!r} nor {self.target!r} has two classes; there are labels "
                 f"for: {', '.join(sorted(known)) or 'nothing'}"
             )
         return len(self.classes)
@@ -212,7 +216,7 @@ class SpeechCorpora(DomainPairDataModule):
         return (width(self.features),)
 
     def classes_of(self, domain: str) -> list[str]:
-        """Names of the classes of a domain; empty where no label is known. No sound is read for it."""
+        """Class names of a domain; empty if no label is known. Sound files are not read."""
         labels = self._read(domain).table[self.task].iloc[np.concatenate(list(self._splits(domain).values()))]
         known: list[str] = sorted(set(labels) - {""})
         if self._named is not None:
@@ -240,19 +244,19 @@ class SpeechCorpora(DomainPairDataModule):
 
     def setup(self, stage: str) -> None:
         if self.recordings is not None and stage != "predict":
-            raise DataError(f"recordings: `predict` alone reads them, not {stage}; name them as source or target")
+            raise DataError(f"recordings: only `predict` reads them, not {stage}; set --data.source or --data.target")
         if self.recordings is None:
             super().setup(stage)
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
-        """Checks the labels, and that nothing is trained on that is tested, before the base class checks the rest.
+        """Checks labels and splits, then runs the checks of the base class.
 
         Args:
             roles: The domains that training reads.
 
         Raises:
-            DataError: If a sound is missing, a label cannot be meant, a speaker is in several splits, or a sound or a
-                speaker that is trained on is tested as well.
+            DataError: If a sound is missing, a label is misspelled, a speaker is in several splits, a sound or speaker
+                is in both training and test, or a check of the base class fails.
         """
         there = {name for role in DOMAINS for name in self._read(getattr(self, role)).table["emotion"]} - {""}
         for name in self._named or ():
@@ -265,20 +269,20 @@ class SpeechCorpora(DomainPairDataModule):
         for domain in read:
             trained = self.trained_on(domain)
             how = f"of {domain!r} is trained on"
-            check_apart(trained, tested, how, f"in the test split of {self.target!r}; take one out")
+            check_apart(trained, tested, how, f"in the test split of {self.target!r}; remove one of them")
             if domain in labelled:
                 own = _sounds(self._read(domain), self._splits(domain)["test"])
-                check_apart(trained, own, how, "in its test split; take one out")
+                check_apart(trained, own, how, "in its test split; remove one of them")
                 self._warn_of_unseen(domain)
         if self.test_speakers is None and self.source in read and (shared := self._left_out(self.source)):
             rank_zero_warn(
                 f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
-                f"{self.source!r}, where there are speakers of these names; name them otherwise if they are others"
+                f"{self.source!r}, which has speakers with the same names; rename them if they are different people"
             )
         super().check(roles)
 
     def _check_pair(self) -> None:
-        """One corpus may be both: its speakers are told apart first, and then its emotions."""
+        """Source and target may be the same corpus: first its speakers are learned, then its emotions."""
 
     def _check_corpus(self, domain: str) -> None:
         corpus = self._read(domain)
@@ -286,15 +290,20 @@ class SpeechCorpora(DomainPairDataModule):
         alike = pd.Series(sorted(set(corpus.table[self.task]) - {""}), dtype=str)
         if alike.str.lower().duplicated().any():
             both = alike[alike.str.lower().duplicated(keep=False)].iloc[:2]
-            raise DataError(f"{corpus.place}: {' and '.join(map(repr, both))} in {self.task!r}; write them alike")
+            raise DataError(
+                f"{corpus.place}: {' and '.join(map(repr, both))} in {self.task!r} differ in case only; use one of them"
+            )
         shared = _shared_speaker(corpus.table)
         if shared is not None and self.task != "speaker":
             raise DataError(
-                f"{corpus.place}: speaker {shared!r} is in several splits; put all of a speaker's sounds into one, or "
-                "the test says nothing about new voices"
+                f"{corpus.place}: speaker {shared!r} is in several splits, so the test does not measure new voices; "
+                "put all sounds of a speaker into one split"
             )
         if self.source == self.target and len(set(self.folders)) > 1 and corpus.place.is_dir():
-            raise DataError(f"{corpus.place} is source and target; give source_folders and target_folders alike")
+            raise DataError(
+                f"{corpus.place} is source and target; set --data.source_folders and --data.target_folders to the same "
+                "label"
+            )
 
     def _warn_of_unseen(self, domain: str) -> None:
         learnt = set(self._get(domain, "train").y.tolist())
@@ -302,15 +311,15 @@ class SpeechCorpora(DomainPairDataModule):
             rank_zero_warn(f"{domain!r}: no training sound is labelled {', '.join(map(repr, unseen))}")
 
     def _check_ranges(self, source: float, target: float) -> None:
-        """The features of both corpora are computed alike; those of one odd sound may be far from all others."""
+        """No check: both corpora have the same features, and one unusual sound may have extreme values."""
 
     def trained_on(self, domain: str) -> dict[str, str]:
-        """Speakers and sounds of the training split of a corpus: a text that names each, by its identity."""
+        """Speakers and sounds in the training split of a corpus: text for messages, by identity."""
         corpus, rows = self._read(domain), self._splits(domain)["train"]
         return _speakers(corpus, rows) | _sounds(corpus, rows)
 
     def tested(self) -> dict[str, str]:
-        """Speakers and sounds of the target's test split, whatever the task."""
+        """Speakers and sounds in the target's test split for every task: text for messages, by identity."""
         corpus = self._read(self.target)
         rows = self._whole_splits(self.target)["test"]
         return (_speakers(corpus, rows) if _shared_speaker(corpus.table) is None else {}) | _sounds(corpus, rows)
@@ -338,7 +347,7 @@ class SpeechCorpora(DomainPairDataModule):
         return extract(corpus.files, self.features, self.rate, cache_folder())
 
     def _splits(self, domain: str) -> dict[str, Indices]:
-        """Rows of each split, for the task."""
+        """Rows of each split for the current task."""
         whole = self._whole_splits(domain)
         if self.task != "speaker":
             return whole
@@ -352,20 +361,20 @@ class SpeechCorpora(DomainPairDataModule):
         return {split: pool[rows] for split, rows in parts.items()}
 
     def _whole_splits(self, domain: str) -> dict[str, Indices]:
-        """Rows of each split of a corpus, whatever the task."""
+        """Rows of each speaker-independent split of a corpus; the same for every task."""
         corpus = self._read(domain)
         speakers, given = (corpus.table[column].to_numpy(dtype=str) for column in ("speaker", "split"))
         shared, left_out = _shared_speaker(corpus.table), self._left_out(domain)
         if left_out and given[0]:
             raise DataError(
-                f"test_speakers: {corpus.place} says itself in its column 'split' what is tested; leave out one of them"
+                f"test_speakers: the column 'split' of {corpus.place} defines the test split; remove one of them"
             )
         if shared is not None or not speakers.any():
             labels = corpus.table["speaker" if shared else "emotion" if corpus.table["emotion"].any() else "gender"]
             return split_indices(
                 _codes(labels), self.seed, self.val_share, self.test_share, given if given[0] else None
             )
-        # one whose speaker is not known is alone
+        # a sound of an unknown speaker is a group of its own
         groups = np.where(speakers == "", [f"\t{row}" for row in range(len(speakers))], speakers)
         names, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
         given_of = given[first] if given[0] else np.where(np.isin(names, left_out), "test", "train")
@@ -373,8 +382,8 @@ class SpeechCorpora(DomainPairDataModule):
         rest = len(names) if drawn else int((given_of != "test").sum())
         if rest < (3 if drawn else 2):
             raise DataError(
-                f"{corpus.place}: {len(names)} speaker(s) cannot be split into training, validation and test; name the "
-                "split of each sound in a column 'split', or leave the speakers out"
+                f"{corpus.place}: {len(names)} speaker(s) cannot be split into training, validation and test; add a "
+                "column 'split', or remove the speaker labels"
             )
         of_speakers = split_indices(
             _codes(corpus.table["gender"].iloc[first]),
@@ -386,7 +395,7 @@ class SpeechCorpora(DomainPairDataModule):
         return {split: np.flatnonzero(np.isin(inverse, rows)) for split, rows in of_speakers.items()}
 
     def _left_out(self, domain: str) -> list[str]:
-        """Speakers of a corpus that it may only be tested on: the named ones, else, in the source, the target's."""
+        """Speakers reserved for the test split: `test_speakers`, or, in the source, the target's test speakers."""
         own = set(self._read(domain).table["speaker"]) - {""}
         if self.test_speakers is not None:
             known = {name for role in DOMAINS for name in self._read(getattr(self, role)).table["speaker"]} - {""}
@@ -401,23 +410,23 @@ class SpeechCorpora(DomainPairDataModule):
 
 
 def _sounds(corpus: Corpus, rows: Indices) -> dict[str, str]:
-    """Sounds by their content."""
+    """Names of the sounds, by digest of their content."""
     return {digest(corpus.files[row]): repr(corpus.names[row]) for row in rows}
 
 
 def _speakers(corpus: Corpus, rows: Indices) -> dict[str, str]:
-    """Speakers by name."""
+    """Speakers, by name."""
     return {f"speaker {name!r}": f"speaker {name!r}" for name in corpus.table["speaker"].iloc[rows] if name}
 
 
 def check_apart(trained: dict[str, str], tested: dict[str, str], how: str, where: str) -> None:
-    """Checks that nothing that is trained on is tested.
+    """Checks that training and test share no speaker and no sound.
 
     Args:
-        trained: Of `SpeechCorpora.trained_on`.
-        tested: Of `SpeechCorpora.tested`.
-        how: How the message goes on after the name of what is trained on.
-        where: How the message ends.
+        trained: Result of `SpeechCorpora.trained_on`.
+        tested: Result of `SpeechCorpora.tested`.
+        how: Text of the message after the name of the training speaker or sound.
+        where: End of the message.
 
     Raises:
         DataError: If a speaker or a sound is in both.
@@ -428,7 +437,7 @@ def check_apart(trained: dict[str, str], tested: dict[str, str], how: str, where
 
 
 def _shared_speaker(table: pd.DataFrame) -> str | None:
-    """A speaker whom a manifest has in more than one split."""
+    """A speaker with sounds in more than one split of a manifest; None if there is none."""
     known = table[table["speaker"] != ""]
     splits = known.groupby("speaker")["split"].nunique()
     return next((str(name) for name in splits.index[splits > 1]), None)

@@ -17,21 +17,22 @@ from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import constant
 
 LOGGED_STEPS = 3
-"""How many logged steps a sign of collapse is averaged over."""
+"""Number of logged steps over which the signs of collapse are averaged."""
 
 
 class ADDA(AdaptationModule):
-    """A network for the target, started from a trained source network that stays as it is, fools a discriminator.
+    """Adversarial training of a separate target network, initialised from a trained, frozen source network.
 
-    Source: Tzeng et al., "Adversarial discriminative domain adaptation", CVPR 2017, equation 9. Backbone and bottleneck
-    are the target's; the source's are the fixed copy `source`. No labels are read.
+    Source: Tzeng et al., "Adversarial discriminative domain adaptation", CVPR 2017, equation 9. `backbone` and
+    `bottleneck` belong to the target network; the frozen copies for the source are in `source`. No labels are read.
 
     Args:
-        init_from: The supervised run of the source to start from: its checkpoint file, or its MLflow run id or name.
-            It is read when a fit begins: a checkpoint of this run does not need it.
-        layers: The layers that the discriminators read, one each.
-        discriminator: Widths of the hidden layers of each domain discriminator.
-        domain_schedule: From the progress of training in [0, 1] to a factor of the target network's gradient.
+        init_from: The supervised source run to start from: its checkpoint file, MLflow run id or run name. It is read
+            when a fit begins; a checkpoint of this run does not need it.
+        layers: Names of the adapted layers; each has its own domain discriminator.
+        discriminator: Widths of the hidden layers in each domain discriminator.
+        domain_schedule: Function from the progress of training in [0, 1] to a factor of the gradient that the target
+            network receives.
         **kwargs: Arguments of `AdaptationModule`.
     """
 
@@ -70,15 +71,15 @@ class ADDA(AdaptationModule):
     def initialise(self) -> None:
         if not self.starts_from:
             raise ConfigError(
-                "ADDA starts from a supervised run of the source; give --model.init_args.init_from its checkpoint "
-                "file, run id or run name, or name its method with --after source_only"
+                "ADDA starts from a supervised run of the source; set --model.init_from to its checkpoint file, run id "
+                "or run name, or train it first with --after source_only"
             )
         (start,) = self.starts_from
         settings = load_weights(self, start, ("backbone.", "bottleneck.", "head."))
         if settings.get("train_on", "source") != "source":
             raise ConfigError(
                 f"init_from {start!r} has read labels of the target (train_on: {settings['train_on']}); ADDA "
-                "starts from a run of the source alone"
+                "starts from a run on source labels only"
             )
         for part in ("backbone", "bottleneck"):
             self.source.get_submodule(part).load_state_dict(self.get_submodule(part).state_dict())
@@ -109,7 +110,7 @@ class ADDA(AdaptationModule):
 
     @torch.no_grad()
     def _watch(self, source: list[Tensor], target: list[Tensor], logits: Tensor) -> None:
-        """Logs signs of collapse, and warns once of each that holds over the latest logged steps."""
+        """Logs signs of collapse; warns once about each sign that holds on average over `LOGGED_STEPS`."""
         right = [
             torch.cat([discriminator(s) > 0, discriminator(t) <= 0])
             for s, t, discriminator in zip(source, target, self.discriminators, strict=True)
@@ -122,14 +123,14 @@ class ADDA(AdaptationModule):
             return
         accuracy, share = torch.stack(list(self._recent)).mean(dim=0)
         signs = {
-            "the discriminator is at 100 %, so that its gradient leads nowhere: train the target network faster "
-            "(backbone_lr_scale), or take a smaller discriminator": accuracy > 0.995,
-            "the discriminator is at 50 %: the domains are aligned, as they should be in the end, or, where the "
-            "target's accuracy is still that of source-only, it does not learn: raise the learning rate": (
+            "the discriminator is at 100 % accuracy and gives no useful gradient: train the target network faster "
+            "(--model.backbone_lr_scale), or use a smaller discriminator": accuracy > 0.995,
+            "the discriminator is at 50 % accuracy: the domains are aligned, which is the goal. If the target accuracy "
+            "is still that of source-only, the discriminator does not learn: raise the learning rate": (
                 abs(accuracy - 0.5) < 0.05
             ),
-            "one class is predicted for nearly all of the target, whose network has collapsed: lower the learning rate "
-            "or domain_weight": share > 0.95,
+            "one class is predicted for nearly all of the target samples, so the target network has collapsed: lower "
+            "the learning rate or --model.domain_weight": share > 0.95,
         }
         for sign, holds in signs.items():
             if holds and sign not in self._warned:

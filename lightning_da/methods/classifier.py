@@ -1,4 +1,4 @@
-"""Validation, test and prediction of every classifier: of a method's network, and of several networks joined."""
+"""Validation, test and prediction of a classifier: the base class of all methods and of the ensemble."""
 
 from typing import Any, cast
 
@@ -12,13 +12,13 @@ from lightning_da.methods.hooks import check_super, essential
 
 
 class Classifier(L.LightningModule):
-    """Validation, test and prediction of a classifier, for the source and the target.
+    """Validation, test and prediction of a classifier on source and target.
 
-    A hook of a subclass that replaces one of this class calls it with `super()`, or raises a TypeError.
+    A subclass that overrides a hook of this class must call it with `super()`, otherwise a TypeError is raised.
 
-    On every epoch of validation and test it logs, for each domain with labels, `acc`, `class_acc` (the mean of the
-    classes' recalls, also called unweighted average recall) and `class_precision` (the mean of the classes' precisions,
-    the MAP of emotion challenges; a class that is never predicted counts 0).
+    After each validation or test epoch it logs three metrics for each domain with labels: `acc`, `class_acc` (mean
+    recall over classes, the unweighted average recall) and `class_precision` (mean precision over classes, called MAP
+    in emotion recognition challenges; a class that is never predicted has precision 0).
 
     Args:
         num_classes: Number of classes.
@@ -26,11 +26,11 @@ class Classifier(L.LightningModule):
     """
 
     supervised: tuple[str, ...] = ()
-    """Domains whose labels a training step reads."""
+    """Domains read with labels in training."""
     unlabelled: tuple[str, ...] = ()
-    """Domains whose samples a training step reads without labels."""
+    """Domains read without labels in training."""
     starts_from: tuple[str, ...] = ()
-    """Checkpoint files of the earlier runs that a fit starts from."""
+    """Checkpoint files of the earlier runs that initialise a fit."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -48,18 +48,18 @@ class Classifier(L.LightningModule):
         )
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples (B, *input_shape) to features (B, width), and to logits (B, num_classes)."""
+        """Computes features (B, width) and logits (B, num_classes) of samples (B, *input_shape)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Samples (B, *input_shape) to logits (B, num_classes)."""
+        """Computes logits (B, num_classes) of samples (B, *input_shape)."""
         return self.classify(x)[1]
 
     def set_domain(self, domain: str) -> None:
-        """Tells the network the domain of the samples that come next."""
+        """Sets the domain of the next samples, `source` or `target`."""
 
     def confusion(self, stage: str, domain: str) -> MulticlassConfusionMatrix:
-        """The metric that counts `val` or `test` samples of a domain by true and predicted class."""
+        """Confusion matrix of a domain for the stage `val` or `test`."""
         return cast(MulticlassConfusionMatrix, self._confusion[f"{stage}_{domain}"])
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
@@ -109,8 +109,8 @@ class Classifier(L.LightningModule):
 
     @essential
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Arguments given in Python may be classes and functions, which a checkpoint that loads with `weights_only`
-        # cannot hold; those that come from a config are plain values.
+        # Arguments from a config are plain values. Arguments from Python may be classes or functions, which cannot be
+        # loaded with `weights_only`.
         if "_instantiator" not in checkpoint.get("hyper_parameters", {}):
             checkpoint.pop("hyper_parameters", None)
 
@@ -119,29 +119,30 @@ class Classifier(L.LightningModule):
         self.check_shapes(checkpoint.get("hyper_parameters", {}), "the checkpoint")
 
     def check_shapes(self, settings: dict[str, Any], name: str) -> None:
-        """Checks that another classifier reads samples of the same shape, and knows as many classes.
+        """Checks that another classifier has the same input shape and number of classes.
 
         Args:
-            settings: The arguments of its constructor, as far as they are known.
-            name: What the error calls it.
+            settings: Known constructor arguments of the other classifier.
+            name: Name of the other classifier in the error message.
 
         Raises:
-            ConfigError: If not.
+            ConfigError: If the input shape or the number of classes differs.
         """
         for key, own in (("num_classes", self.num_classes), ("input_shape", self.input_shape)):
             there = settings.get(key, own)
             if (tuple(there) if key == "input_shape" else there) != own:
-                raise ConfigError(f"{name} was fitted with {key} {there}, the data have {own}; give it data alike")
+                raise ConfigError(f"{name} was fitted with {key} {there}, but the data have {own}; use matching data")
 
 
 def scores(counts: Tensor) -> dict[str, Tensor]:
-    """Accuracy, and the means over classes of recall and of precision.
+    """Accuracy, and mean recall and precision over classes.
 
     Args:
-        counts: Samples by true (row) and predicted class, shape (num_classes, num_classes).
+        counts: Confusion matrix, rows are true classes, shape (num_classes, num_classes).
 
     Returns:
-        `acc`, `class_acc` over the classes that occur, and `class_precision` over those that occur or are predicted.
+        `acc`; `class_acc`, mean recall of the classes that occur; `class_precision`, mean precision of the classes that
+        occur or are predicted.
     """
     counts = counts.double()
     right, true, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)

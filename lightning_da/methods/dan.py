@@ -10,20 +10,20 @@ from lightning_da.methods.mmd import MMDModule
 
 
 class DAN(MMDModule):
-    """Multi-kernel MMD between source and target activations of several layers, the classifier's output included.
+    """Multi-kernel MMD between the source and target activations of several layers, including the logits.
 
     Source: Long et al., "Learning transferable features with deep adaptation networks", ICML 2015, equations 4 to 8.
     With `layers` [bottleneck] and the `linear` kernel it is DDC (Tzeng et al., "Deep domain confusion", 2014).
 
     Args:
-        bandwidths: Bandwidths of the Gaussian kernels as multiples of the median squared distance; `paper` has 33, from
-            2^-8 to 2^8; `linear` is the kernel x . y instead.
-        beta: Weights of the kernels, one a bandwidth: `uniform`, `learned` in turn with the network by the paper's
-            quadratic program, or given.
+        bandwidths: Bandwidths of the Gaussian kernels as multiples of the median squared distance. `paper` uses 33
+            bandwidths from 2^-8 to 2^8; `linear` uses the kernel x . y instead.
+        beta: Kernel weights, one per bandwidth: `uniform`, `learned` (the paper's quadratic program, alternating with
+            the network), or given numbers.
         **kwargs: Arguments of `MMDModule`.
 
     Raises:
-        ConfigError: If the weights do not fit the bandwidths.
+        ConfigError: If the weights do not match the bandwidths.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class DAN(MMDModule):
             except ValueError as error:
                 raise ConfigError(str(error)) from error
         elif beta != "uniform":
-            raise ConfigError("beta: the linear kernel is one kernel, which has no weights; set beta to uniform")
+            raise ConfigError("beta: the linear kernel is one kernel without weights; set --model.beta uniform")
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         distances = []

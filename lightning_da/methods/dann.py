@@ -12,8 +12,8 @@ def discriminators(widths: list[int], hidden: tuple[int, ...]) -> nn.ModuleList:
     """A domain discriminator (n, width) -> (n, 1) for each adapted layer.
 
     Args:
-        widths: Of the adapted layers.
-        hidden: Widths of the hidden layers of each discriminator.
+        widths: Widths of the adapted layers.
+        hidden: Widths of the hidden layers in each discriminator.
     """
     return nn.ModuleList(
         nn.Sequential(FeedForward((width,), list(hidden)), nn.Linear(hidden[-1], 1)) for width in widths
@@ -21,13 +21,13 @@ def discriminators(widths: list[int], hidden: tuple[int, ...]) -> nn.ModuleList:
 
 
 class DANN(AdaptationModule):
-    """Domain-adversarial training: a discriminator learns to tell the domains apart, the network to prevent it.
+    """Domain-adversarial training: a discriminator separates the domains, and the network makes them inseparable.
 
     Source: Ganin et al., "Domain-adversarial training of neural networks", JMLR 2016, equation 9. The weight of the
-    domain loss is the paper's lambda: it scales the reversed gradient on the feature path only.
+    domain loss is the paper's lambda: it scales the reversed gradient of the features only.
 
     Args:
-        discriminator: Widths of the hidden layers of the domain discriminator, of which each adapted layer has one.
+        discriminator: Widths of the hidden layers in the domain discriminators; each adapted layer has its own.
         **kwargs: Arguments of `AdaptationModule`.
     """
 

@@ -6,9 +6,9 @@ from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 
 
 class DeepCORAL(AdaptationModule):
-    """The covariances of source and target activations are brought together; with several layers the losses add up.
+    """Aligns the covariances of source and target activations; the losses of several layers are summed.
 
-    Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equation 6; the paper adapts the `head`.
+    Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equation 6. The paper adapts the `head` only.
     """
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:

@@ -6,19 +6,19 @@ from lightning_da.networks.layers import module_depths
 
 
 class FineTune(TransferModule):
-    """Supervised training, from random weights, from pretrained ones or from an earlier run.
+    """Supervised training, starting from random weights, pretrained weights or an earlier run.
 
-    On the source it is the lower bound of every adaptation method (source-only), on a labelled target the upper bound.
+    Trained on the source it is the lower bound for adaptation methods (source-only), on the target the upper bound.
 
     Args:
-        init_layers: How many of the earlier run's backbone layers, counted from the input, the fit starts from; the
-            rest of the network is then new, the bottleneck included.
-        keep_head: Whether to start from the earlier run's head as well; otherwise the head is new.
+        init_layers: Number of backbone layers, counted from the input, copied from the run `init_from`. With a number,
+            all other layers are new, including the bottleneck; `all` copies backbone and bottleneck.
+        keep_head: Whether to copy the head of the run `init_from` too; otherwise the head is new.
         **kwargs: Arguments of `TransferModule`.
 
     Raises:
-        ConfigError: If `keep_head` or `init_layers` is set without `init_from`, if `init_layers` exceeds the number of
-            layers, or if a head is to be kept on layers that are new.
+        ConfigError: If `keep_head` or `init_layers` is set without `init_from`, both are set, or `init_layers` is not
+            between 1 and the number of layers.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class FineTune(TransferModule):
     ) -> None:
         super().__init__(**kwargs)
         if keep_head and not self.starts_from:
-            raise ConfigError("keep_head: there is no head to keep without init_from")
+            raise ConfigError("keep_head: it needs the run to copy the head from; set --model.init_from")
         copied = self.initialised
         if init_layers != "all":
             depth = len(self.backbone.layers)
@@ -41,7 +41,7 @@ class FineTune(TransferModule):
         self.initialised = (*copied, "head.") if keep_head else copied
 
     def _first_layers(self, number: int) -> tuple[str, ...]:
-        """Names of the parameters and buffers of the backbone's first layers."""
+        """Names of the parameters and buffers in the first layers of the backbone."""
         depths = dict(module_depths(self.backbone, self.backbone.layers))
         return tuple(
             ".".join(filter(None, ("backbone", name, own)))

@@ -8,11 +8,12 @@ from lightning_da.methods.mmd import MMDModule
 
 
 class JAN(MMDModule):
-    """Joint MMD: one discrepancy of the joint distribution of several layers, class probabilities among them.
+    """Joint MMD: one discrepancy between the joint distributions of several layers, including class probabilities.
 
     Source: Long et al., "Deep transfer learning with joint adaptation networks", ICML 2017, equations 8 and 9. As in
-    the authors' code there are five kernels for features, here around the median where theirs are around the mean, and
-    one of fixed bandwidth 1.68 for the probabilities of the `head`.
+    the authors' code, features have five kernels, and the probabilities of the `head` one kernel with the fixed
+    bandwidth 1.68. The bandwidths for features are multiples of the median squared distance, in the authors' code of
+    the mean.
 
     Args:
         **kwargs: Arguments of `MMDModule`.

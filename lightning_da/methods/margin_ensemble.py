@@ -8,16 +8,16 @@ from lightning_da.methods.classifier import Classifier
 
 
 class MarginEnsemble(Classifier):
-    """Several trained networks; for each sample the network with the largest margin decides.
+    """An ensemble of trained networks: each sample is classified by the network with the largest margin.
 
-    The margin is the difference of the two largest class probabilities. Nothing is trained.
+    The margin is the difference between the two largest class probabilities. Nothing is trained.
 
-    Source: Huang et al., CCPR 2016, who join two sizes of a network.
+    Source: Huang et al., CCPR 2016, with two network sizes.
 
     Args:
-        num_classes: Number of classes; the data module gives it.
-        input_shape: Shape of one sample; the data module gives it.
-        members: The networks, at least two. Of equal margins the earlier member's counts.
+        num_classes: Number of classes; set by the data module.
+        input_shape: Shape of one sample; set by the data module.
+        members: The networks, at least two. If margins are equal, the earlier network decides.
 
     Raises:
         ConfigError: If there are fewer than two members.
@@ -27,12 +27,12 @@ class MarginEnsemble(Classifier):
         super().__init__(num_classes, input_shape)
         self.save_hyperparameters(logger=False)
         if len(members) < 2:
-            raise ConfigError(f"members: an ensemble needs two runs or more, not {len(members)}")
+            raise ConfigError(f"members: an ensemble needs at least two runs, not {len(members)}")
         self._members = members
         self.networks = nn.ModuleList(members)
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples (B, *input_shape) to the members' features, side by side, and log-probabilities (B, num_classes)."""
+        """Computes the concatenated features of all members, and log-probabilities (B, num_classes)."""
         found = [member.classify(x) for member in self._members]
         joined = join_by_margin([logits.softmax(dim=1) for _, logits in found])
         return torch.cat([features for features, _ in found], dim=1), joined.log()
@@ -43,10 +43,10 @@ class MarginEnsemble(Classifier):
 
 
 def join_by_margin(probabilities: Sequence[Tensor]) -> Tensor:
-    """Class probabilities of the member whose two likeliest classes are furthest apart; of equals, the earlier one's.
+    """Chooses, for each sample, the probabilities with the largest margin; the earlier member if margins are equal.
 
     Args:
-        probabilities: The class probabilities of each member, shape (n, num_classes).
+        probabilities: Class probabilities of each member, shape (n, num_classes).
 
     Returns:
         Shape (n, num_classes).

@@ -8,10 +8,10 @@ from lightning_da.methods.adaptation import AdaptationModule
 
 
 class MMDModule(AdaptationModule):
-    """What methods with a maximum mean discrepancy share: the estimator, and the distance beside its null floor.
+    """Base class of methods with a maximum mean discrepancy: the estimator, and logging with a null distribution.
 
     Args:
-        layers: The adapted layers.
+        layers: Names of the adapted layers.
         estimator: `unbiased`, `biased` or `linear` (see `lightning_da.losses.mmd.mmd`).
         **kwargs: Arguments of `AdaptationModule`.
     """
@@ -23,7 +23,7 @@ class MMDModule(AdaptationModule):
         self._estimator: Estimator = estimator
 
     def distance(self, name: str, source: list[Tensor], target: list[Tensor], kernels: Sequence[Kernel]) -> Tensor:
-        """The squared discrepancy; logged as `mmd/<name>` with mean and deviation under shuffled domain labels."""
+        """The squared MMD, logged as `mmd/<name>`, with mean and deviation over shuffled domain labels."""
         distance = joint_mmd(source, target, kernels, self._estimator)
         self.log(f"mmd/{name}", distance)
         if self.logs_now:
