@@ -44,7 +44,7 @@ def test_lenet_is_the_papers() -> None:
         (lambda: LeNet((20,)), "FeedForward"),
         (lambda: LeNet((1, 8, 8)), "at least 16 x 16"),
         (lambda: FeedForward((4,), hidden=[]), "hidden"),
-        (lambda: FeedForward((4,), hidden=[3, 3], dropout=[0.5]), "one dropout rate a layer"),
+        (lambda: FeedForward((4,), hidden=[3, 3], dropout=[0.5]), "one dropout rate per layer"),
         (lambda: TimmBackbone((4,)), "channels, height, width"),
         (lambda: TimmBackbone((3, 8, 8), "resnet5"), "timm has no model 'resnet5'.*resnet"),
     ],

@@ -368,7 +368,7 @@ def test_silent_and_clipped_sounds_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
     path = write(tmp_path / "broken.wav", np.array([0.1, value, 0.2]), "FLOAT")
-    with pytest.raises(SoundError, match=r"broken\.wav: some samples are NaN or infinite; write it anew"):
+    with pytest.raises(SoundError, match=r"broken\.wav: some samples are NaN or infinite; replace or remove it"):
         read_sound(path, RATE)
 
 
@@ -379,9 +379,9 @@ def test_files_that_are_no_sounds_are_refused_by_name(tmp_path: Path) -> None:
     os.truncate(tmp_path / "cut.flac", 30)
     write(tmp_path / "empty.wav", np.zeros(0))
     for name in ("text.wav", "nothing.flac", "cut.flac"):
-        with pytest.raises(SoundError, match=f"{name}: not a readable sound file .*; write it anew, or remove it"):
+        with pytest.raises(SoundError, match=f"{name}: not a readable sound file .*; replace or remove it"):
             read_sound(tmp_path / name, RATE)
-    with pytest.raises(SoundError, match=r"empty\.wav: holds no samples; record it anew"):
+    with pytest.raises(SoundError, match=r"empty\.wav: holds no samples; replace or remove it"):
         read_sound(tmp_path / "empty.wav", RATE)
     for name in ("missing.wav", "."):
         with pytest.raises(SoundError, match=r"no sound file .*; correct the path"):

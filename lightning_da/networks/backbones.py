@@ -1,4 +1,4 @@
-"""Backbones: networks from an input to one feature vector a sample, with their layers named in the order of depth."""
+"""Backbones: networks that compute one feature vector per sample, with a list of their layers in order of depth."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +14,13 @@ from lightning_da.networks.layers import find_layers
 class Backbone(nn.Module):
     """A network `x -> (B, num_features)`.
 
-    A subclass takes `input_shape`, the shape of one sample, as its first argument.
+    The first argument of a subclass is `input_shape`, the shape of one sample.
 
     Attributes:
         num_features: Width of the output.
-        layers: Names of submodules in the order of depth: those that can be adapted, frozen and looked at.
+        layers: Names of the submodules that can be adapted, frozen and measured, in order of depth.
             `lightning_da.networks.layers.find_layers` finds them in an `nn.Sequential` or a timm model.
-        channels_last: Whether their feature maps are (B, H, W, C) instead of (B, C, H, W).
+        channels_last: Whether feature maps of the layers are (B, H, W, C) instead of (B, C, H, W).
         pretrained: Whether `load_pretrained` has weights to load.
     """
 
@@ -30,34 +30,32 @@ class Backbone(nn.Module):
     pretrained = False
 
     def load_pretrained(self) -> None:
-        """Loads the weights that the arguments name. Called when a fit begins, and not when a checkpoint is loaded."""
+        """Loads pretrained weights. Called when a fit begins, but not when a checkpoint is loaded."""
 
 
 BackboneCallable = Callable[[tuple[int, ...]], Backbone]
-"""From the shape of one sample to a backbone: a Backbone class, or one with some arguments given."""
+"""Function from the shape of one sample to a backbone: a subclass of Backbone, possibly with some arguments fixed."""
 
 
 class LeNet(Backbone):
-    """The MNIST network of the DANN paper (Ganin et al., JMLR 2016, figure 4a) without its output layer.
+    """The MNIST network of the DANN paper (Ganin et al., JMLR 2016, figure 4a), without its output layer.
 
     conv 5x5-32, ReLU, max-pool, conv 5x5-48, ReLU, max-pool, fc-100, ReLU, fc-100, ReLU.
 
     Args:
         input_shape: (channels, height, width), height and width at least 16.
-        batch_norm: Whether each convolution and each hidden layer is followed by batch normalisation, which the paper's
-            network has not.
+        batch_norm: Whether to add batch normalisation after each convolution and hidden layer; the paper has none.
 
     Raises:
-        ConfigError: If the images are smaller than 16 x 16 or are no images.
+        ConfigError: If `input_shape` is not an image shape, or smaller than 16 x 16.
     """
 
     def __init__(self, input_shape: tuple[int, ...], batch_norm: bool = False) -> None:
         super().__init__()
         if len(input_shape) != 3 or min(input_shape[1:]) < 16:
             raise ConfigError(
-                "LeNet reads images of shape (channels, height, width) and at least 16 x 16 pixels, "
-                f"not {input_shape}; "
-                "for vectors use FeedForward"
+                "LeNet reads images of shape (channels, height, width) with at least 16 x 16 pixels, "
+                f"not {input_shape}; for vectors use FeedForward"
             )
         channels, height, width = input_shape
         pooled = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
@@ -75,7 +73,7 @@ class LeNet(Backbone):
         self.num_features = 100
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to features (B, 100)."""
+        """Computes features (B, 100) of images (B, C, H, W)."""
         features: Tensor = self.fc2(self.fc1(self.conv2(self.conv1(x))))
         return features
 
@@ -84,17 +82,17 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoi
 
 
 class FeedForward(Backbone):
-    """Fully connected hidden layers, for vectors and as a bottleneck.
+    """Fully connected layers, as a backbone for vectors or as a bottleneck.
 
     Args:
-        input_shape: Shape of one sample, flattened at the input.
+        input_shape: Shape of one sample, which is flattened.
         hidden: Width of each hidden layer.
-        activation: The nonlinearity of every layer.
-        dropout: Rate of the dropout behind each hidden layer; a list has one rate a layer.
-        batch_norm: Whether each linear map is followed by batch normalisation.
+        activation: Activation function of every layer.
+        dropout: Dropout rate after each hidden layer; a list has one rate per layer.
+        batch_norm: Whether to add batch normalisation after each linear layer.
 
     Raises:
-        ConfigError: If there is no hidden layer, or not one rate a layer.
+        ConfigError: If `hidden` is empty, or the length of `dropout` differs from the length of `hidden`.
     """
 
     def __init__(
@@ -108,7 +106,7 @@ class FeedForward(Backbone):
         super().__init__()
         rates = dropout if isinstance(dropout, list) else [dropout] * len(hidden)
         if not hidden or len(rates) != len(hidden):
-            raise ConfigError(f"FeedForward needs a hidden layer and one dropout rate a layer: {hidden=}, {dropout=}")
+            raise ConfigError(f"FeedForward needs a hidden layer and one dropout rate per layer: {hidden=}, {dropout=}")
         width = 1
         for side in input_shape:
             width *= side
@@ -125,7 +123,7 @@ class FeedForward(Backbone):
         self.num_features = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Samples (B, *input_shape) to features (B, hidden[-1])."""
+        """Computes features (B, hidden[-1]) of samples (B, *input_shape)."""
         x = x.flatten(1)
         for layer in self.layers:
             x = self.get_submodule(layer)(x)
@@ -133,20 +131,19 @@ class FeedForward(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """Any model of timm, without its classifier.
+    """A timm model without its classifier.
 
     Args:
         input_shape: (channels, height, width).
-        model: timm's name for it, `resnet50` say.
-        weights: `random`, `pretrained` for those that timm downloads, or the path of a file of weights
-            (.pth, .safetensors). They are read when a fit begins: a checkpoint of the run needs neither.
-        flatten: Whether to return the flattened last feature map, instead of what the model itself hands its
-            classifier.
+        model: Name of the model in timm, for example `resnet50`.
+        weights: `random`, `pretrained` (downloaded by timm), or the path of a weight file (.pth, .safetensors).
+            They are read when a fit begins; a checkpoint of the run does not need them.
+        flatten: Whether the features are the flattened last feature map, instead of the input of the classifier.
         model_args: Further arguments of the model's constructor.
 
     Raises:
-        ConfigError: If timm has no such model, `input_shape` is not that of an image, or the file of weights is
-            missing when a fit begins.
+        ConfigError: If timm has no such model, `input_shape` is not an image shape, or the weight file is missing
+            when a fit begins.
     """
 
     def __init__(
@@ -181,7 +178,7 @@ class TimmBackbone(Backbone):
         self.layers = [f"model.{name}" for name in find_layers(self.model)]
 
     def load_pretrained(self) -> None:
-        """Reads `weights`, from the hub or from the file."""
+        """Loads `weights` from timm's download or from a file."""
         if self._weights == "random":
             return
         import timm  # noqa: PLC0415
@@ -190,13 +187,13 @@ class TimmBackbone(Backbone):
         if self._weights != "pretrained":
             if not Path(self._weights).is_file():
                 raise ConfigError(
-                    f"backbone weights: no file {self._weights!r}; give a path, or `pretrained` to download timm's"
+                    f"backbone weights: no file {self._weights!r}; give a path, or `pretrained` to download them"
                 )
             overlay = {"file": self._weights}
         donor = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
         self.model.load_state_dict(donor.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to features (B, num_features)."""
+        """Computes features (B, num_features) of images (B, C, H, W)."""
         features: Tensor = self.model(x)[-1].flatten(1) if self._flatten else self.model(x)
         return features

@@ -1,4 +1,4 @@
-"""Layers of a backbone that keep their weights, for the whole training or for its beginning."""
+"""Frozen layers of a backbone, and gradual unfreezing."""
 
 from typing import Literal
 
@@ -16,11 +16,12 @@ class Freezing:
 
     Args:
         backbone: The network.
-        freeze: Number of frozen layers; `all` includes what follows the last named layer.
-        unfreeze_by: The fraction of training after which no layer is frozen any more; None keeps all of them frozen.
+        freeze: Number of frozen layers; `all` also freezes modules after the last named layer.
+        unfreeze_by: Fraction of training after which all layers are unfrozen; None keeps them frozen.
 
     Raises:
-        ConfigError: If `freeze` exceeds the number of layers, or `unfreeze_by` has nothing to release.
+        ConfigError: If `freeze` is not between 0 and the number of layers, `unfreeze_by` is not in (0, 1], or
+            `unfreeze_by` is set without frozen layers.
     """
 
     def __init__(self, backbone: Backbone, freeze: int | Literal["all"], unfreeze_by: float | None) -> None:
@@ -28,7 +29,9 @@ class Freezing:
         if freeze != "all" and not 0 <= freeze <= depth:
             raise ConfigError(f"freeze: {freeze} of the backbone's {depth} layers; give 0 to {depth}, or all")
         if unfreeze_by is not None and not (freeze and 0 < unfreeze_by <= 1):
-            raise ConfigError(f"unfreeze_by: {unfreeze_by} needs layers to release (freeze) and a value in (0, 1]")
+            raise ConfigError(
+                f"unfreeze_by: {unfreeze_by} must be in (0, 1] and needs frozen layers; set --model.freeze"
+            )
         self._backbone, self._unfreeze_by = backbone, unfreeze_by
         self._first = depth + 1 if freeze == "all" else freeze
         self._frozen = self._first
@@ -43,7 +46,7 @@ class Freezing:
 
     @property
     def gradual(self) -> bool:
-        """Whether the frozen layers are released in the course of training."""
+        """Whether the frozen layers are unfrozen during training."""
         return self._unfreeze_by is not None
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -55,20 +58,20 @@ class Freezing:
         ]
 
     def keep_in_eval_mode(self) -> None:
-        """Puts the frozen layers into evaluation mode, in which batch-norm statistics do not move."""
+        """Puts the frozen layers into evaluation mode, so that their batch-norm statistics do not change."""
         depths = dict(module_depths(self._backbone, self._backbone.layers))
         for module in depths:
             if all(depths[part] < self._frozen for part in module.modules()):
                 module.training = False
 
     def release(self, progress: float) -> bool:
-        """Releases the layers that are due, the deepest first.
+        """Unfreezes the layers that are due, the deepest first.
 
         Args:
             progress: The progress of training in [0, 1].
 
         Returns:
-            Whether the frozen layers are others than before.
+            Whether the frozen layers changed.
         """
         if self._unfreeze_by is None:
             return False
@@ -77,10 +80,10 @@ class Freezing:
         return self._frozen != before
 
     def drop_gradients(self) -> None:
-        """Takes the gradients of the layers that are still to be released.
+        """Removes the gradients of the layers that will be unfrozen later.
 
-        They take part in the graph, since DistributedDataParallel must know them from the start. An optimizer leaves a
-        parameter without a gradient as it is, weight decay and momentum included.
+        These layers are part of the graph, because DistributedDataParallel needs them from the start. Without a
+        gradient, the optimizer does not change a parameter, not even through weight decay or momentum.
         """
         if self._unfreeze_by is not None:
             for parameter in self._parameters():

@@ -1,4 +1,4 @@
-"""Parameter groups of a network: which part learns at which rate."""
+"""Parameter groups with different learning rates."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,15 +17,16 @@ def parameter_groups(
     layer_decay: float = 1.0,
     new_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of a network as groups for an optimizer.
+    """The trainable parameters of a network as optimizer groups.
 
     Args:
-        network: The whole network; parameters in none of the parts below form the group `domain`, with factor 1.
-        backbone: Its backbone: the group `backbone`, or `backbone-0`, `backbone-1`, ... from the last layer down.
-        new: The parts that start from random weights: the group `head`.
-        backbone_scale: Factor of the learning rate of the backbone.
-        layer_decay: Further factor for each layer of the backbone below its last.
-        new_scale: Factor of the learning rate of the new parts.
+        network: The whole network; parameters outside the parts below form the group `domain`, with factor 1.
+        backbone: The backbone, which forms the group `backbone`; with `layer_decay`, the groups `backbone-0`,
+            `backbone-1`, ... from the last layer to the first.
+        new: Modules with new weights, which form the group `head`.
+        backbone_scale: Factor of the learning rate for the backbone.
+        layer_decay: Additional factor per backbone layer, from the last layer to the first.
+        new_scale: Factor of the learning rate for the new modules.
 
     Returns:
         Groups with the keys `name`, `lr_scale` and `params`.

@@ -1,4 +1,4 @@
-"""The layers of a network: which there are, what they return, and what lies at which depth."""
+"""The layers of a network: their names, activations and depths."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from lightning_da.errors import ConfigError
 
 
 def find_layers(network: nn.Module) -> list[str]:
-    """Names of submodules at which to look at a network, in the order of depth.
+    """Names of the submodules that are the layers of a network, in order of depth.
 
-    Of a timm model they are the stages or blocks that its `feature_info` names. Of any other network they are its
-    children, each with the activation, norm and pooling that follow it: the name is that of the last of them, whose
-    output is what the next layer reads. What has no weights before the first layer belongs to it.
+    A timm model has the stages or blocks in its `feature_info`. In any other network, each child with weights is a
+    layer, together with the activation, norm and pooling after it; its name is the name of the last of these modules,
+    whose output is the input of the next layer. Modules without weights before the first layer belong to that layer.
 
     Args:
         network: A timm model, an `nn.Sequential`, or a network that calls its children in the order of registration.
@@ -37,18 +37,18 @@ def find_layers(network: nn.Module) -> list[str]:
 def capture(
     module: nn.Module, names: Iterable[str], keep: Callable[[Tensor], Tensor] = lambda output: output
 ) -> Iterator[dict[str, Tensor]]:
-    """Records what the named submodules return while the block runs.
+    """Records the outputs of submodules inside a `with` block.
 
     Args:
         module: Any network.
         names: Names of its submodules, as in `named_modules()`.
-        keep: What is kept of an output, a smaller tensor say.
+        keep: Function applied to each output before it is stored.
 
     Yields:
-        A dictionary from name to the output of the latest call, gradient attached.
+        A dictionary from name to the output of the latest call, with gradient.
 
     Raises:
-        AttributeError: If the network has no submodule of such a name.
+        AttributeError: If the network has no submodule with one of the names.
     """
     outputs: dict[str, Tensor] = {}
     handles = [
@@ -65,41 +65,41 @@ def capture(
 
 
 def as_vectors(activation: Tensor, channels_last: bool = False) -> Tensor:
-    """One vector a sample: feature maps (B, C, H, W) and tokens (B, N, C) are averaged over positions.
+    """One vector per sample: feature maps (B, C, H, W) and tokens (B, N, C) are averaged over positions.
 
-    What comes out is a tensor of its own: the network may go on in place, as `nn.ReLU(inplace=True)` does.
+    The result shares no memory with the activation, so in-place operations such as `nn.ReLU(inplace=True)` are safe.
 
     Args:
-        activation: Shape (B, d), (B, N, C) or (B, C, H, W). The maps (B, C, N) of a one-dimensional convolution cannot
-            be told from tokens: let the layer return (B, N, C).
+        activation: Shape (B, d), (B, N, C) or (B, C, H, W). The output (B, C, N) of a one-dimensional convolution
+            looks like tokens: let the layer return (B, N, C).
         channels_last: Whether feature maps are (B, H, W, C).
 
     Returns:
         Shape (B, d) or (B, C).
 
     Raises:
-        ConfigError: If it is no tensor of such a shape.
+        ConfigError: If `activation` is not a tensor with 2, 3 or 4 dimensions.
     """
     if not isinstance(activation, Tensor) or activation.ndim not in (2, 3, 4):
         found = f"shape {tuple(activation.shape)}" if isinstance(activation, Tensor) else type(activation).__name__
-        raise ConfigError(f"a layer returns {found}, not (B, d), (B, N, C) or (B, C, H, W); name other layers")
+        raise ConfigError(f"a layer returns {found}, not (B, d), (B, N, C) or (B, C, H, W); choose other layers")
     if activation.ndim == 4:
         return activation.mean(dim=(1, 2) if channels_last else (2, 3))
     return activation.mean(dim=1) if activation.ndim == 3 else activation.clone()
 
 
 def module_depths(network: nn.Module, layers: list[str]) -> list[tuple[nn.Module, int]]:
-    """The depth of every submodule, counted in `layers`.
+    """The depth of every submodule: the index of its layer in `layers`.
 
-    What is registered before the end of layer i, and after the end of the layer before it, has depth i: a stem
-    belongs to the first layer. What follows the last layer (a final norm, say) has depth `len(layers)`.
+    A module between two layers has the depth of the later layer, so a stem belongs to the first layer. A module after
+    the last layer, for example a final norm, has depth `len(layers)`.
 
     Args:
-        network: A network whose submodules are registered in the order of depth.
-        layers: Names of submodules in the order of depth.
+        network: A network whose submodules are registered in order of depth.
+        layers: Names of submodules in order of depth.
 
     Returns:
-        Pairs of submodule and depth, the network itself first.
+        Pairs of submodule and depth; the first pair is the network itself.
     """
     depths: list[tuple[nn.Module, int]] = []
     depth, inside = 0, False

@@ -1,4 +1,4 @@
-"""Batch normalisation with running statistics of its own for each domain."""
+"""Batch normalisation with separate running statistics for each domain."""
 
 import copy
 from typing import Any
@@ -8,12 +8,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class PerDomainNorm(nn.Module):
-    """A batch-norm layer with statistics of its own for each domain; weight and bias are shared.
+    """A batch-norm layer with separate statistics for each domain, and shared weight and bias.
 
     Source: Li et al., "Adaptive batch normalization for practical domain adaptation", Pattern Recognition 2018.
 
     Args:
-        norm: The layer that it replaces.
+        norm: The batch-norm layer to replace.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -23,11 +23,11 @@ class PerDomainNorm(nn.Module):
         self._domain = "target"
 
     def set_domain(self, domain: str) -> None:
-        """Chooses the statistics of the samples that come next: `source` or `target`."""
+        """Sets the domain of the next samples, `source` or `target`."""
         self._domain = domain
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # weights of a network without domains, pretrained ones for example, are those of both
+        # weights of a network with ordinary batch norm, for example pretrained weights, are copied to both domains
         for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             if prefix + part in state_dict:
                 value = state_dict.pop(prefix + part)
@@ -40,7 +40,7 @@ class PerDomainNorm(nn.Module):
 
 
 def split_norms(network: nn.Module) -> None:
-    """Replaces every batch-norm layer of a network by a `PerDomainNorm`."""
+    """Replaces every batch-norm layer in a network with a `PerDomainNorm`."""
     for name, child in list(network.named_children()):
         if isinstance(child, _BatchNorm):
             setattr(network, name, PerDomainNorm(child))
@@ -49,7 +49,7 @@ def split_norms(network: nn.Module) -> None:
 
 
 def set_domain(network: nn.Module, domain: str) -> None:
-    """Tells every `PerDomainNorm` of a network the domain of the samples that come next."""
+    """Sets the domain of the next samples in every `PerDomainNorm` of a network."""
     for module in network.modules():
         if isinstance(module, PerDomainNorm):
             module.set_domain(domain)

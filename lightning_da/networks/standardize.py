@@ -1,4 +1,4 @@
-"""Zero mean and unit variance."""
+"""Standardisation to zero mean and unit variance."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,10 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each feature, or of each channel of images.
 
     Args:
-        parts: Samples in parts, each of shape (b, d) or (b, channels, height, width).
+        parts: Chunks of samples, each of shape (b, d) or (b, channels, height, width).
 
     Returns:
-        Two tensors of float32, shape (1, d) or (1, channels, 1, 1); the deviation of what is constant is given as 1.
+        Two float32 tensors of shape (1, d) or (1, channels, 1, 1). A constant feature has deviation 1.
     """
     number, mean, squares = 0, torch.zeros(1), torch.zeros(1)
     for part in parts:
@@ -23,16 +23,16 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         own = x.mean(over, keepdim=True)
         number += size
         change = own - mean
-        # Chan, Golub and LeVeque 1979: the sums of squares of two parts, each about its own mean, joined
+        # Chan, Golub and LeVeque 1979: combines the sums of squared deviations from the means of two chunks
         squares = squares + (x - own).square().sum(over, keepdim=True) + change.square() * (size * (1 - size / number))
         mean = mean + change * (size / number)
     std = (squares / number).sqrt()
-    varies = std > torch.finfo(torch.float32).eps * mean.abs()  # else it is rounding
+    varies = std > torch.finfo(torch.float32).eps * mean.abs()  # smaller deviations are rounding errors
     return mean.float(), torch.where(varies, std, 1.0).float()
 
 
 class Standardize(nn.Module):
-    """Brings each feature, or each channel of images, to zero mean and unit variance; what is constant becomes zero.
+    """Scales each feature, or each channel of images, to zero mean and unit variance; constant features become 0.
 
     Args:
         input_shape: Shape of one sample, (d,) or (channels, height, width).
@@ -48,11 +48,11 @@ class Standardize(nn.Module):
         self.register_buffer("std", torch.ones(shape))
 
     def fit(self, parts: Iterable[Tensor]) -> None:
-        """Takes mean and standard deviation from samples, in parts of shape (b, *input_shape)."""
+        """Computes mean and standard deviation from chunks of samples, each of shape (b, *input_shape)."""
         mean, std = moments(parts)
         self.mean.copy_(mean)
         self.std.copy_(std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Samples (B, *input_shape) to samples of the same shape."""
+        """Standardises samples (B, *input_shape)."""
         return (x - self.mean) / self.std

@@ -1,1 +1,1 @@
-"""Utterances as feature vectors: reading sound files, computing features, keeping them."""
+"""Feature vectors of utterances: reading sound files, extracting features, caching them."""

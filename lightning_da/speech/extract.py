@@ -1,4 +1,4 @@
-"""Features of many sound files, computed in parallel and once."""
+"""Feature extraction for many sound files, in parallel and with a cache."""
 
 import hashlib
 import os
@@ -33,17 +33,17 @@ OPENSMILE_WIDTHS = {
 }
 FEATURE_SETS: tuple[str, ...] = ("functionals", *OPENSMILE_WIDTHS)
 LOWEST_RATE, HIGHEST_RATE = 8000, 48000
-OPENSMILE_SHORTEST = 0.1  # seconds, in which each of its sets finds enough frames
-FEW = 64  # files that are done about as soon as a process has started
+OPENSMILE_SHORTEST = 0.1  # seconds: enough frames for every openSMILE set
+FEW = 64  # files whose features take about as long as starting a process
 
 Array = NDArray[np.float32]
 
 
 def width(features: str) -> int:
-    """Number of values of a feature set.
+    """Number of values in a feature set.
 
     Raises:
-        ConfigError: If there is no such set.
+        ConfigError: If the feature set is unknown.
     """
     if features not in FEATURE_SETS:
         raise ConfigError(f"no feature set {features!r}; {list_choices(features, FEATURE_SETS)}")
@@ -60,12 +60,14 @@ def digest(path: Path) -> str:
         status = path.stat()
         return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     except OSError as error:
-        raise SoundError(f"cannot read {str(path)!r} ({error.strerror}); correct the path, or its rights") from error
+        raise SoundError(
+            f"cannot read {str(path)!r} ({error.strerror}); correct the path or the permissions"
+        ) from error
 
 
 @lru_cache(maxsize=1_000_000)
 def _digest(path: Path, *_state: int) -> str:
-    """Digests a file again when its state has changed."""
+    """Digest of a file; computed again only if its size or times change."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -73,8 +75,7 @@ def _digest(path: Path, *_state: int) -> str:
 def describe(sound: Array, features: str, rate: int) -> Array:
     """The feature vector of one sound.
 
-    The sets of openSMILE get a sound that is shorter than 0.1 seconds with silence after it; values that they have none
-    for (NaN or infinite) are 0.
+    For openSMILE sets, a sound shorter than 0.1 s is padded with silence, and NaN or infinite values are set to 0.
 
     Args:
         sound: Shape (n,), n at least 1.
@@ -92,25 +93,25 @@ def describe(sound: Array, features: str, rate: int) -> Array:
 
 
 def extract(paths: Sequence[Path], features: str, rate: int, cache: Path, jobs: int | None = None) -> Array:
-    """Feature vectors of sound files: from the cache where they are there, else computed and put there.
+    """Feature vectors of sound files, read from the cache or computed and added to it.
 
-    An entry of the cache belongs to the content of a file, the feature set, the rate, and what computes it: the source
-    of the built-in set, or the version of openSMILE. Entries are whole or not there, and an interrupted extraction goes
-    on where it stopped.
+    The key of a cache entry is the content of the file, the feature set, the rate, and the source code of the built-in
+    set or the version of openSMILE. An entry is written completely or not at all, so an interrupted extraction
+    continues where it stopped.
 
     Args:
         paths: WAV and FLAC files.
         features: One of `FEATURE_SETS`; all but `functionals` need the package opensmile.
-        rate: Samples per second that the sounds are brought to, 8000 to 48000.
-        cache: Folder of the entries; it is made if need be.
-        jobs: Processes that compute, at most; one for each CPU core if None.
+        rate: Sampling rate in Hz, 8000 to 48000; sounds are resampled to it.
+        cache: Folder of the entries; created if it does not exist.
+        jobs: Largest number of processes; None uses one per CPU core.
 
     Returns:
         Shape (len(paths), width(features)), all finite.
 
     Raises:
-        ConfigError: If `features`, `rate` or `jobs` cannot be used.
-        SoundError: If a file cannot be used.
+        ConfigError: If `features`, `rate` or `jobs` is invalid.
+        SoundError: If a file is unusable.
     """
     values = width(features)
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
@@ -122,7 +123,7 @@ def extract(paths: Sequence[Path], features: str, rate: int, cache: Path, jobs: 
     rows = {entry: _load(entry, values) for entry in set(entries)}
     if any(row is None for row in rows.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # a second process waits here, and finds the entries of the first
+        with FileLock(folder / "lock"):  # a second process waits here, then finds the entries of the first
             missing = {}
             for path, entry in zip(paths, entries, strict=True):
                 if rows[entry] is None and (row := _load(entry, values)) is not None:
@@ -134,7 +135,7 @@ def extract(paths: Sequence[Path], features: str, rate: int, cache: Path, jobs: 
 
 
 def _version(features: str) -> str:
-    """Digest of what computes a feature set."""
+    """Version of the code that computes a feature set."""
     if features == "functionals":
         return digest(Path(functionals.__file__))[:8] + digest(Path(audio.__file__))[:8]
     try:
@@ -142,12 +143,13 @@ def _version(features: str) -> str:
     except PackageNotFoundError:
         raise ConfigError(
             f"the features {features!r} need the package opensmile, whose licence is for research: "
-            "pip install 'opensmile>=2.5,<3', or this project with the extra [speech]; 'functionals' needs nothing"
+            "pip install 'opensmile>=2.5,<3', or install this project with the extra [speech]; 'functionals' needs no "
+            "extra package"
         ) from None
 
 
 def _load(entry: Path, values: int) -> Array | None:
-    """An entry of the cache; None where there is none, or none that is whole."""
+    """Reads a cache entry; None if it is missing or broken."""
     try:
         row: Array = np.load(entry)
     except Exception:  # a broken file raises exceptions of many kinds
@@ -156,9 +158,9 @@ def _load(entry: Path, values: int) -> Array | None:
 
 
 def _compute(missing: dict[Path, Path], features: str, rate: int, jobs: int | None) -> dict[Path, Array]:
-    """Computes the features of the files that the entries belong to, and writes the entries.
+    """Computes the features of files and writes their cache entries.
 
-    With little to do it works in this process, otherwise in several, each on one thread.
+    Few files are computed in this process, many files in several processes with one thread each.
     """
     processes = max(min(jobs or _cores(), len(missing) // FEW), 1)
     calls = (delayed(_make_entry)(entry, path, features, rate) for entry, path in missing.items())
@@ -173,14 +175,14 @@ def _compute(missing: dict[Path, Path], features: str, rate: int, jobs: int | No
                 bar.update()
     except BrokenProcessPool as error:
         raise ConfigError(
-            f"a process that computed the features {features!r} ended, as for want of memory; "
-            "the same command goes on where it stopped"
+            f"a process that computed the features {features!r} was killed, perhaps for lack of memory; run the same "
+            "command again to continue"
         ) from error
     return rows
 
 
 def _make_entry(entry: Path, path: Path, features: str, rate: int) -> tuple[Path, Array]:
-    """Computes the features of a file, and writes the entry at once or not at all."""
+    """Computes the features of a file and writes its cache entry, completely or not at all."""
     sound = read_sound(path, rate)
     try:
         row = describe(sound, features, rate)
