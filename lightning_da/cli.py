@@ -1,4 +1,4 @@
-"""From the words of a command, or from a configuration, to trainer, model and data."""
+"""Builds trainer, model and data from command-line arguments or a configuration."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from lightning_da.tracking import Tracker, find_fit, parameters
 
 DESCRIPTIONS = {
     "fit": "Train a method on a pair of domains.",
-    "validate": "Measure a fit on the validation splits.",
-    "test": "Measure a fit on the test splits; the figures join the run of the fit.",
+    "validate": "Evaluate a fit on the validation splits.",
+    "test": "Evaluate a fit on the test splits; the results are added to its run.",
     "predict": "Classify the target and write a CSV file.",
 }
 _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
@@ -30,12 +30,12 @@ _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
 class TransferCLI(LightningCLI):
     """Lightning's command line for a method and a pair of domains.
 
-    The constructor parses and finds the runs that are named. `build` makes trainer, model and data, so that an earlier
-    stage can be trained in between. `run` runs the command.
+    The constructor parses the arguments and finds earlier runs. `build` creates trainer, model and data, so that a
+    first stage can be trained in between. `run` runs the command.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
-        args: The words behind the command, or a whole configuration.
+        args: The arguments after the command, or a whole configuration.
 
     Raises:
         ConfigError: If a file or a run is missing.
@@ -69,11 +69,12 @@ class TransferCLI(LightningCLI):
             run=False,
         )
 
-    # ---------------------------------------------------------------- what is parsed
+    # ---------------------------------------------------------------- parsing
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        # Data and backbone files set `model.init_args` without a class; their keys are checked against the first class.
+        # Data and backbone files set `model.init_args` without a class; their keys are checked against the first class
+        # listed here.
         parser.add_subclass_arguments((TransferModule, MarginEnsemble), "model", fail_untyped=False, required=True)
         parser.add_lightning_class_args(DomainPairDataModule, "data", subclass_mode=True)
 
@@ -87,7 +88,7 @@ class TransferCLI(LightningCLI):
         parser.describe()  # type: ignore[attr-defined]  # a `Parser`
 
     def before_instantiate_classes(self) -> None:
-        """Completes the configuration: the name, the runs that it starts from, the run that it tests."""
+        """Completes the configuration: name, checkpoint to start from, run to test."""
         config = self.config
         if config.model is None or config.model.class_path.rsplit(".", 1)[-1] in _ABSTRACT:
             raise ConfigError(MISSING["model"])
@@ -112,25 +113,25 @@ class TransferCLI(LightningCLI):
         return hasattr(logger, "init_args") and "run_name" in logger.init_args
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as it is written to YAML."""
+        """The configuration as plain values, as in its YAML file."""
         plain: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_check=True))
         return plain
 
     @property
     def run_name(self) -> str:
-        """The name of the run of this configuration: method, domains and seed."""
+        """Name of the run: method, domains and seed."""
         given = self.config.data.init_args
         pair = [Path(str(given.get(role, role))).stem for role in ("source", "target")]
         return f"{self.config.name}-{'-'.join(pair)}-s{self.config.seed_everything}"
 
     def first_stage(self) -> dict[str, Any] | None:
-        """The configuration of the method that a fit runs first: on the same data and network, with the same seed.
+        """The configuration of the first stage, with the same data, network and seed.
 
         Returns:
-            None where `after` names no method, the fit starts from a run that is named, or it is resumed.
+            None if `after` is not set, `init_from` is set, or the fit is resumed.
 
         Raises:
-            ConfigError: If there is no method of that name.
+            ConfigError: If the method `after` does not exist.
         """
         config = self.config
         if config.after is None or self._start is not None or config.ckpt_path is not None:
@@ -149,22 +150,22 @@ class TransferCLI(LightningCLI):
             before["trainer"]["logger"]["init_args"]["run_name"] = None
         return before
 
-    # ---------------------------------------------------------------- what is made of it
+    # ---------------------------------------------------------------- building
 
     def instantiate_classes(self) -> None:
-        """Left to `build`."""
+        """Does nothing; `build` creates the objects."""
 
     def build(self, start: str | None = None) -> "TransferCLI":
-        """Makes trainer, model and data.
+        """Creates trainer, model and data.
 
         Args:
-            start: Checkpoint file that the fit starts from, in place of the run that `init_from` names.
+            start: Checkpoint file of the first stage; None uses the run `init_from`, if set.
 
         Raises:
             ConfigError: If an argument or the data are wrong.
         """
         if start is not None:
-            self._set_seed()  # the first stage has drawn from the random state
+            self._set_seed()  # the first stage has changed the random state
         self._recorded = self.config
         start = start or self._start
         if start is not None:
@@ -175,7 +176,7 @@ class TransferCLI(LightningCLI):
             if isinstance(self.trainer.logger, Tracker):
                 self.trainer.logger.name_run(self.run_name)
         except (ValueError, TypeError, MisconfigurationException) as error:
-            # The argument parser wraps what a constructor raises.
+            # The argument parser wraps the exceptions of constructors.
             cause: BaseException = error
             while (inner := cause.__cause__ or cause.__context__) is not None and not isinstance(cause, ConfigError):
                 cause = inner
@@ -183,7 +184,7 @@ class TransferCLI(LightningCLI):
         return self
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        # The model starts from a file, but the run's configuration keeps the name that was typed.
+        # The model starts from a file, but the recorded configuration keeps the reference from the command line.
         self.config = self._recorded
         return super().instantiate_trainer(**kwargs)
 
@@ -204,10 +205,7 @@ def _start_of(named: str | None) -> str | None:
 
 
 def _with_run_config(command: str, args: Sequence[str]) -> list[str]:
-    """Puts the configuration of the run that `--ckpt_path` names in front of the options.
-
-    To resume a fit its configuration is typed again.
-    """
+    """Adds the configuration file of the run `--ckpt_path` before the other arguments; not for `fit`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")

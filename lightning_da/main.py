@@ -18,9 +18,9 @@ usage: lightning-da COMMAND --config method/NAME.yaml --config data/NAME.yaml [-
 
 commands:
 {"".join(f"  {name:16} {text}{chr(10)}" for name, text in COMMANDS.items())}
-Files are those of the folder conf, or your own. Every value in them is an option too: --trainer.max_steps 1000
-`lightning-da COMMAND --help` lists the options, `lightning-da fit --model.help DANN` those of a method,
-`lightning-da fit --data.help Digits` those of a data module.
+--config takes files of the folder conf, or your own. Options override their values: --trainer.max_steps 1000
+`lightning-da COMMAND --help` lists the options of a command, `lightning-da fit --model.help DANN` the options of a
+method, and `lightning-da fit --data.help Digits` the options of a data module.
 """
 
 

@@ -1,4 +1,4 @@
-"""The options of a command: their help, and the messages on what cannot be parsed."""
+"""The argument parser: help of the options, and short error messages."""
 
 import argparse
 import re
@@ -12,46 +12,46 @@ from lightning_da.signatures import arguments, unknown_key
 
 HELP = {
     "seed_everything": "seed of weights, batches and dropout",
-    "trainer": "YAML file of the Trainer's options; options that are not listed here are accepted as well",
+    "trainer": "YAML file with Trainer options; Trainer options that are not listed here are accepted too",
     "trainer.accelerator": "cpu, gpu, mps or auto",
-    "trainer.devices": "number of processes, or list of GPUs",
+    "trainer.devices": "number of devices, or list of GPUs",
     "trainer.strategy": "auto, or ddp for several devices",
     "trainer.precision": "32, bf16-mixed or 16-mixed",
-    "trainer.max_steps": "end of training, in steps",
-    "trainer.max_epochs": "end of training, in epochs",
-    "trainer.accumulate_grad_batches": "batches to a step of the optimizer",
+    "trainer.max_steps": "number of training steps",
+    "trainer.max_epochs": "number of training epochs",
+    "trainer.accumulate_grad_batches": "batches per optimizer step",
     "trainer.gradient_clip_val": "largest norm of the gradient",
-    "trainer.log_every_n_steps": "steps between two points of a training curve",
-    "trainer.enable_progress_bar": "whether to show progress",
+    "trainer.log_every_n_steps": "steps between two logged values",
+    "trainer.enable_progress_bar": "whether to show a progress bar",
     "name": "name of the method in run names and tables",
-    "after": "method that `fit` runs first, to start from: a file of conf/method, or the path of a YAML file",
-    "predictions": "YAML file of the option below",
+    "after": "method of the first stage, which `fit` trains before this one: a name in conf/method or a YAML file",
+    "predictions": "YAML file with the option below",
     "predictions.path": "CSV file that `predict` writes",
-    "model": "method: a class path, with --model.NAME for its arguments",
-    "data": "pair of domains: a class path, with --data.NAME for its arguments",
-    "ckpt_path": "checkpoint file, or id or name of a run (default: the run that this configuration names); "
-    "for fit, the checkpoint file to resume from",
+    "model": "class of the method; its arguments are --model.NAME",
+    "data": "class of the data module; its arguments are --data.NAME",
+    "ckpt_path": "checkpoint file, run id or run name (default: the run with the name of this configuration); "
+    "for fit, a checkpoint to resume from",
 }
 """Help of the options that `--help` lists."""
 
 MISSING = {
     "model": "no method is given; add --config method/NAME.yaml (files of the folder conf)",
     "data": "no data are given; add --config data/NAME.yaml (files of the folder conf)",
-    "backbone": "no backbone is given; add --config backbone/NAME.yaml, or data that bring one, like digits.yaml",
+    "backbone": "no backbone is given; add --config backbone/NAME.yaml, or a data file with one, such as digits.yaml",
 }
 
 
 class Parser(LightningArgumentParser):
-    """A parser with a short help and short messages; it takes no abbreviations."""
+    """A parser with short help and error messages; options cannot be abbreviated."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._hidden: list[argparse.Action] = []
 
     def describe(self) -> None:
-        """Writes `HELP` to the options, and leaves the other options of the trainer out of `--help`.
+        """Sets the help of the options in `HELP`, and hides the other trainer options in `--help`.
 
-        They are parsed, and recorded with a run, all the same.
+        Hidden options are still parsed and recorded.
         """
         for action in self._actions:
             if action.dest in HELP:
@@ -76,7 +76,7 @@ class Parser(LightningArgumentParser):
 
 
 def _plain(message: str, parser: Parser) -> str:
-    """The cause in an error message of the argument parser, with the nearest known name."""
+    """The cause of a parser error in one short message, with the nearest known name."""
     unknown = re.search(
         r"Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected|unrecognized arguments: --([\w.]+)",
         message,
@@ -95,16 +95,16 @@ def _plain_value(message: str) -> str:
     choice = re.search(r'Parser key "(\w+)":\s+Expected a typing.Literal\[(.*?)\]. Got value: (\S+)', message)
     if choice:
         key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)
-        return f"{key}: {value!r} is no choice; {list_choices(value, known)}"
+        return f"{key}: {value!r} is not a valid choice; {list_choices(value, known)}"
     nested = re.findall(r'Parser key "(\w+)":\s+Does not validate', message)
     either = re.search(r"Subtypes: \[typing\.Literal\[(.*?)\], (.*)\]\n", message)
     given = re.search(r"val='?(.*?)'?\)$", message)
     if nested and either and given:
         known, value = re.findall(r"'([^']*)'", either.group(1)), given.group(1)
-        return f"{nested[-1]}: {value!r} is neither {either.group(2)} nor a choice; {list_choices(value, known)}"
+        return f"{nested[-1]}: {value!r} is neither {either.group(2)} nor a valid choice; {list_choices(value, known)}"
     wanted = re.search(r"Expected a <class '(?:str|(list))'>(?:\. Got value: (\S+))?", message)
     if nested and wanted:
-        text = f"YAML reads {wanted.group(2)}, which is no text; put text into quotes, as in '[\"007\"]'"
+        text = f"YAML reads {wanted.group(2)}, which is not text; put text into quotes, as in '[\"007\"]'"
         return f"{nested[-1]}: " + ("a list is needed, as in '[A, B]'" if wanted.group(1) else text)
     missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
     if missing:
@@ -116,7 +116,7 @@ def _plain_value(message: str) -> str:
 
 
 def _owner(unknown: str, message: str) -> str | None:
-    """The class that an unknown key is given to, from the words around the key in a message."""
+    """The class with the unknown key, extracted from the error message."""
     given = re.search(re.escape(unknown) + r"\. Got value: Namespace\(class_path='([\w.]+)'", message)
     before = re.findall(r"class_path '?([\w.]+)'?", message.split(unknown, maxsplit=1)[0] + unknown)
     return given.group(1) if given else before[-1] if before else None

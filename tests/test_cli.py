@@ -570,7 +570,10 @@ def test_a_typo_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
             "no backbone is given; add --config backbone/NAME.yaml",
         ),
         (["test", *digits("dann", "--seed_everything=99")], "'dann-typeset-handwritten-s99' is no checkpoint file"),
-        (["fit", *SPEECH, "--data.init_args.test_speakers=[03]"], "test_speakers: YAML reads 3, which is no text; put"),
+        (
+            ["fit", *SPEECH, "--data.init_args.test_speakers=[03]"],
+            "test_speakers: YAML reads 3, which is not text; put",
+        ),
         (["fit", *SPEECH, "--data.init_args.test_speakers=03"], "test_speakers: a list is needed, as in '[A, B]'"),
         (["fit", *SPEECH, "--data.init_args.seed=-1"], "data.seed: -1 is less than 0"),
         (["test", "--ckpt_path", "nowhere"], "'nowhere' is no checkpoint file, and neither id nor name of a run"),

@@ -202,10 +202,10 @@ def test_other_labels_or_sizes_are_another_experiment(pair: Path) -> None:
     ("more", "message"),
     [
         (["--model.init_args.init_from", "x"], "init_from"),
-        (["--data.init_args.task", "gender"], "data.init_args.task: speech-transfer sets it"),
-        (["--data.init_args.seed", "1"], "data.init_args.seed: speech-transfer sets it"),
+        (["--data.init_args.task", "gender"], "data.task: speech-transfer sets it"),
+        (["--data.init_args.seed", "1"], "data.seed: speech-transfer sets it"),
         (["--sizes", "8x8"], "sizes: '8x8' is no list of widths"),
-        (["--sizes", "8:6", "8:6"], "sizes: 8:6 8:6 names one twice"),
+        (["--sizes", "8:6", "8:6"], "sizes: 8:6 8:6 has a duplicate"),
         (["--after=speech_gender"], "--after: speech-transfer sets it for each training; give --source_tasks"),
         (
             ["--model.init_args.backbone.init_args.hidden", "[8]"],

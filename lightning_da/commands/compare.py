@@ -1,4 +1,4 @@
-"""`lightning-da compare`: the runs of an experiment as a table."""
+"""`lightning-da compare`: prints the runs of an experiment as a table."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from lightning_da.grids.tables import mean_and_spread, print_table, summary
 from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, client, search_runs, tracking_uri
 
 LOWER, UPPER = "source_only", "target_only"
-"""The methods whose accuracies on the target are 0 and 1 on the scale of `gap closed`."""
+"""The methods whose target accuracies define `gap closed` = 0 and `gap closed` = 1."""
 FORMATS = {"source acc": ".3f", "target acc": ".3f", "gap closed": ".2f", "seconds": ".0f"}
-"""The figures of the table, and how they are printed."""
+"""Numeric columns of the table, and their formats."""
 
 
 def run(args: Sequence[str]) -> pd.DataFrame:
     """Prints and returns the table of an experiment.
 
     Args:
-        args: The words behind `compare`.
+        args: The arguments after `compare`.
     """
     parser = argparse.ArgumentParser(
         "lightning-da compare",
@@ -31,12 +31,12 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     experiment = client().get_experiment_by_name(given.experiment)
     if experiment is None:
         names = ", ".join(e.name for e in client().search_experiments())
-        raise TrackingError(f"no experiment {given.experiment!r} in {tracking_uri()}; there are {names}")
+        raise TrackingError(f"no experiment {given.experiment!r} in {tracking_uri()}; there are: {names}")
     return compare(tested_runs(experiment.experiment_id))
 
 
 def tested_runs(experiment_id: str) -> list[Run]:
-    """The runs of an experiment that have test results, the latest first."""
+    """The runs of an experiment with test results, the latest first."""
     return [
         run
         for run in search_runs(experiment_id, newest_first=True)
@@ -45,19 +45,19 @@ def tested_runs(experiment_id: str) -> list[Run]:
 
 
 def compare(runs: Sequence[Run]) -> pd.DataFrame:
-    """Prints and returns a row for each configuration: mean and standard deviation over its seeds.
+    """Prints and returns one row per configuration: mean and standard deviation over seeds.
 
-    Of runs with equal configuration and seed the latest counts. The gap closed is (acc - source-only) / (target-only -
-    source-only) on the target, against runs on the same data with the same seed, backbone, batch size and length.
+    If several runs have the same configuration and seed, the latest is used. The gap closed is (acc - source-only) /
+    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length.
 
     Args:
         runs: Tested runs, the latest first.
 
     Returns:
-        A frame with the numbers; the printed table has them rounded.
+        The table without rounding.
     """
     if not runs:
-        print("no tested runs: fit and test some first")
+        print("no tested runs: run `fit` and `test` first")
         return pd.DataFrame()
     frame = rows_of(runs)
     means = summary(frame, ["pair", "configuration"], list(FORMATS))
@@ -79,7 +79,7 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row for each configuration and seed: method, pair of domains and figures.
+    """One row per configuration and seed: method, pair of domains and results.
 
     Args:
         runs: Tested runs, the latest first.
@@ -116,14 +116,14 @@ def _configuration(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 def _terms(run: Run) -> tuple[tuple[str, str], ...]:
-    """The settings that two runs must have in common for one to be the bound of the other."""
+    """The settings that must be equal if one run is the lower or upper bound of another."""
     shared = ("seed", "source", "target", "batch_size", "max_steps", "max_epochs", "backbone")
     terms = {k: v for k, v in run.data.params.items() if k in shared or k.startswith("backbone.")}
     return tuple(sorted((terms | {"data": run.data.tags.get("data", "")}).items()))
 
 
 def _tell_apart(table: pd.DataFrame) -> None:
-    """Adds to methods that occur several times in a pair the settings in which they differ."""
+    """Adds the differing settings to the names of methods that occur several times for a pair of domains."""
     for _, group in table.groupby(["pair", "method"]):
         if len(group) > 1:
             settings = list(group["settings"])

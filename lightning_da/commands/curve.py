@@ -1,4 +1,4 @@
-"""`lightning-da curve`: the curves of existing networks, without training."""
+"""`lightning-da curve`: draws the curves of existing networks, without training."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from lightning_da.transferability.plots import FILES, curve_files
 
 
 class _Network(NamedTuple):
-    """A network and its features of the sample.
+    """A network and its features of the samples.
 
     Attributes:
-        title: Its name in titles, and in the legend if there are two networks.
+        title: Name of the network in titles, and in the legend if there are two networks.
         kind: `trained`, `pretrained` or `untrained`.
-        run_id: Its run, if it has one.
-        baseline: Features of the same network with random weights. Empty if the network is untrained itself, or one of
-            two.
-        features: Its own.
+        run_id: Id of the network's run, if it has one.
+        baseline: Features of the same network with random weights. Empty if the network itself is untrained, or if two
+            networks are compared.
+        features: Features of the network.
     """
 
     title: str
@@ -45,10 +45,10 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     """Measures the layers of one network, or of two side by side, and draws the curves.
 
     Args:
-        args: The words behind `curve`.
+        args: The arguments after `curve`.
 
     Returns:
-        The table that is written as `curve.csv`.
+        The table that is written to `curve.csv`.
 
     Raises:
         ConfigError: If an argument is wrong, a network or its data cannot be opened, or nothing can be measured.
@@ -56,34 +56,33 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     parser = argparse.ArgumentParser(
         "lightning-da curve",
         description="Measure each layer of a network on the two domains, and draw the curves. Nothing is trained. "
-        "With --ckpt_path the network and the data are those of a finished run. With two runs both networks see the "
-        "data of the first run, and their layers are compared. Without --ckpt_path the network has the weights with "
-        "which a fit of the configuration begins, for example the pretrained weights of a timm model. All options of "
-        "`fit` can be given too.",
+        "With --ckpt_path, network and data come from a finished run. With two runs, both networks read the data of "
+        "the first run, and their layers are compared. Without --ckpt_path, the network has its initial weights, for "
+        "example the pretrained weights of a timm model. All options of `fit` are accepted too.",
         usage="lightning-da curve --ckpt_path RUN [RUN] [--OPTION VALUE ...]\n"
-        "       lightning-da curve --config conf/backbone/NAME.yaml --config conf/data/NAME.yaml [--OPTION VALUE ...]",
+        "       lightning-da curve --config backbone/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
-    parser.add_argument("--ckpt_path", nargs="+", metavar="RUN", help="checkpoint file, or id or name of a run")
+    parser.add_argument("--ckpt_path", nargs="+", metavar="RUN", help="checkpoint file, run id or run name")
     parser.add_argument(
         "--out", type=Path, default=Path("curve"), help=f"folder for {', '.join(FILES)} (default: curve)"
     )
-    parser.add_argument("--samples", type=int, default=1000, help="samples of each domain (default: 1000)")
-    parser.add_argument("--layers", nargs="+", metavar="NAME", help="layers, by name (default: those of the backbone)")
+    parser.add_argument("--samples", type=int, default=1000, help="number of samples per domain (default: 1000)")
+    parser.add_argument("--layers", nargs="+", metavar="NAME", help="names of layers (default: the backbone's layers)")
     parser.add_argument(
         "--measures",
         nargs="+",
         metavar="NAME",
         default=DEFAULT_MEASURES,
-        help=f"of {', '.join(MEASURES)}, or import paths of your own (default: {' '.join(DEFAULT_MEASURES)})",
+        help=f"{', '.join(MEASURES)}, or import paths of your own measures (default: {' '.join(DEFAULT_MEASURES)})",
     )
     given, options = parser.parse_known_args(args)
     check_measures(given.measures)
     references = given.ckpt_path or [None]
     if len(references) > 2:
-        raise ConfigError(f"ckpt_path: one network or two are drawn, not {len(references)}")
+        raise ConfigError(f"ckpt_path: give one run or two, not {len(references)}")
     if any((given.out / name).is_dir() for name in FILES) or (given.out.exists() and not given.out.is_dir()):
-        raise ConfigError(f"out: {given.out} is not a folder to write {', '.join(FILES)} into")
+        raise ConfigError(f"out: cannot write {', '.join(FILES)} to {given.out}; choose another folder")
 
     clis = [_open(reference, options) for reference in references]
     first = clis[0]
@@ -91,7 +90,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     networks = [_look(cli, first, given.layers, given.samples, alone=len(clis) == 1) for cli in clis]
     table = _table(networks, given.measures)
     if table.empty:
-        raise ConfigError("there is nothing to measure; see the warnings")
+        raise ConfigError("no measure could be computed; see the warnings")
     title = " and ".join(network.title for network in networks)
     given.out.mkdir(parents=True, exist_ok=True)
     files = curve_files(table, title)
@@ -114,16 +113,20 @@ def _open(reference: str | None, options: list[str]) -> TransferCLI:
     else:
         cli = TransferCLI("fit", ["--config", "method/source_only.yaml", *options]).build()
     if not isinstance(cli.model, TransferModule):
-        raise ConfigError(f"ckpt_path: {type(cli.model).__name__} joins several networks; name the run of one of them")
-    cli.model.fit_inputs(cli.datamodule)  # features are standardised before a fit begins, also those of random weights
+        raise ConfigError(
+            f"ckpt_path: {type(cli.model).__name__} combines several networks; give the run of one of them"
+        )
+    cli.model.fit_inputs(cli.datamodule)  # the statistics of `standardize`, also for a network with random weights
     return cli
 
 
 def _look(cli: TransferCLI, on: TransferCLI, layers: list[str] | None, samples: int, alone: bool) -> _Network:
-    """Passes the data of `on` through the network of `cli`, with random weights too if it stands alone."""
+    """Passes the data of `on` through the network of `cli`, and through a random network if there is only one."""
     module, data, trainer = cast(TransferModule, cli.model), on.datamodule, cli.trainer
     if module.input_shape != tuple(data.input_shape):
-        raise ConfigError(f"ckpt_path: a network for samples {module.input_shape} cannot see {data.input_shape}")
+        raise ConfigError(
+            f"ckpt_path: the network reads samples of shape {module.input_shape}, but the data have {data.input_shape}"
+        )
     trainer.precision_plugin.convert_module(module.to(trainer.strategy.root_device))
     names = check_layers(module, layers or "auto")
 
@@ -173,7 +176,7 @@ def _table(networks: list[_Network], measures: Sequence[str]) -> pd.DataFrame:
 def _print(table: pd.DataFrame) -> None:
     for network, rows in table.groupby("network", sort=False):
         if rows["value"].isna().all():
-            print(f"\n{network}: its activations are not finite, the network has diverged")
+            print(f"\n{network}: the activations are not finite, so the network has diverged")
             continue
         wide = rows.pivot_table(index=["depth", "layer"], columns="measure", values="value", sort=False)
         wide = wide.droplevel("depth").rename_axis(columns=None, index=None)
@@ -181,7 +184,7 @@ def _print(table: pd.DataFrame) -> None:
 
 
 def _record(cli: TransferCLI, network: _Network, table: pd.DataFrame, files: dict[str, Figure | str]) -> None:
-    """Adds the curves to the network's run, unless the run has some. A network without checkpoint gets a run."""
+    """Adds the curves to the network's run if it has none yet. A network without a checkpoint gets a new run."""
     logger, config = cli.trainer.logger, cli.config
     if not isinstance(logger, Tracker):
         return

@@ -1,4 +1,4 @@
-"""`lightning-da ensemble`: joins the networks of earlier runs."""
+"""`lightning-da ensemble`: combines the networks of earlier runs."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,26 +11,28 @@ from lightning_da.tracking import Tracker, client, find_fit
 
 
 def run(args: Sequence[str]) -> Any:
-    """Joins runs, tests the ensemble, and records it as a run that `test` and `predict` take by name.
+    """Combines runs into an ensemble, tests it, and records it as a run for `test` and `predict`.
 
     Args:
-        args: The words behind `ensemble`.
+        args: The arguments after `ensemble`.
 
     Returns:
         The trainer of the ensemble.
     """
     parser = argparse.ArgumentParser(
         "lightning-da ensemble",
-        description="Join the networks of earlier runs: for each sample the network with the largest margin decides. "
-        "The data are those of the first run. Further options are those of `fit`.",
+        description="Combine the networks of earlier runs: the network with the largest margin classifies each sample. "
+        "The data come from the first run. All options of `fit` are accepted too.",
         usage="lightning-da ensemble RUN RUN [RUN ...] [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
-    parser.add_argument("members", nargs="+", metavar="RUN", help="checkpoint file, or id or name of a run")
+    parser.add_argument("members", nargs="+", metavar="RUN", help="checkpoint file, run id or run name")
     given, options = parser.parse_known_args(args)
     first = find_fit(given.members[0])
     if first.config is None:
-        raise ConfigError(f"members: the run of {given.members[0]!r} is not in this MLflow store; name another first")
+        raise ConfigError(
+            f"members: the run of {given.members[0]!r} is not in this MLflow store; start the list with another run"
+        )
     config = TransferCLI("fit", ["--config", str(first.config), "--name", "margin_ensemble", *options]).plain()
     config |= {"after": None, "ckpt_path": None}
     if config["trainer"]["logger"]:

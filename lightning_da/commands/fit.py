@@ -1,4 +1,4 @@
-"""`lightning-da fit`: trains a method, after the method that it starts from."""
+"""`lightning-da fit`: trains a method, and first the method that it starts from."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,19 @@ def run(args: Sequence[str]) -> TransferCLI:
     """Trains a method.
 
     Args:
-        args: The words behind `fit`.
+        args: The arguments after `fit`.
     """
     return fit(TransferCLI("fit", args))
 
 
 def fit(cli: TransferCLI) -> TransferCLI:
-    """Runs a fit that is parsed, with its first stage."""
+    """Runs a parsed fit, after its first stage if it has one."""
     before, start = cli.first_stage(), None
     if before is not None:
-        rank_zero_only(print)(f"first {cli.config.after}, from which {cli.config.name} starts", flush=True)
+        rank_zero_only(print)(f"first stage: {cli.config.after}, the start of {cli.config.name}", flush=True)
         start = chosen_checkpoint(fit(TransferCLI("fit", before)).trainer)
         if not start:
             raise ConfigError(
-                f"after: {cli.config.after} leaves no checkpoint to start from; set enable_checkpointing to true"
+                f"after: {cli.config.after} saved no checkpoint to start from; set --trainer.enable_checkpointing true"
             )
     return cli.build(start).run()

@@ -1,8 +1,8 @@
-"""`lightning-da layer-transfer`: how far up a network for task A serves task B.
+"""`lightning-da layer-transfer`: measures how well the first n layers transfer from task A to task B, for each n.
 
-The first n layers of a network for A, or of one for B itself, are copied, the layers above them are new, and all is
-trained on B, the copied layers frozen or not. Where BnB falls, layers had adapted to each other and were cut apart;
-where AnB falls further, features are specific to A.
+The first n layers of a network trained on A, or on B itself, are copied, frozen or not; the other layers are new and
+trained on B. Where BnB drops, the cut separates co-adapted layers. Where AnB drops below BnB, features are specific
+to A.
 
 Source: Yosinski et al., "How transferable are features in deep neural networks?", NeurIPS 2014, sections 2 and 4.
 """
@@ -30,17 +30,17 @@ RESERVED = {
     "freeze": 0,
     "unfreeze_by": None,
 }
-"""Arguments of `FineTune` that the treatments set, with their defaults."""
+"""Arguments of `FineTune` that the grid sets, with their default values."""
 
 
 def run(args: Sequence[str]) -> pd.DataFrame:
-    """Runs the cells of a grid that are not there yet, reports the grid and returns its table.
+    """Runs the unfinished cells of the grid, then reports the grid and returns its table.
 
     Args:
-        args: The words behind `layer-transfer`.
+        args: The arguments after `layer-transfer`.
 
     Raises:
-        ConfigError: If the options do not fit the data or the network, another process runs the same grid, or a cell
+        ConfigError: If the options do not match the data or the network, another process runs the same grid, or a cell
             failed.
     """
     given, options = _parser().parse_known_args(args)
@@ -57,7 +57,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
 
 
 def _check_data(data: DomainPairDataModule, cells: Sequence[Cell]) -> None:
-    """Checks the data of all cells before the first is trained."""
+    """Checks the data of all cells before training."""
     data.check()
     tasks = [{**cell.config["data"]["init_args"], "data": data} for cell in cells]
     for arguments in {str(task): task for task in tasks}.values():
@@ -67,27 +67,33 @@ def _check_data(data: DomainPairDataModule, cells: Sequence[Cell]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-da layer-transfer",
-        description="Train networks for two tasks, A and B, copy the first n layers of each, and train the rest on B: "
-        "frozen (AnB, BnB) or trained further (AnB+, BnB+), beside random frozen layers. What was finished before an "
-        "interruption is not run again. Further options are those of `fit`.",
-        usage="lightning-da layer-transfer --config conf/data/NAME.yaml [--seeds ...] [--OPTION VALUE ...]",
+        description="Train networks on two tasks, A and B. Copy the first n layers of each network and train the other "
+        "layers on B. The copied layers are frozen (AnB, BnB) or fine-tuned (AnB+, BnB+); for comparison, random "
+        "layers are frozen (random). After an interruption, the same command runs only the unfinished trainings. All options "
+        "of `fit` are accepted too.",
+        usage="lightning-da layer-transfer --config data/NAME.yaml [--seeds ...] [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
     tasks = parser.add_mutually_exclusive_group()
-    tasks.add_argument("--task_a", nargs="+", metavar="CLASS", help="classes of A, the others are B's (default: half)")
     tasks.add_argument(
-        "--across_domains", action="store_true", help="A is the source and B the target, with all classes"
+        "--task_a", nargs="+", metavar="CLASS", help="classes of A; B has the other classes (default: a random half)"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="repetitions (default: 0)")
+    tasks.add_argument("--across_domains", action="store_true", help="A is the source, B the target, with all classes")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds (default: 0)")
     parser.add_argument(
-        "--labels", nargs="+", default=["all"], metavar="N", help="training labels of B, several in turn (default: all)"
+        "--labels", nargs="+", default=["all"], metavar="N", help="numbers of training labels for B (default: all)"
     )
-    parser.add_argument("--depths", nargs="+", type=int, metavar="N", help="numbers of copied layers (default: every)")
     parser.add_argument(
-        "--treatments", nargs="+", default=TREATMENTS, choices=TREATMENTS, metavar="NAME", help=" ".join(TREATMENTS)
+        "--depths", nargs="+", type=int, metavar="N", help="numbers of copied layers (default: 1 to all layers)"
     )
-    parser.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, else one a core)")
-    parser.add_argument("--name", help="name of the run of the whole grid")
+    parser.add_argument(
+        "--treatments", nargs="+", default=TREATMENTS, choices=TREATMENTS, metavar="NAME",
+        help=f"{' '.join(TREATMENTS)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
+    )
+    parser.add_argument("--name", help="name of the MLflow run that contains the grid")
     return parser
 
 

@@ -9,6 +9,6 @@ def run(args: Sequence[str]) -> TransferCLI:
     """Classifies the target.
 
     Args:
-        args: The words behind `predict`.
+        args: The arguments after `predict`.
     """
     return TransferCLI("predict", args).build().run()

@@ -1,7 +1,7 @@
-"""`lightning-da speech-transfer`: how learning speakers or genders first serves emotions, in two sizes of a network.
+"""`lightning-da speech-transfer`: measures how well speaker or gender networks transfer to emotions, for two sizes.
 
-A network learns the source task, its output layer is replaced, and all of it is trained on the emotions of the target.
-Beside it stands a network that is trained on the emotions alone, and the ensemble of the sizes.
+A network is trained on the source task, its output layer is replaced, and the whole network is fine-tuned on the
+emotions of the target. The baseline is trained on emotions only. An ensemble combines the sizes.
 
 Source: Huang et al., CCPR 2016, tables 2 and 3.
 """
@@ -26,17 +26,17 @@ from lightning_da.signatures import full_spelling
 
 EXPERIMENT = "speech_transfer"
 RESERVED = {"train_on": "target", "init_from": None, "init_layers": "all", "keep_head": False}
-"""Arguments of `FineTune` that the experiment sets, with their values in conf/method/speech_ffn.yaml."""
+"""Arguments of `FineTune` that the experiment sets, with their values from conf/method/speech_ffn.yaml."""
 
 
 def run(args: Sequence[str]) -> pd.DataFrame:
-    """Runs the cells of an experiment that are not there yet, reports it and returns its table.
+    """Runs the unfinished cells of the experiment, then reports it and returns its table.
 
     Args:
-        args: The words behind `speech-transfer`.
+        args: The arguments after `speech-transfer`.
 
     Raises:
-        ConfigError: If the options do not fit the data or the method, another process runs the same experiment, or a
+        ConfigError: If the options do not match the data or the method, another process runs the same experiment, or a
             training failed.
     """
     given, options = _parser().parse_known_args(args)
@@ -52,11 +52,11 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         raise ConfigError("speech-transfer reads SpeechCorpora; leave out other data")
     sizes = tuple(_size(text) for text in given.sizes)
     if len(set(sizes)) < len(sizes):
-        raise ConfigError(f"sizes: {' '.join(sizes)} names one twice")
+        raise ConfigError(f"sizes: {' '.join(sizes)} has a duplicate")
     config = check_trainable(cli, given.seeds, RESERVED)
     for key, default in (("task", "emotion"), ("seed", 0)):
         if getattr(cli.datamodule, key) != default:
-            raise ConfigError(f"data.init_args.{key}: speech-transfer sets it for each training; leave it out")
+            raise ConfigError(f"data.{key}: speech-transfer sets it for each training; leave it out")
     cells = plan(config, given.seeds, given.source_tasks, sizes)
     _check_data(cells)
     pair = (Path(getattr(cli.datamodule, role)).stem for role in ("source", "target"))
@@ -66,12 +66,12 @@ def run(args: Sequence[str]) -> pd.DataFrame:
 
 
 def fingerprint(data: SpeechCorpora) -> str:
-    """A digest of all samples and all labels of both corpora."""
+    """A digest of the samples and all labels in both corpora."""
     return " ".join(data.with_labels(label).fingerprint() for label in LABELS)
 
 
 def _check_data(cells: Sequence[Cell]) -> None:
-    """Checks the data of all cells before the first is trained."""
+    """Checks the data of all cells before training."""
     pairs = [(cell.factors["learns"], cell.config["data"]["init_args"]) for cell in cells if not cell.joins]
     for learns, arguments in {str(pair): pair for pair in pairs}.values():
         SpeechCorpora(**arguments).check(Roles((learns,), ()))
@@ -80,29 +80,30 @@ def _check_data(cells: Sequence[Cell]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lightning-da speech-transfer",
-        description="Train networks to tell speakers, or genders, apart in the source, and then, with a new output "
-        "layer, emotions in the target, beside networks for emotions alone; join the sizes by their margins. What was "
-        "finished before an interruption is not run again. Further options are those of `fit`.",
-        usage="lightning-da speech-transfer --config conf/data/speech.yaml [--seeds ...] [--OPTION VALUE ...]",
+        description="Train networks on the speakers or genders of the source, replace the output layer, and fine-tune "
+        "them on the emotions of the target. The baseline is trained on emotions only. An ensemble combines the "
+        "sizes by margin. After an interruption, the same command runs only the unfinished trainings. All options of "
+        "`fit` are accepted too.",
+        usage="lightning-da speech-transfer --config data/speech.yaml [--seeds ...] [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="repetitions (default: 0 1 2)"
-    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds (default: 0 1 2)")
     parser.add_argument(
         "--source_tasks", nargs="+", default=SOURCE_TASKS, choices=SOURCE_TASKS, metavar="NAME",
-        help="what is learnt first: none, gender, speaker (default: all)",
+        help="tasks of the first stage: none, gender, speaker (default: all three)",
     )  # fmt: skip
     parser.add_argument(
         "--sizes", nargs="+", default=["1024:1024", "2048:2048"], metavar="N:N",
-        help="widths of the hidden layers (default: 1024:1024 2048:2048)",
+        help="network sizes, as widths of the hidden layers (default: 1024:1024 2048:2048)",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, else one a core)")
-    parser.add_argument("--name", help="name of the run of the whole experiment")
+    parser.add_argument(
+        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
+    )
+    parser.add_argument("--name", help="name of the MLflow run that contains the experiment")
     return parser
 
 
 def _size(text: str) -> str:
     if not all(part.isdecimal() and int(part) for part in text.split(":")):
-        raise ConfigError(f"sizes: {text!r} is no list of widths, as 1024:1024 is")
+        raise ConfigError(f"sizes: {text!r} is no list of widths; write it like 1024:1024")
     return text

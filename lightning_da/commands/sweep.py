@@ -1,4 +1,4 @@
-"""`lightning-da sweep`: several methods and seeds, and their comparison."""
+"""`lightning-da sweep`: fits, tests and compares several methods and seeds."""
 
 import argparse
 import json
@@ -21,14 +21,13 @@ METHODS = ("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
 
 
 def run(args: Sequence[str]) -> pd.DataFrame:
-    """Fits and tests each method with each seed, as far as it is not there yet, then prints and returns the table.
+    """Fits and tests each method with each seed, except finished trainings, then prints and returns the table.
 
     Args:
-        args: The words behind `sweep`.
+        args: The arguments after `sweep`.
 
     Raises:
-        ConfigError: If the options do not fit any of the methods, another process runs the same sweep, or no method can
-            be trained.
+        ConfigError: If no method accepts the options, another process runs the same sweep, or no training succeeded.
     """
     given, options = _parser().parse_known_args(args)
     files = {name: str(find_method(name)) for name in given.methods}
@@ -68,23 +67,25 @@ def _parser() -> argparse.ArgumentParser:
     available = methods()
     parser = argparse.ArgumentParser(
         "lightning-da sweep",
-        description="Fit and test methods and seeds, then print their comparison. Trainings that were finished before "
-        "an interruption are not run again. Further options are those of `fit`.",
-        usage="lightning-da sweep --config data/NAME.yaml [--methods ...] [--seeds ...] [options of fit ...]",
+        description="Fit and test several methods and seeds, then print a comparison. After an interruption, the same "
+        "command runs only the unfinished trainings. All options of `fit` are accepted too.",
+        usage="lightning-da sweep --config data/NAME.yaml [--methods ...] [--seeds ...] [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--methods", nargs="+", default=METHODS, metavar="NAME",
-        help=f"files of conf/method, or paths of YAML files: {', '.join(available)} (default: {' '.join(METHODS)})",
+        help=f"{', '.join(available)}, or paths of YAML files (default: {' '.join(METHODS)})",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of training (default: 0)")
-    parser.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, else one a core)")
-    parser.add_argument("--name", help="name of the run of the whole sweep")
+    parser.add_argument(
+        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
+    )
+    parser.add_argument("--name", help="name of the MLflow run that contains the sweep")
     return parser
 
 
 def _add(cells: dict[str, Cell], cli: TransferCLI, seed: int) -> Cell:
-    """Adds a training, after the training that it starts from."""
+    """Adds a training, and before it the training that it starts from."""
     before, bases = cli.first_stage(), ()  # type: tuple[Any, tuple[Cell, ...]]
     if before is not None:
         bases = (_add(cells, TransferCLI("fit", before), seed),)
@@ -95,7 +96,7 @@ def _add(cells: dict[str, Cell], cli: TransferCLI, seed: int) -> Cell:
 
 
 def _report(wanted: Sequence[str], results: Sequence[Result], parent: str) -> pd.DataFrame:
-    """Prints the comparison of the wanted cells, and writes it and its picture into the sweep's run."""
+    """Prints the comparison of the given cells, and records its table and picture in the run of the sweep."""
     run_of = {json.dumps(result.factors, sort_keys=True): result.run_id for result in results}
     runs = [client().get_run(run_of[key]) for key in reversed(wanted) if key in run_of]
     table = compare(runs)

@@ -1,4 +1,4 @@
-"""`lightning-da test`: measures a fit on the test splits."""
+"""`lightning-da test`: evaluates a fit on the test splits."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from lightning_da.cli import TransferCLI
 
 
 def run(args: Sequence[str]) -> TransferCLI:
-    """Measures a fit on the test splits.
+    """Evaluates a fit on the test splits.
 
     Args:
-        args: The words behind `test`.
+        args: The arguments after `test`.
     """
     return TransferCLI("test", args).build().run()

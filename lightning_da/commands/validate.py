@@ -1,4 +1,4 @@
-"""`lightning-da validate`: measures a fit on the validation splits."""
+"""`lightning-da validate`: evaluates a fit on the validation splits."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from lightning_da.cli import TransferCLI
 
 
 def run(args: Sequence[str]) -> TransferCLI:
-    """Measures a fit on the validation splits.
+    """Evaluates a fit on the validation splits.
 
     Args:
-        args: The words behind `validate`.
+        args: The arguments after `validate`.
     """
     return TransferCLI("validate", args).build().run()
