@@ -3,11 +3,11 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """Arguments, data or runs that cannot be worked with; the message names the culprit and says what to do."""
+    """Invalid arguments, data or runs; the message names the cause and the remedy."""
 
 
 def list_choices(name: str, choices: Iterable[str]) -> str:
-    """Ends a message on a name that is not there: the nearest of those that are, and the first of all."""
+    """Text for the end of a message about an unknown name: the most similar choice, and up to 20 choices."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     meant = f"did you mean {near[0]!r}? " if near else ""

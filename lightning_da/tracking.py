@@ -1,4 +1,4 @@
-"""MLflow: the store of the runs, the parameters of a run, and how a run is found again."""
+"""MLflow tracking: the store, the recorded parameters, and the search for earlier runs."""
 
 import os
 from functools import cache
@@ -23,11 +23,11 @@ PRIMARY_METRIC = "test/target/acc"
 
 
 class TrackingError(ConfigError):
-    """A run or checkpoint that cannot be found; the message says what was looked for and where."""
+    """A missing run or checkpoint; the message names it and the place of the search."""
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, else the sqlite store in the project's `mlruns` folder."""
+    """`MLFLOW_TRACKING_URI`, or the sqlite store in the project's folder `mlruns`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT / 'mlruns' / 'mlflow.db'}"
 
 
@@ -37,19 +37,19 @@ def _client(uri: str) -> mlflow.MlflowClient:
         return mlflow.MlflowClient(uri)
     path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # two processes must not make the same tables
+    with FileLock(f"{path}.lock"):  # two processes must not create the tables at the same time
         made = mlflow.MlflowClient(uri)
         made.search_experiments(max_results=1)
         return made
 
 
 def client() -> mlflow.MlflowClient:
-    """A client of the store that runs land in; an sqlite store is made where there is none."""
+    """A client of the store at `tracking_uri()`; an sqlite store is created if it does not exist."""
     return _client(tracking_uri())
 
 
 def search_runs(experiment_id: str, wanted: str = "", newest_first: bool = False) -> list[Run]:
-    """All runs of an experiment, or those that fit an MLflow filter, in the order of their start."""
+    """The runs of an experiment that match an MLflow filter (all if empty), in order of their start."""
     runs: list[Run] = []
     order, token = [f"start_time {'DESC' if newest_first else 'ASC'}"], None
     while True:
@@ -61,14 +61,14 @@ def search_runs(experiment_id: str, wanted: str = "", newest_first: bool = False
 
 
 class Tracker(MLFlowLogger):
-    """MLflow's logger, at `tracking_uri()`; the artifacts of an sqlite store lie beside the database.
+    """Lightning's MLflow logger for the store at `tracking_uri()`; artifacts of an sqlite store are next to its file.
 
     Args:
-        experiment_name: The experiment that runs are compared in.
-        run_name: Name of the run; the command line makes one of method, domains and seed.
-        run_id: The run to join, instead of starting one.
-        synchronous: Whether each call of MLflow waits until it is written.
-        tags: Tags of the run; `mlflow.parentRunId` puts it below another.
+        experiment_name: Name of the MLflow experiment.
+        run_name: Name of the run; None uses method, domains and seed.
+        run_id: Id of an existing run to continue; None starts a new run.
+        synchronous: Whether each call of MLflow waits until the values are written.
+        tags: Tags of the run; the tag `mlflow.parentRunId` makes it a child of another run.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Tracker(MLFlowLogger):
             )
         tracked = client()
         if tracked.get_experiment_by_name(experiment_name) is None:
-            # Another process may make it first.
+            # Another process may create it first.
             try:
                 made = tracked.create_experiment(experiment_name, artifact_location=artifacts)
                 tracked.set_experiment_tag(made, "mlflow.experiment.primaryMetric.name", PRIMARY_METRIC)
@@ -97,17 +97,17 @@ class Tracker(MLFlowLogger):
         self._joined = run_id is not None
 
     def name_run(self, name: str) -> None:
-        """Names the run to come, if it has no name yet."""
+        """Sets the name of the run, unless it has one."""
         self._run_name = self._run_name or name
 
     def finalize(self, status: str = "success") -> None:
-        # a test that fails does not make the fit that it joined a failure
+        # a failed test does not change the status of the fit's run
         if not (self._joined and status == "failed"):
             super().finalize(status)
 
 
 def chosen_checkpoint(trainer: Trainer) -> str:
-    """The file that a fit ends with: the best by the monitored metric if there is one, else the last."""
+    """The final checkpoint of a fit: the best one if a metric is monitored, otherwise the last one."""
     checkpoint = trainer.checkpoint_callback
     if not isinstance(checkpoint, ModelCheckpoint):
         return ""
@@ -115,12 +115,12 @@ def chosen_checkpoint(trainer: Trainer) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether the artifacts of a run lie in a folder of this machine."""
+    """Whether an artifact URI is a folder on this machine."""
     return urlparse(uri).scheme in ("", "file")
 
 
 def artifacts_folder(logger: Tracker) -> Path:
-    """The local folder of a run's artifacts: the store's own, or one to upload from."""
+    """The local folder of a run's artifacts; for a remote store, a folder to upload from."""
     run = logger.experiment.get_run(logger.run_id)
     return (
         artifact_file(run, "")
@@ -130,14 +130,14 @@ def artifacts_folder(logger: Tracker) -> Path:
 
 
 def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data")) -> dict[str, str]:
-    """What of a configuration is recorded as parameters, with short names and values as typed.
+    """The parameters that MLflow records for a configuration, with short names.
 
-    A class in the configuration is recorded by its name (`backbone: LeNet`), its arguments below it
-    (`backbone.batch_norm: True`).
+    A class is recorded by its name (`backbone: LeNet`), and its arguments with this prefix (`backbone.batch_norm:
+    True`).
 
     Args:
-        config: The configuration of a fit, as written to YAML.
-        parts: Whose arguments are wanted.
+        config: The configuration of a fit, as in its YAML file.
+        parts: Sections of the configuration to include, `model` or `data`.
     """
     trainer = (
         "max_steps",
@@ -173,9 +173,9 @@ class Fit(NamedTuple):
     """A finished fit.
 
     Attributes:
-        checkpoint: Its checkpoint file.
-        run_id: Id of its run; None where the run is not in this store.
-        config: The YAML file of its configuration, where the run is known.
+        checkpoint: Path of the checkpoint file.
+        run_id: Id of the run; None if the run is not in this store.
+        config: Path of the YAML file with the configuration; None if the run is not in this store.
     """
 
     checkpoint: str
@@ -188,15 +188,17 @@ _run_of_file: dict[str, str] = {}
 
 
 def find_fit(reference: str, experiment: str | None = None, settings: dict[str, str] | None = None) -> Fit:
-    """Finds a fit by its checkpoint file, its MLflow run id, or its run's name (of several, the latest).
+    """Finds a fit by checkpoint file, MLflow run id or run name.
+
+    If several runs have the name, runs with these settings and with a checkpoint are preferred, then the latest run.
 
     Args:
         reference: Path, run id or run name.
-        experiment: The experiment in which a name is looked up; None looks in all.
-        settings: Parameters that the run must have been fitted with.
+        experiment: Experiment for the search by name; None searches all experiments.
+        settings: Required parameters of the run.
 
     Raises:
-        TrackingError: If there is no such file or run, the run has no checkpoint, or it has other parameters.
+        TrackingError: If the file or run does not exist, or the run has no checkpoint or other parameters.
     """
     if Path(reference).is_file():
         state = torch.load(reference, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
@@ -207,19 +209,19 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
     if run is None:
         place = f"experiment {experiment!r} of {tracking_uri()}" if experiment else tracking_uri()
         raise TrackingError(
-            f"{reference!r} is no checkpoint file, and neither id nor name of a run in {place}; fit it first, or name "
-            "one that is there"
+            f"{reference!r} is no checkpoint file, and neither id nor name of a run in {place}; fit it first, or give "
+            "an existing run"
         )
     if "checkpoint" not in run.data.tags:
         left = sorted(artifact_file(run, "checkpoints").glob("*.ckpt")) if is_local(run.info.artifact_uri) else []
-        resume = f", or go on with `lightning-da fit ... --ckpt_path {left[-1]}`" if left else ""
+        resume = f", or resume it with `lightning-da fit ... --ckpt_path {left[-1]}`" if left else ""
         raise TrackingError(f"run {reference!r} has no checkpoint: its fit did not end; fit it again{resume}")
     differing = [key for key, value in (settings or {}).items() if run.data.params.get(key, value) != value]
     if differing:
         key = differing[0]
         raise TrackingError(
-            f"run {reference!r} was fitted with {key}={run.data.params[key]}, not {(settings or {})[key]}; fit it so "
-            f"first, or test that run with --ckpt_path {run.info.run_id}"
+            f"run {reference!r} was fitted with {key}={run.data.params[key]}, not {(settings or {})[key]}; fit it with "
+            f"that value first, or use the existing run with --ckpt_path {run.info.run_id}"
         )
     path = artifact_file(run, f"checkpoints/{run.data.tags['checkpoint']}")
     if not path.is_file():
@@ -236,14 +238,14 @@ def _run(run_id: str) -> Run | None:
 
 
 def artifact_file(run: Run, path: str) -> Path:
-    """An artifact of a run as a local file."""
+    """Local path of an artifact; downloads it from a remote store."""
     if is_local(run.info.artifact_uri):
         return Path(unquote(urlparse(run.info.artifact_uri).path)) / path
     return Path(client().download_artifacts(run.info.run_id, path))
 
 
 def _latest(name: str, experiment: str | None, settings: dict[str, str]) -> Run | None:
-    """Of the runs of a name the one that fits best: with these settings, with a checkpoint, the latest."""
+    """The best match among the runs with a name: with these settings, then with a checkpoint, then the latest."""
     places = [e.experiment_id for e in client().search_experiments() if experiment in (None, e.name)]
     if not places:
         return None

@@ -373,8 +373,8 @@ def test_predict_refuses_other_samples_and_other_classes(tables: Path, capsys: p
         pair = [f"--data.init_args.{role}={name}.npz" for role in ("source", "target")]
         return complaint(["predict", "--ckpt_path", run, *given, *pair, "--predictions.path=found.csv"], capsys)
 
-    assert "the checkpoint was fitted with input_shape (5,), the data have (7,)" in said("wide")
-    assert "the checkpoint was fitted with classes ['0', '1', '2'], the data have ['1', '2', '3']" in said("later")
+    assert "the checkpoint was fitted with input_shape (5,), but the data have (7,)" in said("wide")
+    assert "the checkpoint was fitted with classes ['0', '1', '2'], but the data have ['1', '2', '3']" in said("later")
     assert not Path("found.csv").exists()
 
 

@@ -296,7 +296,7 @@ def test_a_finished_grid_is_read_and_can_grow(finished: pd.DataFrame, folder: Pa
     before = {name: run.info.end_time for name, run in children("grid").items()}
     again = main(words(folder, "grid", "--labels", "all", "40", "--depths", "1", "2"))
     pd.testing.assert_frame_equal(again, finished)
-    assert "23 of 23 trainings are there already" in capsys.readouterr().out
+    assert "23 of 23 trainings are already finished" in capsys.readouterr().out
     assert before == {name: run.info.end_time for name, run in children("grid").items()}
 
 
@@ -356,7 +356,7 @@ def test_a_killed_worker_and_an_interruption_are_said(folder: Path) -> None:
         act()
 
     args = words(folder, "lost", "--depths", "1", "--treatments", "AnB", "--jobs", "1", steps=100_000)
-    stopped = "interrupted; the same command goes on"
+    stopped = "interrupted; run the same command again"
     for act, said in ((kill_a_worker, "its process was killed"), (interrupt, stopped), (terminate, stopped)):
         threading.Thread(target=later, args=(act,), daemon=True).start()
         with pytest.raises(SystemExit, match=said):
@@ -431,9 +431,9 @@ def test_after_kill_9_nothing_finished_is_run_again(folder: Path) -> None:
         (["--labels", "7000"], "labels: the task has"),
         (["--seeds", "-1"], "seeds: -1"),
         (["--seed_everything", "3"], "seed_everything: this command sets it"),
-        (["--model.init_args.freeze", "1"], "model.init_args.freeze: this command sets it"),
-        (["--trainer.logger", "false"], "trainer.logger: the grid is kept in MLflow"),
-        (["--trainer.devices", "2"], "trainer.devices: a training runs on one, not 2"),
+        (["--model.init_args.freeze", "1"], "model.freeze: this command sets it"),
+        (["--trainer.logger", "false"], "trainer.logger: the grid is recorded in MLflow"),
+        (["--trainer.devices", "2"], "trainer.devices: each training runs on one, not 2"),
         (["--model.class_path", "lightning_da.methods.DANN"], "leave out the method"),
     ],
 )

@@ -170,7 +170,7 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(
     folder, rows = finished
     before = children()
     assert main(words(folder, *WANTED)).equals(rows)
-    assert "8 of 8 trainings are there already" in capsys.readouterr().out
+    assert "8 of 8 trainings are already finished" in capsys.readouterr().out
     # as an interruption leaves it: a first stage whose checkpoint is gone, and a second stage that did not end
     gone = before["speaker-12:6-s0"].info.run_id
     Path(find_fit(gone).checkpoint).unlink()
@@ -215,7 +215,7 @@ def test_other_labels_or_sizes_are_another_experiment(pair: Path) -> None:
         (["--model.backbone.hidden=[8]"], "speech-transfer sets it for each training; give --sizes"),
         (["--seeds", "-1"], "seeds: -1 is less than 0"),
         (["--jobs", "0"], "jobs: 0 is less than 1"),
-        (["--trainer.logger", "false"], "the grid is kept in MLflow"),
+        (["--trainer.logger", "false"], "the grid is recorded in MLflow"),
         (["--data.init_args.features", "IS21"], "no feature set 'IS21'"),
         (["--data.init_args.batch_size", "64"], "fewer than a batch of 64"),
     ],

@@ -75,18 +75,18 @@ def test_a_sweep_goes_on_where_it_was_and_takes_code_of_the_working_folder(
     capsys.readouterr()
     again = main([*words, "--seeds", "0", "1"])
     assert again["seeds"].tolist() == [2, 2]
-    assert "2 of 4 trainings are there already" in capsys.readouterr().out
+    assert "2 of 4 trainings are already finished" in capsys.readouterr().out
     assert [run.info.run_name for run in runs(tmp_path)[1]][2:] == ["source_only-one-two-s1", "mine-one-two-s1"]
 
     # other settings of one method: that method alone is trained
     (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "  init_args:\n    domain_weight: 2.0\n")
     main(words)
-    assert "1 of 2 trainings are there already" in capsys.readouterr().out
+    assert "1 of 2 trainings are already finished" in capsys.readouterr().out
 
     # other code of one's own: the method that it belongs to is trained again
     (tmp_path / "my_method.py").write_text(METHOD.replace(".square()", ".abs()"))
     main(words)
-    assert "1 of 2 trainings are there already" in capsys.readouterr().out
+    assert "1 of 2 trainings are already finished" in capsys.readouterr().out
     assert len(runs(tmp_path)[0]) == 1
 
 
@@ -104,7 +104,7 @@ def test_options_that_one_method_does_not_take_leave_out_that_method(words: list
         (["--seed_everything", "3"], "seed_everything: this command sets it"),
         (["--seeds", "-1"], "seeds: -1 is less than 0"),
         (["--jobs", "0"], "jobs: 0 is less than 1"),
-        (["--trainer.logger", "false"], "the grid is kept in MLflow"),
+        (["--trainer.logger", "false"], "the grid is recorded in MLflow"),
         (["--data.target", "one.npz"], "source 'one.npz' and target 'one.npz' are the same data"),
         (["--data.target", "./one.npz"], "source 'one.npz' and target './one.npz' are the same data"),
     ],

@@ -12,13 +12,13 @@ from lightning_da.tracking import client, find_fit
 
 
 class CheckLeaks(L.Callback):
-    """Refuses to test speech on speakers or sounds that an earlier stage was trained on.
+    """Refuses a speech test split with speakers or sounds from the training split of an earlier stage.
 
-    As a fit begins it looks at the runs that the fit starts from, and as a test begins at the run that is tested, with
-    all the runs that these started from.
+    At the start of a fit it checks the runs that the fit starts from; at the start of a test, the tested run. In both
+    cases it also checks the earlier stages of these runs.
 
     Raises:
-        DataError: If a speaker or a sound was trained on and is tested.
+        DataError: If a speaker or a sound is in both training and test.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -38,13 +38,13 @@ class CheckLeaks(L.Callback):
             _learnt_by(checkpoint),
             data.tested(),
             f"was trained on by {checkpoint!r}",
-            f"in the test split of {data.target!r}; give both runs the same seed and test_speakers, or name the splits "
-            "in a column 'split'",
+            f"in the test split of {data.target!r}; give both runs the same seed and test_speakers, or define the "
+            "splits in a column 'split'",
         )
 
 
 def _learnt_by(run: str) -> dict[str, str]:
-    """Training samples of an earlier run, with those of the runs that it started from, as far as they still exist."""
+    """Training samples of an earlier run and of the runs that it started from, as far as they still exist."""
     try:
         fit = find_fit(run)
         if fit.run_id is None:

@@ -24,7 +24,7 @@ from lightning_da.tracking import (
 
 
 class RecordRun(SaveConfigCallback):
-    """Records a fit so that it can be compared and repeated: parameters, tags, configuration, checkpoint, seconds."""
+    """Records the parameters, tags, configuration, checkpoint and duration of a fit, for comparison and repetition."""
 
     _run_id: str | None = None
 
@@ -39,13 +39,13 @@ class RecordRun(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def _check_data(self, trainer: Trainer, stage: str) -> None:
-        """Refuses to write figures of other data into a run."""
+        """Refuses to add results on other data to a run."""
         logger = cast(Tracker, trainer.logger)
         fitted_on = logger.experiment.get_run(logger.run_id).data.tags.get("data")
         if stage in ("validate", "test") and fitted_on not in (None, trainer.datamodule.fingerprint()):  # type: ignore[attr-defined]
             raise TrackingError(
-                f"run {logger.run_id} was fitted on other data, and these figures would take the place of its own; add "
-                "--trainer.logger false to print them only"
+                f"run {logger.run_id} was fitted on other data, and these results would replace its own; add "
+                "--trainer.logger false to print them without recording"
             )
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -59,13 +59,13 @@ class RecordRun(SaveConfigCallback):
         starts_from: Sequence[str],
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Writes parameters, tags and configuration into the run of the trainer's logger.
+        """Records parameters, tags and configuration in the run of the trainer's logger.
 
         Args:
             trainer: The trainer, whose logger is a `Tracker`.
-            pl_module: The module that is trained.
-            starts_from: Checkpoint files of the earlier runs that it starts from.
-            more: Parameters to record in place of those of the configuration.
+            pl_module: The trained module.
+            starts_from: Checkpoint files of the earlier runs that the fit starts from.
+            more: Parameters that override parameters of the configuration.
         """
         logger = cast(Tracker, trainer.logger)
         text = self.parser.dump(self.config, skip_none=False)
@@ -99,7 +99,7 @@ class RecordRun(SaveConfigCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and trainer.global_step == 0:
-            # A fit that takes no step leaves the network as it starts; Lightning would leave nothing.
+            # Lightning saves no checkpoint for a fit of 0 steps; this saves the initial network.
             checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
             trainer.save_checkpoint(checkpoint.last_model_path, weights_only=False)
 
@@ -109,17 +109,17 @@ class RecordRun(SaveConfigCallback):
             keep_checkpoint(trainer.logger, path, _selection(cast(ModelCheckpoint, trainer.checkpoint_callback)))
 
     def state_dict(self) -> dict[str, Any]:
-        # The checkpoint knows its run, so that a later `test` can join it.
+        # The checkpoint stores its run id, so that a later `test` adds its results to that run.
         return {"run_id": self._run_id}
 
 
 def keep_checkpoint(logger: Tracker, path: str, selection: str) -> None:
-    """Notes the checkpoint file that a run ends with, and uploads it where the store is on another machine.
+    """Records the final checkpoint of a run as a tag, and uploads the file if the store is on another machine.
 
     Args:
         logger: Logger of the run.
         path: The file, in `artifacts_folder(logger) / "checkpoints"`.
-        selection: How it was chosen.
+        selection: How the checkpoint was selected, for example `last epoch`.
     """
     run_id, tracked = logger.run_id, logger.experiment
     if not is_local(tracked.get_run(run_id).info.artifact_uri):
@@ -129,7 +129,7 @@ def keep_checkpoint(logger: Tracker, path: str, selection: str) -> None:
 
 
 def _selection(checkpoint: ModelCheckpoint) -> str:
-    """What chose the weights that are tested."""
+    """How the tested checkpoint was selected."""
     if not checkpoint.best_model_path or checkpoint.monitor is None:
         return "last epoch"
     if checkpoint.monitor.startswith("val/target"):
@@ -138,7 +138,7 @@ def _selection(checkpoint: ModelCheckpoint) -> str:
 
 
 def _git() -> dict[str, str]:
-    """The commit of the project and whether files differ from it; nothing where there is no git."""
+    """The commit of the project, and whether there are uncommitted changes; empty without git."""
 
     def git(*args: str) -> str:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""Pictures and tables of a tested network."""
+"""Pictures and tables of test results."""
 
 import copy
 from typing import Any
@@ -24,17 +24,17 @@ from lightning_da.tracking import Tracker, find_fit
 
 
 class TestFigures(L.Callback):
-    """After a test, records what the figures mean: tables and pictures of the test splits.
+    """After a test, records tables and pictures of the test splits.
 
-    `per_class.csv` has recall and precision of each class, `confusion.png` the confusion matrices, `embedding.png` a
-    t-SNE of the features that the head reads, and, where the fit started from an earlier run, `before_after.png` one of
-    the target with the earlier run's weights and with its own.
+    `per_class.csv` has recall and precision per class, `confusion.png` the confusion matrices, and `embedding.png` a
+    t-SNE of the head's input. If the fit started from an earlier run, `before_after.png` has a t-SNE of the target
+    features with the earlier weights and with the final weights.
 
     Args:
-        samples: How many samples of each domain the embeddings show.
+        samples: Number of samples per domain in the t-SNE pictures.
     """
 
-    __test__ = False  # no test class, whatever its name makes pytest believe
+    __test__ = False  # pytest would collect it because of its name
 
     def __init__(self, samples: int = 500) -> None:
         self.samples = samples
@@ -73,7 +73,7 @@ class TestFigures(L.Callback):
         tracked.log_text(run_id, per_class(counts, names, data.classes).to_csv(index=False), "per_class.csv")
         figures = {"confusion.png": confusion_figure(counts, names, data.classes)}
         if not all(np.isfinite(part).all() for part in features):
-            rank_zero_warn("no embedding is drawn: the features hold NaN or infinite values, the network has diverged")
+            rank_zero_warn("no embedding is drawn: the features have NaN or infinite values, the network has diverged")
         else:
             figures["embedding.png"] = embedding_figure(features, labels, names, data.classes)
             if before is not None:
@@ -84,7 +84,7 @@ class TestFigures(L.Callback):
 
     @torch.no_grad()
     def _before(self, trainer: L.Trainer, module: Classifier) -> NDArray[Any] | None:
-        """Features of the target with the earlier run's weights; None if the fit took no whole network from one."""
+        """Features of the target with the earlier run's weights; None if the fit did not start from a whole network."""
         start = ""
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker):
             run = trainer.logger.experiment.get_run(str(trainer.logger.run_id))
@@ -107,10 +107,10 @@ class TestFigures(L.Callback):
 
 
 def per_class(counts: list[NDArray[Any]], names: list[str], classes: list[str]) -> pd.DataFrame:
-    """A row for each domain and class: samples, recall and precision; empty where nothing is to be divided by.
+    """One row per domain and class: samples, recall and precision, which are empty for a division by zero.
 
     Args:
-        counts: A matrix (classes, classes) a domain, each row a true class.
+        counts: Confusion matrix of each domain, shape (classes, classes), rows are true classes.
         names: Names of the domains.
         classes: Names of the classes.
     """
@@ -125,10 +125,10 @@ def per_class(counts: list[NDArray[Any]], names: list[str], classes: list[str]) 
 
 
 def confusion_figure(counts: list[NDArray[Any]], names: list[str], classes: list[str]) -> Figure:
-    """Confusion matrices side by side, each row a true class in per cent.
+    """Confusion matrices side by side, in per cent of each true class.
 
     Args:
-        counts: A matrix (classes, classes) a domain.
+        counts: Confusion matrix of each domain, shape (classes, classes), rows are true classes.
         names: Names of the domains.
         classes: Names of the classes.
     """
@@ -162,8 +162,8 @@ def before_after_figure(features: list[NDArray[Any]], labels: NDArray[Any], clas
     """t-SNE of the target's features before and after a fit, coloured by class.
 
     Args:
-        features: Two matrices (n, width).
-        labels: Labels (n,), `UNKNOWN` where there is none.
+        features: Features before and after the fit, each of shape (n, width).
+        labels: Labels, shape (n,), `UNKNOWN` where the class is unknown.
         classes: Names of the classes.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -178,11 +178,11 @@ def before_after_figure(features: list[NDArray[Any]], labels: NDArray[Any], clas
 def embedding_figure(
     features: list[NDArray[Any]], labels: list[NDArray[Any]], names: list[str], classes: list[str]
 ) -> Figure:
-    """t-SNE of both domains' features, coloured by class and by domain.
+    """t-SNE of the features in both domains, coloured by class and by domain.
 
     Args:
-        features: A matrix (n, width) a domain.
-        labels: Labels (n,) a domain, `UNKNOWN` where there is none.
+        features: Features of each domain, shape (n, width).
+        labels: Labels of each domain, shape (n,), `UNKNOWN` where the class is unknown.
         names: Names of the domains.
         classes: Names of the classes.
     """
@@ -205,7 +205,7 @@ def embedding_figure(
 
 
 def _places(features: NDArray[Any]) -> NDArray[Any]:
-    from sklearn.manifold import TSNE  # noqa: PLC0415  # slow to import, and a fit does not need it
+    from sklearn.manifold import TSNE  # noqa: PLC0415  # slow to import, and not needed for a fit
 
     places: NDArray[Any] = TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=0).fit_transform(
         features

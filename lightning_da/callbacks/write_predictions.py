@@ -11,10 +11,10 @@ from lightning_da.paths import write_whole
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes the predictions as CSV: sample (file or index), split, class, probability.
+    """Writes predictions to a CSV file with the columns sample (file or index), split, class and probability.
 
     Args:
-        path: The file to write; it appears when it is whole.
+        path: The CSV file; it appears only when it is complete.
     """
 
     def __init__(self, path: str = "predictions.csv") -> None:
@@ -33,7 +33,7 @@ class WritePredictions(BasePredictionWriter):
         batch_indices: Any,
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if len(data.predicted) == 1:  # then Lightning gives the batches themselves
+        if len(data.predicted) == 1:  # Lightning has no outer list for a single dataloader
             predictions = [predictions]
         rows = []
         for split, batches, places in zip(data.predicted, predictions, batch_indices, strict=True):

@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "lightning-da layer-transfer",
         description="Train networks on two tasks, A and B. Copy the first n layers of each network and train the other "
         "layers on B. The copied layers are frozen (AnB, BnB) or fine-tuned (AnB+, BnB+); for comparison, random "
-        "layers are frozen (random). After an interruption, the same command runs only the unfinished trainings. All options "
-        "of `fit` are accepted too.",
+        "layers are frozen (random). After an interruption, the same command runs only the unfinished trainings. All "
+        "options of `fit` are accepted too.",
         usage="lightning-da layer-transfer --config data/NAME.yaml [--seeds ...] [--OPTION VALUE ...]",
         allow_abbrev=False,
     )

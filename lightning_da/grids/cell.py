@@ -1,6 +1,6 @@
-"""One training of a grid, in a process of its own.
+"""One training of a grid, in a separate process.
 
-With several devices it is the program `python -m lightning_da.grids.cell FILE`, which starts copies of itself.
+With several devices, the process runs `python -m lightning_da.grids.cell FILE`, which starts one copy per device.
 """
 
 import json
@@ -23,13 +23,13 @@ from lightning_da.tracking import chosen_checkpoint, client
 
 
 class Order(NamedTuple):
-    """What a process needs to run a cell.
+    """The input of a process that runs a cell.
 
     Attributes:
         config: The configuration of the fit.
-        start: Checkpoint file that the fit starts from; None where it starts from nothing, or `init_from` names it.
-        members: Ids of the runs that are joined, where the cell is an ensemble.
-        devices: Number of processes that train together.
+        start: Checkpoint file of the first stage; None without a first stage.
+        members: Run ids of the members if the cell is an ensemble, otherwise empty.
+        devices: Number of devices for the training.
     """
 
     config: dict[str, Any]
@@ -39,18 +39,18 @@ class Order(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What a finished cell reports: the id of its run, and the warnings of the project and of the user's own code."""
+    """The result of a process: run id, and warnings from the project and the user's code."""
 
     run_id: str
     warnings: list[str]
 
 
 def run_cell(order: Order) -> Done:
-    """Fits and tests one cell; the tag `whole` of its run is set when all is there.
+    """Fits and tests one cell; sets the tag `whole` of its run at the end.
 
     Raises:
-        ConfigError: With a message, if the cell cannot run.
-        KeyboardInterrupt: If the process is told to end.
+        ConfigError: If the cell cannot run.
+        KeyboardInterrupt: If the process receives SIGTERM.
     """
     if order.devices > 1:
         return _in_its_own_processes(order)
@@ -80,7 +80,7 @@ def _fit_and_test(order: Order) -> Any:
 
 
 def _in_its_own_processes(order: Order) -> Done:
-    """Runs a cell of several devices, which start as copies of the program."""
+    """Runs a cell on several devices, in a new program."""
     with TemporaryDirectory() as folder:
         path, answer = Path(folder) / "order.yaml", Path(folder) / "done.json"
         path.write_text(yaml.safe_dump([*order._replace(devices=1)]))

@@ -1,4 +1,4 @@
-"""Grids of trainings: children of one MLflow run, in processes of their own; a second call runs what is missing."""
+"""Grids of trainings: separate processes, child runs of one MLflow run; a second call runs the missing trainings."""
 
 import copy
 import hashlib
@@ -39,7 +39,7 @@ OF_NO_EFFECT = (
     *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
     *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
 )
-"""Options of the trainer that change no result of a training."""
+"""Trainer options that do not change the result of a training."""
 OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "gather.py", "schedules.py")
 """Parts of the package that change the result of a training."""
 
@@ -49,13 +49,12 @@ class Cell:
     """One training of a grid, or one ensemble of trainings.
 
     Attributes:
-        name: The name of its run.
-        factors: The values that tell it apart from the other cells of the grid, plain values that JSON can hold. `seed`
-            is the repetition.
-        config: The configuration of its fit. `init_from` is filled in as the cell starts, where it starts from another
-            cell and no method is named in `after`.
-        bases: The cells that it starts from, or that it joins.
-        joins: Whether it is an ensemble of its bases.
+        name: Name of the cell's run.
+        factors: Values that identify the cell in the grid, plain values for JSON. `seed` is the repetition.
+        config: Configuration of the fit. If the cell starts from another cell and `after` is not set, `init_from` is
+            set when the cell starts.
+        bases: Cells that this cell starts from, or that it combines.
+        joins: Whether the cell is an ensemble of its bases.
     """
 
     name: str
@@ -66,12 +65,12 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The same for equal factors."""
+        """Identifier of the cell: equal factors have equal keys."""
         return json.dumps(self.factors, sort_keys=True)
 
 
 class Result(NamedTuple):
-    """A finished cell: its factors, its test metrics, its seconds, and its run."""
+    """A finished cell: factors, test metrics, duration in seconds and run id."""
 
     factors: dict[str, Any]
     metrics: dict[str, float]
@@ -81,17 +80,17 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells that stand in one table.
+    """Cells that form one table.
 
     Attributes:
-        name: The name of its run.
-        config: The configuration that the cells have in common, which is recorded in its run.
-        digest: The same for grids whose cells can stand in one table; see `digest`.
-        cells: The trainings, each after those that it starts from.
-        report: Writes tables and pictures of all finished cells, those of earlier calls too, into its run, whose id it
-            is given, and returns the table.
-        needs_all: Whether a cell that cannot run is an error; otherwise it is left out of the report.
-        refused: Messages on trainings that are no cells, since their options cannot be used.
+        name: Name of the grid's run.
+        config: Configuration shared by the cells; it is recorded in the grid's run.
+        digest: Identifier of the grid: cells of grids with equal digests form one table. See the function `digest`.
+        cells: The trainings; each comes after the cells that it starts from.
+        report: Function from all finished cells (also from earlier calls) and the id of the grid's run to the table; it
+            records tables and pictures in that run.
+        needs_all: Whether a failed cell is an error; otherwise the report leaves it out.
+        refused: Error messages of trainings that have no cell because their options are invalid.
     """
 
     name: str
@@ -104,16 +103,16 @@ class Grid:
 
     @property
     def experiment(self) -> str:
-        """Name of the experiment that it is recorded in."""
+        """Name of the grid's MLflow experiment."""
         return str(self.config["trainer"]["logger"]["init_args"]["experiment_name"])
 
 
 def digest(config: dict[str, Any], *more: Any) -> str:
-    """A digest of the values of a configuration, and of the code, that change the result of a training.
+    """A digest of all settings and code that change the result of a training.
 
     Args:
         config: The configuration of a fit.
-        more: Further values that JSON can hold.
+        more: Further values, plain values for JSON.
     """
     trainer = {k: v for k, v in config["trainer"].items() if k not in OF_NO_EFFECT}
     same = [config["model"], config["data"], trainer, _code(config), *more]
@@ -121,7 +120,7 @@ def digest(config: dict[str, Any], *more: Any) -> str:
 
 
 def _code(config: dict[str, Any]) -> str:
-    """A digest of the source of the package, and of the user's own modules that a configuration names."""
+    """A digest of the package's source code and of the user's modules in a configuration."""
     package = Path(__file__).parent.parent
     files = {file for part in OF_EFFECT for file in [*package.glob(part), *package.glob(f"{part}/*.py")]}
     for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", json.dumps(config, default=str)):
@@ -137,45 +136,45 @@ def _code(config: dict[str, Any]) -> str:
 def check_trainable(
     cli: TransferCLI, seeds: Sequence[int], reserved: Mapping[str, Any], options: Sequence[str] = ("after", "devices")
 ) -> dict[str, Any]:
-    """Checks that a fit can be the pattern of a grid's trainings, and returns its configuration.
+    """Checks that a fit can be the pattern for all trainings of a grid, and returns its configuration.
 
     Args:
         cli: The fit.
         seeds: Seeds of the repetitions.
-        reserved: Arguments of the method that the grid sets, with their defaults.
-        options: Options that the grid sets, beside the seed: `after`, and `devices` where a training runs on one.
+        reserved: Arguments of the method that the grid sets, with their default values.
+        options: Options that the grid sets, besides the seed: `after`, and `devices` if each training needs one device.
 
     Raises:
-        ConfigError: If something is set that the grid sets for each training, or there is no MLflow store to keep it.
+        ConfigError: If an option is set that the grid sets itself, a seed is negative, or there is no `Tracker`.
     """
     config = cli.plain()
     arguments = config["model"]["init_args"]
-    set_here = [f"model.init_args.{key}" for key, default in reserved.items() if arguments[key] != default]
+    set_here = [f"model.{key}" for key, default in reserved.items() if arguments[key] != default]
     set_here += [key for key in ("seed_everything", "ckpt_path", *options) if config.get(key)]
     if set_here:
         raise ConfigError(f"{set_here[0]}: this command sets it for each training; leave it out")
     if not isinstance(cli.trainer.logger, Tracker):
-        raise ConfigError("trainer.logger: the grid is kept in MLflow; leave it out")
+        raise ConfigError("trainer.logger: the grid is recorded in MLflow; leave it out")
     if "devices" in options and cli.trainer.world_size > 1:
-        raise ConfigError(f"trainer.devices: a training runs on one, not {cli.trainer.world_size}; leave it out")
+        raise ConfigError(f"trainer.devices: each training runs on one, not {cli.trainer.world_size}; leave it out")
     if min(seeds) < 0:
         raise ConfigError(f"seeds: {min(seeds)} is less than 0")
     return config
 
 
 def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
-    """Runs the cells of a grid that are not finished yet.
+    """Runs the unfinished cells of a grid.
 
     Args:
         grid: The grid.
-        cli: A fit whose trainer is that of the cells.
-        jobs: Trainings at a time; None has one a GPU, else one a core.
+        cli: A fit with the same trainer options as the cells.
+        jobs: Number of parallel trainings; None means one per GPU, otherwise one per CPU core.
 
     Returns:
         The table of the report.
 
     Raises:
-        ConfigError: If another process runs the same grid, it is interrupted, or a cell failed.
+        ConfigError: If another process runs the same grid, the grid is interrupted, or a cell failed.
     """
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs: {jobs} is less than 1")
@@ -191,7 +190,7 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
     except KeyboardInterrupt:
         _close(grid)
-        raise ConfigError("interrupted; the same command goes on where it stopped") from None
+        raise ConfigError("interrupted; run the same command again to continue") from None
 
 
 def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
@@ -199,7 +198,7 @@ def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
     done, failed = _finished(experiment_id, parents, grid.cells), list(grid.refused)
     place = sum(cell.key in done for cell in grid.cells)
     if place:
-        print(f"{place} of {len(grid.cells)} trainings are there already")
+        print(f"{place} of {len(grid.cells)} trainings are already finished")
     parent = _open(grid, experiment_id, parents, grows=place < len(grid.cells))
     for cell, found in _run_missing(grid, done, parent, devices, pool):
         place += 1
@@ -218,7 +217,7 @@ def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
 
 
 def _said(found: Done | BaseException, result: Result | None) -> str:
-    """What is printed of a cell that has ended."""
+    """Text about a finished or failed cell."""
     if isinstance(found, Done):
         assert result is not None
         accuracies = [f"{d} {result.metrics[f'test/{d}/acc']:.3f}" for d in ("source", "target")
@@ -234,7 +233,7 @@ def _said(found: Done | BaseException, result: Result | None) -> str:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Lets SIGTERM end the block as Ctrl-C does."""
+    """Makes SIGTERM end the block like Ctrl-C."""
 
     def end(*_args: Any) -> NoReturn:
         raise KeyboardInterrupt
@@ -250,7 +249,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _threads() -> int:
-    """Threads of a training: one, unless the user has set a number, so that results do not depend on `jobs`."""
+    """Threads per training: `OMP_NUM_THREADS`, otherwise 1, so that results do not depend on `jobs`."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     return int(given) if given.isdecimal() and int(given) else 1
 
@@ -279,7 +278,7 @@ def _end_with_parent() -> None:
 
 
 def _order(cell: Cell, bases: Sequence[Result], parent: str, is_base: bool, devices: int) -> Order:
-    """The order for a cell, as a child of the grid's run."""
+    """The `Order` for a cell, whose run is a child of the grid's run."""
     config = copy.deepcopy(cell.config)
     trainer = config["trainer"]
     trainer |= {"enable_progress_bar": False}
@@ -315,7 +314,7 @@ def _last_weights(trainer: dict[str, Any]) -> dict[str, Any]:
 def _run_missing(
     grid: Grid, done: dict[str, Result], parent: str, devices: int, pool: ProcessPoolExecutor
 ) -> Iterator[tuple[Cell, Done | BaseException]]:
-    """Runs the cells that are not done in the processes of the pool, each after those that it starts from."""
+    """Runs the unfinished cells in the pool, each after its bases."""
     waiting = [cell for cell in grid.cells if cell.key not in done]
     bases = {base.key for cell in waiting for base in cell.bases}
     running: dict[Future[Done], Cell] = {}
@@ -341,7 +340,7 @@ def _run_missing(
             yield cell, ConfigError(f"it starts from {missing}, which failed")
     except BrokenExecutor:
         for cell in running.values():
-            yield cell, ConfigError("its process was killed; if memory ran out, call again with fewer --jobs")
+            yield cell, ConfigError("its process was killed; if memory ran out, run again with fewer --jobs")
 
 
 @contextmanager
@@ -358,7 +357,7 @@ def _workers(jobs: int, gpus: list[str]) -> Iterator[ProcessPoolExecutor]:
 
 
 def _visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    """The GPUs of this process, in the notation of `CUDA_VISIBLE_DEVICES`."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",") if given else [str(gpu) for gpu in range(torch.cuda.device_count())]
 
@@ -371,9 +370,9 @@ def _children(experiment_id: str, parent: str) -> list[Run]:
 
 
 def _runs_of(grid: Grid) -> tuple[str, list[Run]]:
-    """Id of the experiment, and the runs of the whole grid in it."""
+    """Id of the experiment, and its runs that contain this grid."""
     found = client().get_experiment_by_name(grid.experiment)
-    assert found is not None  # the logger of the configuration has made it
+    assert found is not None  # created by the logger
     return found.experiment_id, search_runs(found.experiment_id, f"tags.grid = '{grid.digest}'")
 
 
@@ -383,13 +382,13 @@ def _result(run: Run) -> Result:
 
 
 def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell]) -> dict[str, Result]:
-    """The finished cells by their key; unfinished runs that an interruption has left are marked as killed.
+    """The finished cells by their key; marks unfinished runs of an interrupted call as killed.
 
     Args:
         experiment_id: Id of the experiment.
-        parents: The runs of the whole grid.
-        cells: The cells that are wanted; one whose checkpoint is gone counts as missing if another has to start from
-            it.
+        parents: The runs that contain the grid.
+        cells: The cells of the grid; a finished cell without a checkpoint file counts as unfinished if an unfinished
+            cell starts from it.
     """
     done: dict[str, Result] = {}
     cells = list(cells)
@@ -400,7 +399,7 @@ def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell])
         elif run.info.status not in ("FAILED", "KILLED"):
             client().set_terminated(run.info.run_id, "KILLED")
     gone = {cell.key for cell in cells}
-    while gone:  # one that is trained again may itself start from another
+    while gone:  # a cell to repeat may itself start from a cell without a checkpoint
         needed = {base.key for cell in cells if cell.key not in done for base in cell.bases} & done.keys()
         gone = {base for base in needed if not _has_checkpoint(done[base].run_id)}
         done = {key: result for key, result in done.items() if key not in gone}
@@ -425,9 +424,10 @@ def _has_checkpoint(run_id: str) -> bool:
 
 
 def _open(grid: Grid, experiment_id: str, parents: Sequence[Run], grows: bool) -> str:
-    """The id of the run of the whole grid, which is made where there is none.
+    """Id of the grid's run, which is created if it does not exist.
 
-    One whose curves are drawn keeps them: a grid that grows beyond them gets a new run, and its trainings move there.
+    A run with logged curves is not changed: if cells are added to the grid, it gets a new run, and all child runs move
+    to the new run.
     """
     if parents and not (grows and parents[-1].data.metrics):
         parent: str = parents[-1].info.run_id

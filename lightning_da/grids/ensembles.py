@@ -15,18 +15,18 @@ from lightning_da.tracking import Tracker, artifacts_folder, client, find_fit
 
 
 def join(members: Sequence[str], config: dict[str, Any]) -> Trainer:
-    """Joins the networks of finished fits to a `MarginEnsemble`, tests it, and records it as a run.
+    """Combines the networks of finished fits into a `MarginEnsemble`, tests it, and records it as a run.
 
     Args:
-        members: Checkpoint files, or ids or names of runs.
-        config: The configuration of a fit, whose data are tested; its method does not matter.
+        members: Checkpoint files, run ids or run names.
+        config: The configuration of a fit with the test data; its method is ignored.
 
     Returns:
         The trainer, whose logger has the run of the ensemble.
 
     Raises:
-        ConfigError: If there are fewer than two members, one is given twice or was not fitted by the command line, or
-            it was fitted on other classes, features or splits.
+        ConfigError: If there are fewer than two members, a member is given twice, was not fitted by the command line,
+            or was fitted on other classes, features or splits.
     """
     fits = [find_fit(member) for member in members]
     if len({fit.checkpoint for fit in fits}) < max(2, len(fits)):
@@ -36,7 +36,7 @@ def join(members: Sequence[str], config: dict[str, Any]) -> Trainer:
     for member, content in zip(members, contents, strict=True):
         settings = content.get("hyper_parameters", {})
         if "_class_path" not in settings:
-            raise ConfigError(f"members: {member!r} does not hold the arguments of its network; fit it with `fit`")
+            raise ConfigError(f"members: {member!r} has no network arguments; create it with `lightning-da fit`")
         given = {key: value for key, value in settings.items() if not key.startswith("_")}
         networks.append({"class_path": settings["_class_path"], "init_args": given})
     config = copy.deepcopy(config)
@@ -65,9 +65,9 @@ def _check_data(members: Sequence[str], cli: TransferCLI) -> None:
     for member in members:
         fit = find_fit(member)
         if fit.run_id is None:
-            rank_zero_warn(f"the training samples of {member!r} are not known: its run is not in this MLflow store")
+            rank_zero_warn(f"the training samples of {member!r} are unknown: its run is not in this MLflow store")
         elif client().get_run(fit.run_id).data.tags.get("data") != here:
             raise ConfigError(
-                f"members: {member!r} was fitted on other data, or on another split of them, and may have been trained "
-                "on what is tested here; join runs of one data configuration"
+                f"members: {member!r} was fitted on other data or other splits, and may have been trained on test "
+                "samples; combine runs with the same data configuration"
             )

@@ -1,4 +1,4 @@
-"""The grid of layer transfer: the networks, the tasks they are trained on, tables and picture.
+"""The layer-transfer grid: networks, tasks, tables and picture.
 
 Source: Yosinski et al., "How transferable are features in deep neural networks?", NeurIPS 2014, section 2.
 """
@@ -16,7 +16,7 @@ from lightning_da.grids.tables import mean_and_spread, print_table, summary, tab
 from lightning_da.tracking import client
 
 TREATMENTS = ("BnB", "AnB", "BnB+", "AnB+", "random")
-"""The first n layers are copied from a network for B or for A, and frozen or (+) trained further; or they are random
+"""The first n layers are copied from a network for B (BnB) or A (AnB) and frozen, or fine-tuned (+), or are random
 and frozen."""
 STYLES = {
     "BnB": ("tab:blue", "-", "o"),
@@ -29,13 +29,13 @@ STYLES = {
 
 
 class Layers(NamedTuple):
-    """The setting of a grid of layer transfer.
+    """The settings of a layer-transfer grid.
 
     Attributes:
-        config: The configuration of a fit on the whole data.
+        config: Configuration of a fit on all classes.
         classes: Names of all classes.
         layers: Names of the backbone's layers.
-        task_a: Classes of A; None draws half of them for each seed.
+        task_a: Classes of A; None draws half of the classes for each seed.
         across: Whether A is the source and B the target, with all classes.
     """
 
@@ -57,11 +57,11 @@ class Layers(NamedTuple):
     def plan(
         self, seeds: Sequence[int], labels: Sequence[int | None], depths: Sequence[int], treatments: Sequence[str]
     ) -> list[Cell]:
-        """The cells of the grid, each after the one that its layers are copied from.
+        """The cells of the grid; each comes after the cell from which its layers are copied.
 
         Args:
-            seeds: Seeds of the repetitions; a seed splits the classes and draws the labels.
-            labels: Numbers of training labels of B; None for all.
+            seeds: Seeds of the repetitions; a seed determines the classes of A and B and the drawn labels.
+            labels: Numbers of training labels for B; None means all.
             depths: Numbers of copied layers.
             treatments: Some of `TREATMENTS`.
         """
@@ -94,7 +94,7 @@ class Layers(NamedTuple):
             "init_layers": n if bases else "all",
             "freeze": 0 if treatment.endswith("+") else n,
         }
-        # new layers are not those that a base began with, so each cell has a seed of its own
+        # each cell has its own seed, so that new layers differ from the initial layers of its base
         kind = ("A", "B", *TREATMENTS).index(treatment)
         config["seed_everything"] = int(np.random.SeedSequence([seed, kind, n, labels or 0]).generate_state(1)[0])
         config["name"] = _name(treatment, n, labels)
@@ -104,14 +104,14 @@ class Layers(NamedTuple):
 
 
 def _name(treatment: str, n: int, labels: int | None) -> str:
-    """A3B+, for example: the number of layers stands in the place of n; the number of labels follows."""
+    """Name of a cell, for example `A3B+` for n = 3, or `A3B+-100` with 100 labels."""
     head = f"base{treatment}" if not n else treatment.replace("n", str(n), 1)
     head = f"random{n}" if treatment == "random" else head
     return head if labels is None else f"{head}-{labels}"
 
 
 def cells_table(results: Sequence[Result], layers: Sequence[str]) -> pd.DataFrame:
-    """A row for each finished cell: labels (0 for all), treatment, n, layer, seed, accuracy, seconds, run.
+    """One row per finished cell: labels (0 for all), treatment, n, layer, seed, accuracy, seconds, run.
 
     Args:
         results: The finished cells.
@@ -150,7 +150,7 @@ def _pairs(rows: pd.DataFrame) -> list[tuple[int, str]]:
 
 
 def curves(rows: pd.DataFrame, layers: Sequence[str], title: str) -> Figure:
-    """Accuracy on B over the number of copied layers, as figure 2 of the paper; a panel for each number of labels.
+    """Accuracy on B over the number of copied layers, as in figure 2 of the paper; one panel per number of labels.
 
     Args:
         rows: The result of `cells_table`.
@@ -185,15 +185,15 @@ def _labels(number: int) -> str:
 
 
 def report(setting: Layers, name: str, results: Sequence[Result], parent: str) -> pd.DataFrame:
-    """Prints the tables, writes tables, curves and picture into the grid's run, and returns the table of its cells.
+    """Prints the tables, records tables, curves and picture in the grid's run, and returns the table of cells.
 
-    Points of the curves that are there and unchanged are left alone.
+    Unchanged points of earlier curves are not logged again.
 
     Args:
-        setting: The grid.
-        name: Name of its run.
+        setting: Settings of the grid.
+        name: Name of the grid's run.
         results: The finished cells.
-        parent: Id of its run.
+        parent: Id of the grid's run.
     """
     rows = cells_table(results, setting.layers)
     tracked, means = client(), means_table(rows)

@@ -1,4 +1,4 @@
-"""The grid of speech transfer: what is learnt first, what after it, in which size; tables and picture.
+"""The speech-transfer grid: source tasks, network sizes, ensembles, tables and picture.
 
 Source: Huang et al., CCPR 2016, tables 2 and 3.
 """
@@ -15,21 +15,21 @@ from lightning_da.grids.tables import bars, mean_and_spread, print_table, summar
 from lightning_da.tracking import client
 
 SOURCE_TASKS = ("none", "gender", "speaker")
-"""What a network learns before the emotions."""
+"""Tasks of the first stage, before emotions."""
 ENSEMBLE = "ensemble"
 FIGURES = {"accuracy": "test/target/acc", "MAP": "test/target/class_precision", "UAR": "test/target/class_acc"}
-"""Columns of the table of emotions, and their metrics."""
+"""Columns of the emotion table, and their metrics."""
 PICTURES = {"class_path": "lightning_da.callbacks.TestFigures", "init_args": {"samples": 200}}
 
 
 def plan(config: dict[str, Any], seeds: Sequence[int], source_tasks: Sequence[str], sizes: Sequence[str]) -> list[Cell]:
-    """The cells of an experiment, each after those that it starts from.
+    """The cells of an experiment; each comes after the cells that it starts from.
 
     Args:
-        config: The configuration of the second stage.
-        seeds: Seeds of the repetitions; a seed draws the speakers of each split.
+        config: Configuration of the second stage.
+        seeds: Seeds of the repetitions; a seed also draws the speakers of each split.
         source_tasks: Some of `SOURCE_TASKS`.
-        sizes: Widths of the hidden layers, `1024:1024` for example; an ensemble joins them.
+        sizes: Network sizes as widths of the hidden layers, for example `1024:1024`; an ensemble combines all sizes.
     """
     cells: dict[str, Cell] = {}
 
@@ -65,16 +65,16 @@ def _cell(
         arguments = config["model"]["init_args"]
         arguments["backbone"]["init_args"]["hidden"] = [int(width) for width in network.split(":")]
         arguments["train_on"] = learns
-        if not bases:  # random layers are not frozen
+        if not bases:  # layers with random weights are not frozen
             arguments |= {"freeze": 0, "unfreeze_by": None}
     factors = {"learns": learns, "source task": source_task, "network": network, "seed": seed}
     return Cell(f"{config['name']}-s{seed}", factors, config, bases, joins)
 
 
 def cells_table(results: Sequence[Result]) -> pd.DataFrame:
-    """A row for each finished cell: what it learns, source task, network, seed, its figures in per cent, run.
+    """One row per finished cell: trained domain, source task, network, seed, results in per cent, seconds, run.
 
-    The figure of a source task is `error`, the figures of emotions are those of `FIGURES`.
+    A source task has the column `error`, emotions have the columns of `FIGURES`.
 
     Args:
         results: The finished cells.
@@ -95,7 +95,7 @@ def cells_table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def report(name: str, results: Sequence[Result], parent: str) -> pd.DataFrame:
-    """Prints the two tables, writes figures, cells and picture into the experiment's run, and returns its cells.
+    """Prints the two tables, records metrics, cells and picture in the experiment's run, and returns the cells.
 
     Args:
         name: Name of the experiment's run.
@@ -126,7 +126,7 @@ def report(name: str, results: Sequence[Result], parent: str) -> pd.DataFrame:
 
 
 def picture(rows: pd.DataFrame, title: str) -> Any:
-    """Unweighted average recall of emotions for each source task and network.
+    """Unweighted average recall (UAR) on emotions for each source task and network.
 
     Args:
         rows: The result of `cells_table`.

@@ -1,4 +1,4 @@
-"""Means and spreads over seeds: as numbers, as text, and as bars."""
+"""Means and standard deviations over seeds, as numbers, text and bars."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,11 +11,11 @@ from lightning_da.grids.engine import Result
 
 
 def table(results: Sequence[Result], metrics: Mapping[str, str]) -> pd.DataFrame:
-    """A row for each finished cell: its factors, its figures, seconds and run.
+    """One row per finished cell: factors, metrics, seconds and run.
 
     Args:
         results: The finished cells.
-        metrics: The test metric of each column; a cell without it has no value there.
+        metrics: Column names and their test metrics; a cell without the metric has an empty value.
     """
     return pd.DataFrame(
         {
@@ -29,15 +29,15 @@ def table(results: Sequence[Result], metrics: Mapping[str, str]) -> pd.DataFrame
 
 
 def summary(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard deviation and number of values for each group, in the order of the rows.
+    """Mean, standard deviation and number of values per group, in the order of the rows.
 
     Args:
-        rows: A row a seed.
-        by: The columns that tell the groups apart.
-        columns: The figures.
+        rows: One row per seed.
+        by: Columns that define the groups.
+        columns: Columns with numbers.
 
     Returns:
-        The columns `by` as index, and pairs (figure, `mean`, `std` or `count`) as columns.
+        A table with the index `by`, and the columns (column, `mean`), (column, `std`) and (column, `count`).
     """
     figures = rows[list(columns)].apply(pd.to_numeric)
     means: pd.DataFrame = figures.groupby([rows[name] for name in by], sort=False).agg(["mean", "std", "count"])
@@ -45,13 +45,13 @@ def summary(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> pd
 
 
 def mean_and_spread(mean: float, deviation: float, form: str, factor: float = 1.0) -> str:
-    """`0.851 ± 0.011`; the mean alone where there is one value, and - where there is none.
+    """Text such as `0.851 ± 0.011`; only the mean if `deviation` is NaN, and `-` if `mean` is NaN.
 
     Args:
         mean: The mean.
-        deviation: The standard deviation, NaN if it is not known.
-        form: Format of both, `.3f` for example.
-        factor: Both are multiplied by it.
+        deviation: The standard deviation; NaN if there is only one value.
+        form: Format of both numbers, for example `.3f`.
+        factor: Factor that multiplies both numbers.
     """
     if pd.isna(mean):
         return "-"
@@ -60,7 +60,7 @@ def mean_and_spread(mean: float, deviation: float, form: str, factor: float = 1.
 
 
 def print_table(title: str, text: pd.DataFrame) -> None:
-    """Prints a table of text under its title: the first column to the left, the others to the right."""
+    """Prints a title and a table: the first column is left-aligned, the others right-aligned."""
     lines = [tuple(map(str, text.columns)), *(tuple(map(str, row)) for row in text.itertuples(index=False))]
     widths = [max(len(line[i]) for line in lines) for i in range(len(text.columns))]
     print(f"\n{title}")
@@ -72,16 +72,16 @@ def print_table(title: str, text: pd.DataFrame) -> None:
 
 
 def bars(rows: pd.DataFrame, x: str, group: str | None, y: str, title: str, ylabel: str, factor: float = 1.0) -> Figure:
-    """Means as bars, seeds as points.
+    """Bar chart with means as bars and seeds as points.
 
     Args:
-        rows: A row a seed.
-        x: Column of the places on the axis.
-        group: Column of the bars at each place; None has one.
-        y: Column of the figure.
+        rows: One row per seed.
+        x: Column with the positions on the x axis.
+        group: Column with the bars at each position; None draws one bar.
+        y: Column with the values.
         title: Title of the picture.
-        ylabel: Label of the axis.
-        factor: The figure is multiplied by it; the axis ends at this value.
+        ylabel: Label of the y axis.
+        factor: Factor that multiplies the values; it is also the end of the y axis.
     """
     places = list(rows[x].unique())
     groups = [None] if group is None else list(rows[group].unique())
