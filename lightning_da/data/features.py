@@ -222,7 +222,7 @@ def _open_csv(path: Path, label_column: str) -> _Table:
             value = next(v for v in features[column].dropna() if pd.isna(pd.to_numeric(v, errors="coerce")))
             raise DataError(
                 f"{path}: column {column!r} holds {value!r}, which is not a number; remove the column, or, if it holds "
-                f"the labels, set --data.label_column {column}"
+                f"the labels, set --data.label_column {column!r}"
             )
     entries[""] = features.to_numpy(dtype=np.float32)
     return _Table(entries, "", label_column, names)

@@ -1,7 +1,7 @@
-"""The built-in features of an utterance: statistics over time of short frames of its sound.
+"""The built-in features of an utterance: statistics over time of descriptors of short frames.
 
-The sound is brought to zero mean and unit power first: descriptors of frames are relative to the utterance, and only
-`level` tells how loud the recording is.
+The sound is first normalised to zero mean and unit power, so descriptors are relative to the utterance. Only `level`
+contains the loudness of the recording.
 """
 
 from functools import lru_cache
@@ -14,12 +14,12 @@ from scipy.fft import dct, irfft, next_fast_len, rfft
 
 STEP, FRAME, PITCH_FRAME = 0.010, 0.025, 0.050  # seconds
 BANDS, CEPSTRA = 26, 12
-TOP = 8000.0  # Hz, where the spectrum ends at rates that have more
-FLOOR = 1e-7  # added to powers, that of the utterance being 1; silence is at -70 dB
-LOWEST, HIGHEST = 60.0, 500.0  # Hz, of the pitch
+TOP = 8000.0  # Hz, upper limit of the spectrum
+FLOOR = 1e-7  # added to powers, relative to the power of the utterance; silence is at -70 dB
+LOWEST, HIGHEST = 60.0, 500.0  # Hz, range of the pitch
 VOICED, QUIET = 0.45, -30.0  # a frame is voiced above this strength and this energy in dB
-SURE = 0.7  # strength of the frames whose median guards against octave errors
-HIGH_BONUS, JUMP_COST = 0.05, 0.1  # strength, per octave upwards and per octave off that median
+SURE = 0.7  # frames above this strength give the median pitch, which prevents octave errors
+HIGH_BONUS, JUMP_COST = 0.05, 0.1  # change of strength per octave of pitch, and per octave of distance to the median
 
 SPECTRUM = [
     *(f"mel{band:02d}" for band in range(BANDS)),
@@ -41,21 +41,22 @@ NAMES = [
     *("voiced_share", "voiced_stretches", "duration", "level"),
 ]
 
-Array = NDArray[Any]  # of float32, but for times and frequencies
+Array = NDArray[Any]  # float32, except times and frequencies
 
 
 def functionals(sound: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     """Features of an utterance: means, deviations, extremes, percentiles and slopes of descriptors and their deltas.
 
-    Descriptors of 25 ms every 10 ms: `mel` energies and `energy` in dB, `mfcc`, `zcr` (share of neighbouring samples
-    that differ in sign), `alpha` (power of 50 to 1000 Hz over that of 1 to 5 kHz, in dB), `slope0` and `slope500`
-    (dB/kHz over 0 to 500 and 500 to 1500 Hz), `centroid` (kHz) and `flux` of the spectrum. Of 50 ms around the same
-    middles: `voicing` (0 to 1) and, over voiced frames only, `f0` (octaves above 60 Hz) and `hnr` (harmonics-to-noise
-    ratio in dB), all 0 where no frame is voiced. Deltas are changes per frame, slopes per second. Then the share of
-    voiced frames, the voiced stretches per second, the duration in seconds and the level in dB of full scale.
+    Descriptors of frames of 25 ms every 10 ms: `mel` energies and `energy` in dB, `mfcc`, `zcr` (fraction of
+    neighbouring samples with different sign), `alpha` (power ratio of 50 to 1000 Hz and 1 to 5 kHz, in dB), `slope0`
+    and `slope500` (dB/kHz in 0 to 500 and 500 to 1500 Hz), `centroid` (kHz) and `flux` of the spectrum. Descriptors of
+    frames of 50 ms with the same centres: `voicing` (0 to 1) and, for voiced frames only, `f0` (octaves above 60 Hz)
+    and `hnr` (harmonics-to-noise ratio in dB); without voiced frames their features are 0. Deltas are changes per
+    frame, slopes are per second. The last features are the fraction of voiced frames, voiced segments per second,
+    duration in seconds and level in dB relative to full scale.
 
     Args:
-        sound: Shape (n,), n at least 1; one shorter than 50 ms is padded with zeros.
+        sound: Shape (n,), n at least 1; padded with zeros to at least 50 ms.
         rate: Samples per second, 8000 to 48000.
 
     Returns:
@@ -69,7 +70,7 @@ def functionals(sound: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     energy, (f0, strength) = _decibels(np.mean(short**2, axis=1)), pitch(long, rate)
     voiced = (strength > VOICED) & (energy > QUIET)
     times = STEP * np.arange(len(long))
-    if voiced.any():  # bridged, so that deltas at the ends of a voiced stretch are of its pitch
+    if voiced.any():  # interpolate unvoiced frames, so that deltas at the ends of a voiced segment are correct
         f0 = np.interp(times, times[voiced], f0[voiced])
     every = np.column_stack([_spectral(short, rate), energy, _sign_changes(short), strength])
     voice = np.column_stack([f0, _harmonics_to_noise(strength)])
@@ -88,17 +89,17 @@ def functionals(sound: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 def pitch(frames: Array, rate: int) -> tuple[Array, Array]:
-    """Fundamental frequency of each frame by autocorrelation, and how strong its period is.
+    """Fundamental frequency of each frame by autocorrelation, and the strength of the periodicity.
 
-    The autocorrelation of the windowed frame is divided by that of the window; its peaks are found at half samples and
-    interpolated by parabolas. Of peaks of about the same height, multiples of the period, the shortest is taken, and
-    then the one nearest to the median pitch of the frames that are surely voiced.
+    The autocorrelation of the windowed frame is divided by the autocorrelation of the window. Its peaks are found at
+    half samples and interpolated by parabolas. Among peaks of similar height (multiples of the period), the shortest
+    period is preferred, and then the period closest to the median pitch of clearly voiced frames.
 
     Source: Boersma, "Accurate short-term analysis of the fundamental frequency and the harmonics-to-noise ratio of a
     sampled sound", IFA Proceedings 17, 1993.
 
     Args:
-        frames: Shape (t, n), of a sound without offset, three of the longest periods or more.
+        frames: Shape (t, n), zero mean, at least three of the longest periods long.
         rate: Samples per second.
 
     Returns:
@@ -125,7 +126,7 @@ def pitch(frames: Array, rate: int) -> tuple[Array, Array]:
 
 
 def _autocorrelation(frames: Array, lags: int) -> Array:
-    """At lags of 0, 1/2, 1, ... samples, shape (t, lags)."""
+    """Autocorrelation at lags of 0, 1/2, 1, ... samples, shape (t, lags)."""
     size = next_fast_len(frames.shape[1] + lags // 2 + 1, real=True)
     return irfft(_power(frames, size), 2 * size)[:, :lags]
 
@@ -138,7 +139,7 @@ def _power(frames: Array, size: int) -> Array:
 
 
 def _frames(sound: Array, rate: int) -> Array:
-    """Stretches of 50 ms every 10 ms, shape (t, n)."""
+    """Frames of 50 ms every 10 ms, shape (t, n)."""
     size = round(PITCH_FRAME * rate)
     padded = np.pad(sound, (0, max(0, size - len(sound))))
     return sliding_window_view(padded, size)[:: round(STEP * rate)]
@@ -165,13 +166,15 @@ def _spectral(frames: Array, rate: int) -> Array:
     shares /= shares.sum(axis=1, keepdims=True)
     centroid = shares @ hertz[hertz < TOP] / 1000
     roots = np.sqrt(shares)
-    flux = np.linalg.norm(np.diff(roots, axis=0, prepend=roots[:2][-1:]), axis=1)  # the first frame's: to the second
+    flux = np.linalg.norm(
+        np.diff(roots, axis=0, prepend=roots[:2][-1:]), axis=1
+    )  # the first frame is compared with the second
     return np.column_stack([mel, cepstra, alpha, tilt(0, 500), tilt(500, 1500), centroid, flux])
 
 
 @lru_cache
 def _mel_weights(rate: int, size: int) -> Array:
-    """Triangles that are equally wide on the mel scale, from 20 Hz to `TOP`, shape (size // 2 + 1, BANDS)."""
+    """Triangular filters of equal width on the mel scale, from 20 Hz to `TOP`, shape (size // 2 + 1, BANDS)."""
     mels = _mel(rate / size * np.arange(size // 2 + 1))[:, None]
     edges = np.linspace(_mel(20.0), _mel(min(TOP, rate / 2)), BANDS + 2)
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
@@ -189,34 +192,34 @@ def _decibels(power: Array) -> Array:
 
 
 def _sign_changes(frames: Array) -> Array:
-    """Share of neighbouring samples that differ in sign, shape (t,)."""
+    """Fraction of neighbouring samples with different sign, shape (t,)."""
     share: Array = np.diff(np.signbit(frames), axis=1).mean(axis=1, dtype=np.float32)
     return share
 
 
 def _harmonics_to_noise(strength: Array) -> Array:
-    """In dB, cut off at 30: the share of the power that is periodic over the share that is not."""
+    """Ratio of periodic to non-periodic power in dB, limited to -30 to 30."""
     periodic = strength.clip(1e-3, 1 - 1e-3)
     ratio: Array = 10 * np.log10(periodic / (1 - periodic))
     return ratio
 
 
 def _deltas(tracks: Array) -> Array:
-    """Slopes over five frames, the ends repeated; shape (t, d) as the tracks."""
+    """Slopes over five frames, with repeated end frames; same shape (t, d) as the tracks."""
     padded = np.pad(tracks, ((2, 2), (0, 0)), mode="edge")
     slopes: Array = (2 * (padded[4:] - padded[:-4]) + padded[3:-1] - padded[1:-3]) / 10
     return slopes
 
 
 def _slope_weights(x: Array) -> Array:
-    """Weights whose product with y is the slope of its regression on x; 0 for a single x."""
+    """Weights w for which w @ y is the slope of the regression of y on x; 0 for a single x."""
     centred: Array = x - x.mean()
     weights: Array = centred / max(centred @ centred, np.finfo(np.float32).tiny)
     return weights
 
 
 def _statistics(tracks: Array, times: Array) -> Array:
-    """The `STATISTICS` of each column of tracks (t, d), one column after the other; zeros where t is 0."""
+    """The `STATISTICS` of each column of tracks (t, d), column by column; zeros if t is 0."""
     if not len(tracks):
         return np.zeros(tracks.shape[1] * len(STATISTICS), dtype=np.float32)
     rows = [tracks.mean(axis=0), tracks.std(axis=0), tracks.min(axis=0), tracks.max(axis=0)]

@@ -1,17 +1,17 @@
-"""A voice synthesiser, and two corpora of synthetic speech made with it: speech without any download.
+"""A voice synthesiser, and two corpora of synthetic speech that need no download.
 
-A sound is a source through a vocal tract. The source is the glottal flow of KLGLOTT88 (Klatt and Klatt, "Analysis,
-synthesis, and perception of voice quality variations among female and male talkers", JASA 1990) with jitter, shimmer
-and aspiration; the tract is a cascade of resonators (Klatt, "Software for a cascade/parallel formant synthesizer", JASA
-1980) at the formants of Peterson and Barney ("Control methods used in a study of the vowels", JASA 1952). The words are
-random syllables and mean nothing.
+A sound is a glottal source, filtered by a vocal tract. The source is the glottal flow of KLGLOTT88 (Klatt and Klatt,
+"Analysis, synthesis, and perception of voice quality variations among female and male talkers", JASA 1990) with jitter,
+shimmer and aspiration; the tract is a cascade of resonators (Klatt, "Software for a cascade/parallel formant
+synthesizer", JASA 1980) at the formants of Peterson and Barney ("Control methods used in a study of the vowels", JASA
+1952). The words are random syllables and mean nothing.
 
-Emotions change the voice as people were found to do: angry and happy are higher, wider in pitch, louder, brighter and
-faster than neutral, angry the louder of the two; sad is lower, flatter in pitch, softer, duller, slower and breathier
-(Banse and Scherer, "Acoustic profiles in vocal emotion expression", Journal of Personality and Social Psychology 1996;
-Scherer, "Vocal communication of emotion: a review of research paradigms", Speech Communication 2003). How much, and how
-rough a voice gets, is our choice. How strongly an emotion shows depends on speaker and utterance, on top of how all
-speech varies from one utterance to the next, so that emotions overlap.
+Emotions change the voice in the directions found in studies: angry and happy are higher, wider in pitch, louder,
+brighter and faster than neutral, and angry is louder than happy; sad is lower, flatter in pitch, softer, duller, slower
+and breathier (Banse and Scherer, "Acoustic profiles in vocal emotion expression", Journal of Personality and Social
+Psychology 1996; Scherer, "Vocal communication of emotion: a review of research paradigms", Speech Communication 2003).
+The sizes of these changes, and the roughness, are our choice. The strength of an emotion varies with speaker and
+utterance, and every utterance varies at random, so that emotions overlap.
 """
 
 import csv
@@ -37,20 +37,20 @@ RATE = 16_000  # samples per second
 GENDERS = ("female", "male")
 MANIFEST = "manifest.csv"
 
-_FRAME, _HOP, _FFT = 512, 256, 1024  # samples: each frame has room for 32 ms of resonance
+_FRAME, _HOP, _FFT = 512, 256, 1024  # samples; the FFT leaves 32 ms for the resonance after each frame
 _DELAY = np.exp(-2j * np.pi * np.arange(_FFT // 2 + 1) / _FFT)  # z^-1 at the frequencies of the FFT
-_LEVEL = 0.025  # of full scale, where the flow falls fastest
+_LEVEL = 0.025  # amplitude relative to full scale, where the flow falls fastest
 
 
 class Phone(NamedTuple):
-    """A stretch of sound.
+    """A speech sound.
 
     Args:
-        seconds: How long it is at the usual tempo.
-        voicing: How much voice is in it, 0 to 1.
-        hiss: How much noise made at the teeth is in it, 0 to 1.
+        seconds: Duration at normal tempo.
+        voicing: Amplitude of the voice, 0 to 1.
+        hiss: Amplitude of the noise at the teeth, 0 to 1.
         formants: F1, F2 and F3 in Hz.
-        accent: How much it stands out in pitch and level; 1 is usual.
+        accent: Emphasis in pitch and level, 0 for none.
     """
 
     seconds: float
@@ -60,7 +60,7 @@ class Phone(NamedTuple):
     accent: float = 0
 
 
-_TRACT = 17.5  # cm, of the voice that the formants are those of
+_TRACT = 17.5  # cm, length of the vocal tract for which the formants below are given
 _HIGHER_FORMANTS = (3500.0, 4500.0, 5500.0)
 _BANDWIDTHS = np.array([70.0, 90.0, 130.0, 200.0, 280.0, 350.0])
 _LABIAL, _ALVEOLAR, _VELAR = (300.0, 900.0, 2300.0), (300.0, 1750.0, 2650.0), (300.0, 2000.0, 2250.0)
@@ -90,19 +90,19 @@ _VOWELS = tuple(
 
 
 class Voice(NamedTuple):
-    """What stays the same in all that a speaker says.
+    """The constant properties of a speaker.
 
     Args:
         gender: One of `GENDERS`.
         pitch: Median fundamental frequency in Hz.
-        tract: Length of the vocal tract in cm; formants are inverse to it.
-        open_quotient: Share of a glottal cycle in which the glottis is open.
-        tilt: How much the source is damped at 3 kHz, in dB.
-        breath: Aspiration, in dB relative to the usual.
-        tempo: Logarithm of the speaking rate relative to the usual.
-        level: Loudness at the microphone, in dB relative to the usual.
-        expression: How strongly emotions show, 1 for the usual.
-        formants: What each of the six formants is multiplied by, shape (6,).
+        tract: Length of the vocal tract in cm; the formants are inversely proportional to it.
+        open_quotient: Fraction of a glottal cycle in which the glottis is open.
+        tilt: Damping of the source at 3 kHz, in dB.
+        breath: Aspiration in dB, 0 for normal.
+        tempo: Logarithm of the speaking rate, 0 for normal.
+        level: Level at the microphone in dB, 0 for normal.
+        expression: Strength of emotions, 1 for normal.
+        formants: Factors of the six formants, shape (6,).
     """
 
     gender: str
@@ -118,15 +118,15 @@ class Voice(NamedTuple):
 
 
 class Manner(NamedTuple):
-    """How an utterance departs from the speaker's habit; all zero is none.
+    """Changes of the speaker's voice in one utterance; 0 means no change.
 
     Args:
-        pitch: In semitones.
-        span: Logarithm of the range of pitch.
-        tempo: Logarithm of the speaking rate.
-        effort: Level in dB; with it the source gets brighter and the glottis is open for less of a cycle.
-        breath: Aspiration in dB.
-        roughness: Logarithm of jitter and shimmer.
+        pitch: Change of pitch in semitones.
+        span: Logarithm of the factor of the pitch range.
+        tempo: Logarithm of the factor of the speaking rate.
+        effort: Change of level in dB; a higher effort also gives a brighter source and a smaller open quotient.
+        breath: Change of aspiration in dB.
+        roughness: Logarithm of the factor of jitter and shimmer.
     """
 
     pitch: float = 0
@@ -147,14 +147,14 @@ _EVERYDAY = Manner(pitch=0.8, span=0.15, tempo=0.07, effort=1.2, breath=1.2, rou
 
 
 class _Recording(NamedTuple):
-    """The level of the room's noise in dB of full scale, and a channel y[t] = x[t] + tilt * x[t - 1]."""
+    """Noise of the room in dB relative to full scale, and a channel y[t] = x[t] + tilt * x[t - 1], normalised."""
 
     noise: float
     tilt: float
 
 
 class _Corpus(NamedTuple):
-    """What is said: each speaker says `utterances` in each of the emotions."""
+    """Size of a corpus: each speaker has `utterances` utterances in each of the emotions."""
 
     speakers: int
     utterances: int
@@ -170,25 +170,25 @@ CORPORA: tuple[str, ...] = tuple(_CORPORA)
 
 
 def write_corpus(name: str, folder: Path) -> Path:
-    """Writes a corpus of synthetic speech, unless it is there already: WAV files, 16 kHz, mono, 16 bit.
+    """Writes a corpus of synthetic speech, unless it exists already: WAV files, 16 kHz, mono, 16 bit.
 
     - `synthetic-speakers`: 40 speakers, half of them women, each with 20 neutral utterances, in a quiet room.
     - `synthetic-emotions`: 20 other speakers, half of them women, each with 4 utterances in each of the four
       `EMOTIONS`, in a room with 12 dB more noise and through a channel that damps the highest frequencies by 2.6 dB.
 
-    Most utterances take 1 to 1.7 s. The folder is named by a digest of this module's source, so that another
-    synthesiser makes other files. The same version of numpy makes the same files.
+    Most utterances take 1 to 1.7 s. The folder name contains a digest of this module's source, so that a changed
+    synthesiser writes to a new folder. The same version of numpy gives the same files.
 
     Args:
         name: One of `CORPORA`.
-        folder: Where the corpus gets a folder of its own; made if it is not there.
+        folder: Parent folder of the corpus; created if it does not exist.
 
     Returns:
         The path of the manifest, a table with the columns `path` (relative to it), `speaker`, `gender` and, for
         `synthetic-emotions`, `emotion`.
 
     Raises:
-        ConfigError: If there is no corpus of that name.
+        ConfigError: If the name is unknown.
     """
     if name not in _CORPORA:
         raise ConfigError(f"no synthetic corpus {name!r}; {list_choices(name, CORPORA)}")
@@ -199,7 +199,7 @@ def write_corpus(name: str, folder: Path) -> Path:
         with FileLock(folder / f".{made.name}.lock"):
             if not made.exists():
                 for left in folder.glob(f".{made.name}.*.part"):
-                    shutil.rmtree(left)  # of a process that was killed
+                    shutil.rmtree(left)  # left by a killed process
                 with write_whole(made) as part:
                     part.mkdir()
                     _write(name, part)
@@ -207,7 +207,7 @@ def write_corpus(name: str, folder: Path) -> Path:
 
 
 def _write(name: str, folder: Path) -> None:
-    """Writes the files of a corpus and their manifest."""
+    """Writes the sound files and the manifest of a corpus."""
     rows = []
     for row, sound in _utterances(name):
         rows.append(row)
@@ -219,7 +219,7 @@ def _write(name: str, folder: Path) -> None:
 
 
 def _utterances(name: str) -> Iterator[tuple[dict[str, str], Array]]:
-    """Rows of the manifest of a corpus, and their sounds."""
+    """Pairs of manifest row and sound for a corpus."""
     corpus = _CORPORA[name]
     for speaker in range(corpus.speakers):
         voice = draw_voice(GENDERS[speaker % 2], _generator(name, speaker))
@@ -233,16 +233,16 @@ def _utterances(name: str) -> Iterator[tuple[dict[str, str], Array]]:
 
 
 def _generator(name: str, *numbers: int) -> np.random.Generator:
-    """The random numbers of a speaker or an utterance, whatever was drawn before."""
+    """A random generator for a speaker or an utterance, independent of earlier draws."""
     return np.random.default_rng(np.random.SeedSequence(CORPORA.index(name), spawn_key=numbers))
 
 
 def draw_voice(gender: str, rng: np.random.Generator) -> Voice:
-    """A speaker; pitch and vocal tract differ by gender, but overlap.
+    """Draws a speaker; the ranges of pitch and vocal tract differ by gender, but overlap.
 
     Args:
         gender: One of `GENDERS`.
-        rng: Draws all that is random.
+        rng: Random generator.
     """
     female = gender == "female"
     return Voice(
@@ -260,27 +260,27 @@ def draw_voice(gender: str, rng: np.random.Generator) -> Voice:
 
 
 def draw_manner(voice: Voice, emotion: str, rng: np.random.Generator) -> Manner:
-    """How a speaker says one thing in an emotion, more or less strongly.
+    """Draws the manner of one utterance in an emotion, with a random strength.
 
     Args:
-        voice: Of the speaker.
+        voice: Voice of the speaker.
         emotion: One of `EMOTIONS`.
-        rng: Draws all that is random.
+        rng: Random generator.
     """
     strength = voice.expression * rng.uniform(0.7, 1.3)
     return Manner(*(strength * np.array(EMOTIONS[emotion]) + rng.normal(0, _EVERYDAY)))
 
 
 def speak(voice: Voice, manner: Manner, rng: np.random.Generator) -> Array:
-    """Five or six random syllables, with pauses at both ends and now and then between.
+    """Five or six random syllables, with pauses at both ends and sometimes between syllables.
 
     Args:
-        voice: Of the speaker.
-        manner: Of the utterance.
-        rng: Draws the syllables and all else that is random.
+        voice: Voice of the speaker.
+        manner: Manner of the utterance.
+        rng: Random generator for syllables and sound.
 
     Returns:
-        Sound at `RATE`, shape (samples,), without its room.
+        Sound at `RATE`, shape (samples,), without room noise.
     """
     phones = [_PAUSE]
     for _ in range(rng.integers(5, 7)):
@@ -293,21 +293,21 @@ def speak(voice: Voice, manner: Manner, rng: np.random.Generator) -> Array:
 
 
 def say(phones: list[Phone], voice: Voice, manner: Manner, rng: np.random.Generator) -> Array:
-    """Some phones.
+    """Synthesises a sequence of phones.
 
     Args:
-        phones: What is said.
-        voice: Of the speaker.
-        manner: Of the utterance.
-        rng: Draws all that is random.
+        phones: The phones in order.
+        voice: Voice of the speaker.
+        manner: Manner of the utterance.
+        rng: Random generator.
 
     Returns:
-        Sound at `RATE`, shape (samples,), without its room.
+        Sound at `RATE`, shape (samples,), without room noise.
     """
     seconds, accents = np.array([(phone.seconds, phone.accent) for phone in phones]).T
     seconds = seconds * np.exp(-voice.tempo - manner.tempo)
     times = np.arange(int(RATE * seconds.sum())) / RATE
-    middles = np.arange(-(-len(times) // _HOP) + 1) * _HOP / RATE  # of the frames
+    middles = np.arange(-(-len(times) // _HOP) + 1) * _HOP / RATE  # middles of the frames in seconds
     formants = np.array([(*phone.formants, *_HIGHER_FORMANTS) for phone in phones]) * voice.formants
     loudness = 10 ** ((1.5 * accents + voice.level + manner.effort) / 20)
     voicing, hiss = _glide(times, np.array([(phone.voicing, phone.hiss) for phone in phones]).T * loudness, seconds)
@@ -320,7 +320,7 @@ def say(phones: list[Phone], voice: Voice, manner: Manner, rng: np.random.Genera
 
 
 def _glide(times: Array, targets: Array, seconds: Array) -> Array:
-    """Tracks that stay at the target of a phone for its middle 60 percent: (tracks, phones) to (tracks, times)."""
+    """Interpolates targets (tracks, phones) to (tracks, times), constant for the middle 60 percent of each phone."""
     knots = (np.cumsum(seconds)[:, None] - seconds[:, None] * [0.8, 0.2]).ravel()
     return np.stack([np.interp(times, knots, np.repeat(track, 2)) for track in targets])
 
@@ -328,7 +328,7 @@ def _glide(times: Array, targets: Array, seconds: Array) -> Array:
 def _pitch(
     times: Array, accents: Array, seconds: Array, voice: Voice, manner: Manner, rng: np.random.Generator
 ) -> Array:
-    """Pitch in Hz at each of the times: accents and declination, whose range the manner changes, and a flutter."""
+    """Pitch in Hz at each time: accents and declination, scaled by the manner, and random flutter."""
     end = seconds.sum()
     melody: Array = 1.8 * _glide(times, accents[None], seconds)[0] + 4 * (0.5 - times / end)
     knots = np.arange(0, end + 0.05, 0.05)
@@ -338,16 +338,16 @@ def _pitch(
 
 
 def glottal_source(pitch: Array, voice: Voice, manner: Manner, rng: np.random.Generator) -> Array:
-    """The flow through the glottis, and its aspiration.
+    """The glottal flow with aspiration.
 
     Args:
-        pitch: In Hz, shape (samples,).
-        voice: Of the speaker.
-        manner: Of the utterance.
-        rng: Draws jitter, shimmer and noise.
+        pitch: Pitch in Hz, shape (samples,).
+        voice: Voice of the speaker.
+        manner: Manner of the utterance.
+        rng: Random generator for jitter, shimmer and noise.
 
     Returns:
-        Flow in units in which it falls by 1 a sample where it falls fastest, shape (samples,).
+        Flow, shape (samples,), scaled so that its steepest fall is 1 per sample.
     """
     cycles = int(np.sum(pitch) / RATE) + 2
     rough = np.exp(manner.roughness)
@@ -365,18 +365,18 @@ def glottal_source(pitch: Array, voice: Voice, manner: Manner, rng: np.random.Ge
 
 
 def _tilt_pole(damping: float, frequency: float = 3000.0) -> float:
-    """The pole of a low-pass filter (1 - p) / (1 - p z^-1) that damps a frequency by so many dB."""
+    """The pole p of the low-pass filter (1 - p) / (1 - p z^-1) with the given damping in dB at a frequency in Hz."""
     power = 10 ** (-damping / 10)
     q = (1 - power * np.cos(2 * np.pi * frequency / RATE)) / (1 - power)
     return float(q - np.sqrt(q**2 - 1))
 
 
 def resonances(frequencies: Array, bandwidths: Array) -> NDArray[np.complex128]:
-    """The response of resonators in a cascade, each with a gain of 1 at 0 Hz (Klatt 1980, equations 1 and 2).
+    """Frequency response of a cascade of resonators with gain 1 at 0 Hz (Klatt 1980, equations 1 and 2).
 
     Args:
-        frequencies: In Hz, shape (frames, resonators).
-        bandwidths: In Hz, shape (resonators,).
+        frequencies: Resonance frequencies in Hz, shape (frames, resonators).
+        bandwidths: Bandwidths in Hz, shape (resonators,).
 
     Returns:
         Shape (frames, `_FFT` / 2 + 1).
@@ -391,12 +391,12 @@ def resonances(frequencies: Array, bandwidths: Array) -> NDArray[np.complex128]:
 
 
 def filter_frames(sound: Array, responses: NDArray[np.complex128]) -> Array:
-    """Filters each frame of a sound by a response of its own, and adds them up.
+    """Filters each frame of a sound with its own response (overlap-add).
 
     Args:
         sound: Shape (samples,).
-        responses: Shape (frames, `_FFT` / 2 + 1): one each `_HOP` samples from the first on and one more; or of one
-            frame, for all.
+        responses: Shape (frames, `_FFT` / 2 + 1), with one frame every `_HOP` samples and one more at the end; a single
+            frame is used for the whole sound.
 
     Returns:
         Shape (samples,).
@@ -413,7 +413,7 @@ def filter_frames(sound: Array, responses: NDArray[np.complex128]) -> Array:
 
 
 def _record(sound: Array, recording: _Recording, rng: np.random.Generator) -> Array:
-    """A sound in its room, through its channel; turned down if it would clip."""
+    """Adds room noise and applies the channel; reduces the level if the sound would clip."""
     noise = 10 ** (recording.noise / 20) * rng.normal(size=len(sound))
     heard: Array = lfilter([1, recording.tilt], [1 + recording.tilt], sound + lfilter([1, -1], [1, -0.95], noise))
     return heard * min(1.0, 0.95 / float(np.abs(heard).max()))
