@@ -1,4 +1,4 @@
-"""`lightning-da COMMAND ...`: finds the command; nothing heavy is imported before it is known."""
+"""`lightning-da COMMAND ...`: finds and runs the command; slow imports come after the check of the arguments."""
 
 import logging
 import os
@@ -28,14 +28,14 @@ def main(args: Sequence[str] | None = None) -> Any:
     """Runs a command.
 
     Args:
-        args: The words behind `lightning-da`; None takes those of the process.
+        args: The arguments after `lightning-da`; None uses the arguments of the process.
 
     Returns:
-        The `TransferCLI` of fit, validate, test and predict, with its trainer, model and data; the table of the
-        others.
+        For fit, validate, test and predict the `TransferCLI` with trainer, model and data; for ensemble the trainer;
+        for the other commands a table.
 
     Raises:
-        SystemExit: With a message, where the arguments or the data are wrong.
+        SystemExit: With a message, if the arguments or the data are wrong.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
@@ -55,10 +55,10 @@ def main(args: Sequence[str] | None = None) -> Any:
 
 
 def prepare() -> None:
-    """Readies the process: classes of the working folder can be imported, and threads and messages are tamed."""
+    """Prepares the process: imports from the working folder, waiting threads, and hidden warnings."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    # Threads of a small network wait for one another in a spin, which beside a busy core takes several times as long.
+    # By default, OpenMP threads wait in a busy loop, which makes small networks several times slower on a busy machine.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
     for message in (
@@ -69,7 +69,7 @@ def prepare() -> None:
         ".*in eval mode at the start of training.*",  # frozen layers
     ):
         warnings.filterwarnings("ignore", message=message)
-    seed = "lightning.fabric.utilities.seed"  # it is part of the recorded configuration
+    seed = "lightning.fabric.utilities.seed"  # the seed is in the recorded configuration
     for logger in (seed, "mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)

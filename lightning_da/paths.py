@@ -1,4 +1,4 @@
-"""Places of the project's files, and files that are written whole."""
+"""Paths of the project's files, and atomic writing of files."""
 
 import os
 import shutil
@@ -13,13 +13,14 @@ CONF = PROJECT / "conf"
 
 
 def find_config(name: str) -> Path:
-    """A YAML file: a path as given, or a file of the project's folder `conf`.
+    """Path of a YAML file, given as a path or as a file of the project's folder `conf`.
 
     Args:
-        name: `my.yaml`, `method/dann.yaml` or `conf/method/dann.yaml`; for the last two, from any working folder.
+        name: For example `my.yaml`, `method/dann.yaml` or `conf/method/dann.yaml`; the last two are found from any
+            working folder.
 
     Raises:
-        ConfigError: If there is no such file.
+        ConfigError: If the file does not exist.
     """
     for path in (Path(name), CONF / name, PROJECT / name):
         if path.is_file():
@@ -29,13 +30,13 @@ def find_config(name: str) -> Path:
 
 
 def find_method(name: str) -> Path:
-    """The YAML file of a method.
+    """Path of the YAML file of a method.
 
     Args:
-        name: The name of a file in `conf/method`, `dann` for example, or the path of a YAML file in any folder.
+        name: Name of a file in `conf/method`, for example `dann`, or the path of a YAML file in any folder.
 
     Raises:
-        ConfigError: If there is no such file.
+        ConfigError: If the file does not exist.
     """
     if name.endswith((".yaml", ".yml")) or Path(name).name != name:
         return find_config(name)
@@ -51,7 +52,7 @@ def methods() -> list[str]:
 
 
 def with_found_configs(words: Sequence[str]) -> list[str]:
-    """The words of a command line with the path of each file that `--config` names."""
+    """The words of a command line, with the full path of each `--config` file."""
     found = list(words)
     for place, word in enumerate(words):
         if word in ("--config", "-c") and place + 1 < len(words):
@@ -62,20 +63,20 @@ def with_found_configs(words: Sequence[str]) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """The folder `lightning_da` of `$XDG_CACHE_HOME` or ~/.cache, for what can be computed again."""
+    """The cache folder: `lightning_da` in `$XDG_CACHE_HOME` or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_da"
 
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """A file, or a new folder, that appears when it is whole.
+    """Writes a file or a new folder atomically: it appears only when it is complete.
 
     Args:
-        path: The file or folder to write; the folder that holds it exists.
+        path: The file or folder to write; its parent folder exists.
 
     Yields:
-        A path beside it, to write to. It takes the place of `path` as the block ends, and is removed if an exception
-        leaves the block.
+        A temporary path in the same folder. It is renamed to `path` at the end of the block, or removed after an
+        exception.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -18,17 +18,17 @@ OPTIONS = (
     *("config", "print_config", "seed_everything", "trainer", "name", "after", "predictions", "model", "data"),
     *("ckpt_path", "help"),
 )
-"""Options of `fit`, `validate`, `test` and `predict`, up to the first point."""
+"""Options of `fit`, `validate`, `test` and `predict`, up to the first dot."""
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "help")
 
 
 def unknown_key(key: str, known: Iterable[str], owner: str | None = None) -> str:
-    """The message on a key that is not known, with the nearest known one.
+    """The error message for an unknown key, with the most similar known key.
 
     Args:
-        key: The key, with points if it is nested.
-        known: The keys that there are.
-        owner: Class path of the class that they are arguments of.
+        key: The key, with dots if it is nested.
+        known: All known keys.
+        owner: Path of the class whose arguments they are; None for command-line options.
     """
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
@@ -37,7 +37,7 @@ def unknown_key(key: str, known: Iterable[str], owner: str | None = None) -> str
 
 
 def full_spelling(words: Sequence[str]) -> list[str]:
-    """The words of a command line with `init_args` where the short spelling leaves it out.
+    """The words of a command line, with `init_args` added to options in the short spelling.
 
     `--model.layers` becomes `--model.init_args.layers`, and `--model.backbone.hidden` becomes
     `--model.init_args.backbone.init_args.hidden`.
@@ -53,7 +53,7 @@ def full_spelling(words: Sequence[str]) -> list[str]:
 
 
 def check_options(words: Sequence[str], all_known: bool) -> None:
-    """Checks the names of the options of a command line, as far as they can be told without importing anything.
+    """Checks the option names of a command line, as far as possible without imports.
 
     Args:
         words: The words of a command, with the paths of its files (`lightning_da.paths.with_found_configs`).
@@ -103,7 +103,7 @@ def _class_in(path: str, part: str) -> str | None:
         given = (content.get(part) or {}).get("class_path")
         return given if isinstance(given, str) else None
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return None  # the parser says what is wrong with it
+        return None  # the parser reports the error
 
 
 @cache
