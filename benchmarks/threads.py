@@ -92,7 +92,9 @@ def main() -> None:
         for _ in range(given.rounds):
             for policy in POLICIES:
                 for busy in (False, True):
-                    seconds.setdefault((policy, busy), []).append(measure(network, policy, busy))
+                    found = measure(network, policy, busy)
+                    seconds.setdefault((policy, busy), []).append(found)
+                    print(f"{network}, {policy}, {'busy' if busy else 'quiet'}: {found:.1f} s", file=sys.stderr)
         base = statistics.median(seconds["spinning", False])
         print(f"{network}, {STEPS[network]} steps of 64 + 64 samples, spinning and quiet {base:.1f} s")
         for (policy, busy), values in seconds.items():
