@@ -58,6 +58,7 @@ class TransferCLI(LightningCLI):
             seed_everything_default=0,
             parser_kwargs={
                 "prog": f"lightning-da {command}",
+                "usage": f"lightning-da {command} --config method/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]",
                 "description": DESCRIPTIONS[command],
                 "default_config_files": [str(defaults)],
             },

@@ -58,6 +58,9 @@ class Parser(LightningArgumentParser):
                 action.help = HELP[action.dest]
             elif action.dest.startswith("trainer."):
                 self._hidden.append(action)
+        for group in self._action_groups:
+            if "TransferModule" in str(group.title):
+                group.title = "Method"
 
     def format_help(self, formatter: Any = None) -> str:
         help_of = {action: action.help for action in self._hidden}

@@ -199,7 +199,7 @@ def test_one_domain_is_no_pair(name: str) -> None:
 
     data = One()
     data.target = name
-    with pytest.raises(DataError, match=f"source 'calm' and target '{name}' are the same data: nothing is transferred"):
+    with pytest.raises(DataError, match=f"source 'calm' and target '{name}' are the same data, so there is nothing"):
         data.check()
 
 

@@ -86,7 +86,7 @@ def collect(
     if min(len(data.names(domain, "val")) for domain in DOMAINS) < fewest:
         rank_zero_warn(
             f"no transferability curves: a domain has fewer than {fewest} validation samples; give it a larger "
-            "validation split, data.init_args.val_share for example"
+            "validation split, data.val_share for example"
         )
         return {}
     modes = [(part, part.training) for part in module.modules()]
