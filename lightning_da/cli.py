@@ -24,6 +24,7 @@ DESCRIPTIONS = {
     "test": "Evaluate a fit on the test splits; the results are added to its run.",
     "predict": "Classify the target and write a CSV file.",
 }
+OPTIONS_USAGE = "--config method/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]"
 _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
 
 
@@ -58,7 +59,7 @@ class TransferCLI(LightningCLI):
             seed_everything_default=0,
             parser_kwargs={
                 "prog": f"lightning-da {command}",
-                "usage": f"lightning-da {command} --config method/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]",
+                "usage": f"lightning-da {command} {OPTIONS_USAGE}",
                 "description": DESCRIPTIONS[command],
                 "default_config_files": [str(defaults)],
             },
