@@ -1,9 +1,6 @@
 """`lightning-da COMMAND ...`: finds and runs the command; slow imports come after the check of the arguments."""
 
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 from lightning_da.commands import COMMANDS
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.paths import with_found_configs
+from lightning_da.process import prepare
 from lightning_da.signatures import check_options
 
 USAGE = f"""\
@@ -52,28 +50,3 @@ def main(args: Sequence[str] | None = None) -> Any:
         sys.exit(f"lightning-da: error: {error}")
     except KeyboardInterrupt:
         sys.exit("lightning-da: interrupted")
-
-
-def prepare() -> None:
-    """Prepares the process: imports from the working folder, waiting threads, and hidden warnings."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    # By default, OpenMP threads wait in a busy loop, which makes small networks several times slower on a busy machine.
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["OMP_WAIT_POLICY"] = "passive"
-    for message in (
-        ".*does not have many workers.*",
-        ".*LeafSpec.*",
-        ".*LightningCLI's args parameter.*",
-        ".*smaller than the logging interval.*",
-        ".*in eval mode at the start of training.*",  # frozen layers
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    seed = "lightning.fabric.utilities.seed"  # the seed is in the recorded configuration
-    for logger in (seed, "mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage() and "TPU" not in record.getMessage()

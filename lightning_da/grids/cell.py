@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.grids.ensembles import join
-from lightning_da.main import prepare
+from lightning_da.process import prepare
 from lightning_da.tracking import chosen_checkpoint, client
 
 

@@ -1,13 +1,15 @@
-import math
-
 from torch import Tensor
 
 from lightning_da.losses.precision import full_precision
 
 
-def _deviations(x: Tensor) -> Tensor:
-    """Centred rows over sqrt(n - 1), so that x^T x is the covariance; zero for a single sample."""
-    return (x - x.mean(dim=0, keepdim=True)) / math.sqrt(max(len(x) - 1, 1))
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(dim=0, keepdim=True)
+
+
+def _degrees(x: Tensor) -> int:
+    """n - 1; 1 for a single sample, whose covariance is zero."""
+    return max(len(x) - 1, 1)
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -24,13 +26,13 @@ def covariance(x: Tensor) -> Tensor:
         >>> covariance(torch.tensor([[0.0, 0.0], [2.0, 4.0]])).tolist()
         [[2.0, 4.0], [4.0, 8.0]]
     """
-    deviations = _deviations(x)
-    return deviations.T @ deviations
+    centred = _centred(x)
+    return centred.T @ centred / _degrees(x)
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """The inner product of x^T x and y^T y, from the products of the rows."""
-    return (x @ y.T).square().sum()
+    """The inner product of the covariances of two centred samples, from the products of their rows."""
+    return (x @ y.T).square().sum() / (_degrees(x) * _degrees(y))
 
 
 @full_precision
@@ -64,7 +66,7 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"source and target activations differ in width: {width} and {target.shape[1]}")
     # A product in float64 takes twice the time; Apple's GPUs have none.
     if 2 * (len(source) + len(target)) < width and source.device.type != "mps":
-        s, t = _deviations(source.double()), _deviations(target.double())
+        s, t = _centred(source.double()), _centred(target.double())
         squared = (_inner(s, s) + _inner(t, t) - 2 * _inner(s, t)).clamp(min=0).to(source.dtype)
     else:
         squared = (covariance(source) - covariance(target)).square().sum()

@@ -1,0 +1,31 @@
+"""What a process needs before torch is imported."""
+
+import logging
+import os
+import sys
+import warnings
+
+
+def prepare() -> None:
+    """Prepares the process: imports from the working folder, waiting threads, and hidden warnings."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    # By default, OpenMP threads wait in a busy loop, which makes small networks several times slower on a busy machine.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*LightningCLI's args parameter.*",
+        ".*smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",  # frozen layers
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    seed = "lightning.fabric.utilities.seed"  # the seed is in the recorded configuration
+    for logger in (seed, "mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage() and "TPU" not in record.getMessage()
