@@ -31,7 +31,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(PY) -m lightning_da sweep --config conf/data/digits.yaml
-	@printf '\nTo see the runs in the MLflow UI:\n  make ui\n  then open http://127.0.0.1:5000/#/experiments\n'
 
 test: $(STAMP)
 	$(PY) -m ruff check .

@@ -4,7 +4,7 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 import mlflow
 import torch
@@ -58,6 +58,16 @@ def search_runs(experiment_id: str, wanted: str = "", newest_first: bool = False
         token = page.token
         if not token:
             return runs
+
+
+def charts_url(experiment_id: str) -> str:
+    """Address of the chart view of an experiment, the runs sorted by `PRIMARY_METRIC`.
+
+    In the order of their start, MLflow hides child runs below their parent.
+    """
+    server = tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
+    order = quote(f"metrics.`{PRIMARY_METRIC}`", safe="")
+    return f"{server}/#/experiments/{experiment_id}/runs?orderByKey={order}&orderByAsc=false&compareRunsMode=CHART"
 
 
 class Tracker(MLFlowLogger):

@@ -15,7 +15,7 @@ from lightning_da.errors import ConfigError
 from lightning_da.grids.engine import Cell, Grid, Result, check_trainable, digest, run_grid
 from lightning_da.grids.tables import bars
 from lightning_da.paths import find_method, methods
-from lightning_da.tracking import client
+from lightning_da.tracking import charts_url, client
 
 METHODS = ("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
 
@@ -105,4 +105,6 @@ def _report(wanted: Sequence[str], results: Sequence[Result], parent: str) -> pd
     if rows["target acc"].notna().any():
         picture = bars(rows, "method", None, "target acc", str(rows["pair"].iloc[0]), "target accuracy, test split")
         client().log_figure(parent, picture, "sweep.png")
+    experiment = client().get_run(parent).info.experiment_id
+    print(f"\nto compare the runs in the MLflow UI, run `make ui` and open\n{charts_url(experiment)}")
     return table

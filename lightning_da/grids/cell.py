@@ -64,7 +64,7 @@ def run_cell(order: Order) -> Done:
             raise ConfigError(str(stop).removeprefix("lightning-da: error: ")) from stop
     run_id: str = trainer.logger.run_id
     if trainer.is_global_zero:
-        client().log_metric(run_id, "cell/seconds", time.monotonic() - start)
+        client().set_tag(run_id, "seconds", f"{time.monotonic() - start:.1f}")
         client().set_tag(run_id, "whole", "true")
     own = [str(w.message) for w in caught if "site-packages" not in w.filename and w.category is not DeprecationWarning]
     return Done(run_id, list(dict.fromkeys(own)))

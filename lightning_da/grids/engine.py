@@ -378,7 +378,7 @@ def _runs_of(grid: Grid) -> tuple[str, list[Run]]:
 
 def _result(run: Run) -> Result:
     metrics = {key: value for key, value in run.data.metrics.items() if key.startswith("test/")}
-    return Result(json.loads(run.data.tags["cell"]), metrics, run.data.metrics["cell/seconds"], run.info.run_id)
+    return Result(json.loads(run.data.tags["cell"]), metrics, float(run.data.tags["seconds"]), run.info.run_id)
 
 
 def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell]) -> dict[str, Result]:

@@ -8,7 +8,7 @@ def _centred(x: Tensor) -> Tensor:
 
 
 def _degrees(x: Tensor) -> int:
-    """n - 1; 1 for a single sample, whose covariance is zero."""
+    """Degrees of freedom: n - 1, or 1 for a single sample, whose covariance is zero."""
     return max(len(x) - 1, 1)
 
 
