@@ -150,7 +150,8 @@ def _part(
 ) -> tuple[Pixels, NDArray[np.int64]]:
     """One of three disjoint parts, after removing duplicates; `shares` are the fractions of train and val."""
     images, labels = samples
-    _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
+    rows = np.ascontiguousarray(images.reshape(len(images), -1))
+    _, first = np.unique(rows.view(np.dtype((np.void, rows.shape[1]))), return_index=True)
     order = generator.permutation(np.sort(first))
     ends = np.cumsum([round(share * len(order)) for share in shares])
     train, val, test = np.split(order, ends)
