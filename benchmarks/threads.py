@@ -24,7 +24,7 @@ POLICIES = {
     "passive": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-STEPS = {"LeNet": 200, "ResNet-18": 12}
+STEPS = {"LeNet": 100, "ResNet-18": 5}
 
 
 def steps(network: str) -> float:
