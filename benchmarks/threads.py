@@ -22,6 +22,7 @@ from functools import partial
 POLICIES = {
     "spinning": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
+    "short spin": {"GOMP_SPINCOUNT": "10000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 STEPS = {"LeNet": 100, "ResNet-18": 5}

@@ -10,12 +10,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_da.callbacks import CheckLeaks, RecordRun, WritePredictions
-from lightning_da.data import DomainPairDataModule
+from lightning_da.data import DomainPairDataModule, Roles
 from lightning_da.errors import ConfigError
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
 from lightning_da.parser import MISSING, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
-from lightning_da.signatures import full_spelling
+from lightning_da.signatures import class_path, full_spelling
 from lightning_da.tracking import Tracker, find_fit, parameters
 
 DESCRIPTIONS = {
@@ -47,6 +47,10 @@ class TransferCLI(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str] | Mapping[str, Any]) -> None:
         self.command = command
+        if not isinstance(args, Mapping):
+            args = _with_run_config(command, with_found_configs(args))
+            _check_given(command, args)
+        self._ensemble = _names_ensemble(args)
         defaults = CONF / "default.yaml"
         if not defaults.is_file():
             raise ConfigError(f"{defaults} is missing; install the project from its folder with `pip install -e .`")
@@ -66,7 +70,7 @@ class TransferCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            args=dict(args) if isinstance(args, Mapping) else _with_run_config(command, with_found_configs(args)),
+            args=dict(args) if isinstance(args, Mapping) else list(args),
             parser_class=Parser,
             run=False,
         )
@@ -75,9 +79,9 @@ class TransferCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        # Data and backbone files set `model.init_args` without a class; their keys are checked against the first class
-        # listed here.
-        parser.add_subclass_arguments((TransferModule, MarginEnsemble), "model", fail_untyped=False, required=True)
+        # Data and backbone files set `model.init_args` without a class; their keys are checked against this class.
+        kind = MarginEnsemble if self._ensemble else TransferModule
+        parser.add_lightning_class_args(kind, "model", subclass_mode=True)
         parser.add_lightning_class_args(DomainPairDataModule, "data", subclass_mode=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -193,9 +197,30 @@ class TransferCLI(LightningCLI):
     def run(self) -> "TransferCLI":
         """Runs the command."""
         weights_only = None if self.command == "fit" else True
+        if self.command == "fit":  # before the logger opens a run
+            roles = Roles(self.model.supervised, self.model.unlabelled, self.trainer.world_size)
+            self.datamodule.check(roles)
         function = getattr(self.trainer, self.command)
         function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=weights_only)
         return self
+
+
+def _names_ensemble(args: Sequence[str] | Mapping[str, Any]) -> bool:
+    """Whether the model is a `MarginEnsemble`, which is no `TransferModule`."""
+    if isinstance(args, Mapping):
+        return str(args["model"]["class_path"]).endswith(MarginEnsemble.__name__)
+    return (class_path(full_spelling(args), "model") or "").endswith(MarginEnsemble.__name__)
+
+
+def _check_given(command: str, words: Sequence[str]) -> None:
+    """Asks for the data and the method first, and for the backbone after them."""
+    spelled = full_spelling(words)
+    if any(word.startswith(("--help", "-h", "--print_config")) or ".help" in word for word in spelled):
+        return
+    named = "" if command == "fit" else ", or name a run with --ckpt_path"
+    for part in ("data", "model"):
+        if class_path(spelled, part) is None and not any(word.startswith(f"--{part}=") for word in spelled):
+            raise ConfigError(MISSING[part] + named)
 
 
 def _start_of(named: str | None) -> str | None:

@@ -6,6 +6,11 @@ import sys
 import warnings
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prepare() -> None:
     """Prepares the process: imports from the working folder, waiting threads, and hidden warnings."""
     if os.getcwd() not in sys.path:

@@ -20,6 +20,9 @@ OPTIONS = (
 )
 """Options of `fit`, `validate`, `test` and `predict`, up to the first dot."""
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "help")
+NETWORK = ("model.init_args.backbone", "model.init_args.bottleneck", "model.init_args.optimizer")
+CLASSES = ("model", "data", "trainer.logger", *NETWORK)
+"""Options that take a class, whose arguments may be spelled without `init_args`."""
 
 
 def unknown_key(key: str, known: Iterable[str], owner: str | None = None) -> str:
@@ -44,7 +47,7 @@ def full_spelling(words: Sequence[str]) -> list[str]:
     """
     spelled = []
     for word in words:
-        for key in ("model", "data", "trainer.logger", "model.init_args.backbone"):
+        for key in CLASSES:
             found = re.match(rf"--{re.escape(key)}\.(\w+)", word)
             if found and found.group(1) not in CLASS_KEYS:
                 word = f"--{key}.init_args{word.removeprefix(f'--{key}')}"  # noqa: PLW2901
@@ -70,10 +73,11 @@ def check_options(words: Sequence[str], all_known: bool) -> None:
             raise ConfigError(unknown_key(option, OPTIONS))
         if first == "trainer" and rest and (known := arguments(TRAINER)):
             _check(rest.split(".")[0], known, prefix="trainer.")
-        if first in ("model", "data") and rest.startswith("init_args."):
-            owner = _class_path(words, first)
+        keys = option.split(".")
+        for place in (place for place, key in enumerate(keys[:-1]) if key == "init_args"):
+            owner = class_path(words, ".".join(keys[:place]))
             if owner and (known := arguments(owner)):
-                _check(rest.split(".")[1].rstrip("+"), known, owner)
+                _check(keys[place + 1], known, owner)
 
 
 def _check(key: str, known: Sequence[str], owner: str | None = None, prefix: str = "") -> None:
@@ -81,8 +85,13 @@ def _check(key: str, known: Sequence[str], owner: str | None = None, prefix: str
         raise ConfigError(unknown_key(prefix + key, [prefix + name for name in known], owner))
 
 
-def _class_path(words: Sequence[str], part: str) -> str | None:
-    """The class of the model or the data: the last one that a file or an option names."""
+def class_path(words: Sequence[str], part: str) -> str | None:
+    """The class path of a part, the last one that a file or an option gives.
+
+    Args:
+        words: The words of a command, in the full spelling and with the paths of its files.
+        part: `model`, `data` or `model.init_args.backbone`, for example.
+    """
     found: str | None = None
     pairs = [word.split("=", 1) if "=" in word else [word, following] for word, following in _with_next(words)]
     for word, value in pairs:
@@ -100,7 +109,9 @@ def _with_next(words: Sequence[str]) -> Iterable[tuple[str, str]]:
 def _class_in(path: str, part: str) -> str | None:
     try:
         content: Any = yaml.safe_load(Path(path).read_text())
-        given = (content.get(part) or {}).get("class_path")
+        for key in part.split("."):
+            content = content.get(key) or {}
+        given = content if isinstance(content, str) else content.get("class_path")
         return given if isinstance(given, str) else None
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return None  # the parser reports the error
@@ -132,9 +143,10 @@ def _arguments(module: str, node: ast.ClassDef) -> list[str] | None:
     for base in node.bases:
         found = _find(module, base.id) if isinstance(base, ast.Name) else None
         inherited = _arguments(*found) if found else None
-        if inherited is not None:
-            return own + inherited
-    return None
+        if inherited is None:
+            return None
+        own += inherited
+    return own
 
 
 @cache
@@ -159,6 +171,17 @@ def _imported_from(module: str, path: Path, node: ast.ImportFrom) -> str:
     parents = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     kept = parents[: len(parents) - node.level + 1]
     return ".".join([*kept, *([node.module] if node.module else [])])
+
+
+def imported_modules(file: Path) -> list[str]:
+    """Names of the modules that a file imports, and of the names in them, which may be modules too."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def source_file(module: str) -> Path | None:

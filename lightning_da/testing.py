@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from lightning_da.data.base import DomainPairDataModule, TensorDomain
 from lightning_da.errors import list_choices
@@ -49,7 +49,7 @@ NETWORK: dict[str, Any] = {
     "backbone": partial(FeedForward, hidden=[32, 16]),
     "optimizer": SGD,
 }
-"""What a method is built with, where a check is given nothing else."""
+"""Arguments of a method, where a check is given no others."""
 AT_ONCE: dict[str, Any] = {"domain_schedule": constant}
 """The domain loss at its full weight from the first step on."""
 
@@ -283,8 +283,8 @@ def check_gradient(method: Method, **kwargs: Any) -> None:
             )
     if not _reads(seen.domain_loss, seen.target):
         raise AssertionError(
-            "gradient: the domain loss sends none into the target's features and logits; look for detach, or arguments "
-            "of which one is read twice"
+            "gradient: the domain loss sends none into the target's features and logits; look for detach, or one "
+            "argument that is read twice"
         )
 
 
@@ -576,7 +576,13 @@ def two_processes(method: Method, labels: Tensor | None = None, **kwargs: Any) -
     # A server that has imported what is slow to import makes each process in no time.
     multiprocessing.set_forkserver_preload(["lightning.pytorch.cli", "scipy.optimize", "torchmetrics.classification"])
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(_work, (folder, method, labels, kwargs), nprocs=2, start_method="forkserver")
+        try:
+            start_processes(_work, (folder, method, labels, kwargs), nprocs=2, start_method="forkserver")
+        except ProcessExitedException as error:
+            raise AssertionError(
+                "processes: the two processes could not start; in a script, call the checks below `if __name__ == "
+                "'__main__':`, and import the method from a module"
+            ) from error
         shares = [Outcome(*torch.load(f"{folder}/{rank}.pt")) for rank in range(2)]
     return _outcome(method, labels, kwargs), shares
 
@@ -655,7 +661,7 @@ def _check_all(checks: dict[str, Callable[..., None]], skip: tuple[str, ...], te
             except AssertionError:
                 raise
             except Exception as error:
-                raise AssertionError(f"{name}: {error}") from error
+                raise AssertionError(f"{name}: {str(error) or type(error).__name__}") from error
 
 
 # ---------------------------------------------------------------- what a domain loss holds
@@ -668,13 +674,15 @@ def _samples(n: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tenso
 def _loss_gradient(loss: DomainLoss) -> None:
     source, target = _samples(12, 0), _samples(12, 1, 2, 1)
     value = loss(source, target)
+    if not isinstance(value, Tensor):
+        raise AssertionError(f"gradient: the loss is a {type(value).__name__}, which has no gradient; return a tensor")
     if value.dim() != 0:
         raise AssertionError(f"gradient: the loss has shape {tuple(value.shape)}, not that of a scalar")
     _check_finite("gradient", "the domains are far apart", value, [source, target])
     if gradients(value, [target])[0].abs().max() == 0:
         raise AssertionError(
-            "gradient: the loss sends none into the target; look for no_grad, detach, .item(), or arguments of which "
-            "one is read twice"
+            "gradient: the loss sends none into the target; look for no_grad, detach, .item(), or one argument "
+            "that is read twice"
         )
 
 
@@ -692,7 +700,7 @@ def _loss_shift(loss: DomainLoss) -> None:
     if not shifted > equal:
         raise AssertionError(
             f"shift: the loss averages {shifted:.3g} on distributions far apart, and {equal:.3g} on equal ones; a "
-            "missing term, a wrong sign, or arguments of which one is read twice"
+            "missing term, a wrong sign, or one argument that is read twice"
         )
 
 

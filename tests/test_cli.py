@@ -24,6 +24,7 @@ from lightning_da.main import main
 from lightning_da.methods import DANN, DomainBatch
 from lightning_da.networks.backbones import TimmBackbone
 from lightning_da.paths import PROJECT
+from lightning_da.signatures import arguments
 from lightning_da.tracking import client, find_fit
 
 CONF = PROJECT / "conf"
@@ -626,6 +627,8 @@ def process(code: str, *words: str, folder: Path | None = None) -> subprocess.Co
         (["fit", "--config", "method/dann.yaml", "--model.layer", "x"], "did you mean 'layers'"),
         (["sweep", "--config", "data/digits.yaml", "--data.sorce", "x"], "'sorce' of lightning_da.data.Digits; did"),
         (["fit", "--data=lightning_da.data.Digits", "--data.init_args.sorce=x"], "did you mean 'source'"),
+        (["fit", "--config", "data/digits.yaml", "--model.backbone.batch_nrm", "1"], "did you mean 'batch_norm'"),
+        (["fit", "--config", "method/dann.yaml", "--model.optimizer.lrr", "1"], "'lrr' of torch.optim.Adam; did you"),
     ],
 )
 def test_a_typo_is_named_before_anything_slow_is_imported(words: list[str], said: str) -> None:
@@ -641,6 +644,17 @@ print([name for name in ("torch", "lightning", "mlflow", "numpy", "pandas") if n
     found = process(code, *words)
     assert said in found.stdout
     assert found.stdout.splitlines()[-1] == "[]", found.stderr
+
+
+def test_arguments_of_all_base_classes_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mixed.py").write_text(
+        "from lightning_da.methods import DANN\n"
+        "class Plain:\n    pass\n"
+        "class Mixin:\n    def __init__(self, alpha: float = 1.0, **kwargs):\n        super().__init__(**kwargs)\n"
+        "class Mixed(Plain, Mixin, DANN):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert {"alpha", "discriminator", "domain_weight", "backbone"} <= set(arguments("mixed.Mixed"))
 
 
 def test_classes_of_the_working_folder_are_found_by_the_console_script(tmp_path: Path) -> None:

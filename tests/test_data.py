@@ -203,6 +203,26 @@ def test_one_domain_is_no_pair(name: str) -> None:
         data.check()
 
 
+def test_a_copy_without_labels_is_no_other_domain() -> None:
+    class Copied(Toy):
+        def dataset(self, domain: str, split: str) -> Any:
+            data = super().dataset("calm", split)
+            return TensorDomain(data.x, torch.full_like(data.y, -1), []) if domain == "noisy" else data
+
+    with pytest.raises(DataError, match="are the same data"):
+        Copied().check()
+
+
+def test_an_empty_split_is_named_in_a_test_too() -> None:
+    model, data = build("source_only"), Changed(cut(0), split="test")
+    with pytest.raises(DataError, match="'noisy': the test split is empty"):
+        trainer().test(model, data, verbose=False)
+    everything = Toy()
+    everything.predicted = ()
+    with pytest.raises(DataError, match="'noisy': there is nothing to predict"):
+        trainer().predict(model, everything)
+
+
 def test_the_shape_of_an_empty_source_is_not_asked_for() -> None:
     with pytest.raises(DataError, match="'calm': the train split is empty"):
         _ = Changed(cut(0), domain="calm").input_shape

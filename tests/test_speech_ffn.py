@@ -149,7 +149,6 @@ def linear_layers(module: torch.nn.Module) -> list[torch.nn.Linear]:
 @pytest.mark.parametrize("method", [name for name in toy.ON_ONE_NETWORK if name != "dan"])
 @pytest.mark.parametrize("train_on", ["target", "both"])
 def test_a_domain_loss_stands_beside_labels_of_the_target(method: str, train_on: Any, first_stage: Path) -> None:
-    layers: dict[str, Any] = {"layers": ("fc2", "head")} if method != "ddc" else {}
     module = toy.build(
         method,
         backbone=BACKBONE,
@@ -157,7 +156,7 @@ def test_a_domain_loss_stands_beside_labels_of_the_target(method: str, train_on:
         init_from=str(first_stage),
         standardize=True,
         optimizer=toy.ADAM,
-        **layers,
+        layers=("fc2", "head"),
     )
     data = toy.Toy()
     toy.trainer(2, limit_val_batches=0).fit(module, data)

@@ -14,13 +14,14 @@ METHOD = '''
 from torch import Tensor
 
 from lightning_da.methods import AdaptationModule, DomainBatch
+from my_helper import FACTOR
 
 
 class Mine(AdaptationModule):
     """The distance of the means."""
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
-        return (source.layers[0].mean(0) - target.layers[0].mean(0)).square().sum()
+        return FACTOR * (source.layers[0].mean(0) - target.layers[0].mean(0)).square().sum()
 '''
 
 
@@ -31,6 +32,7 @@ def words(tmp_path: Path) -> list[str]:
     for name in ("one", "two"):
         np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(120, 5)), y=np.arange(120) % 3)
     (tmp_path / "my_method.py").write_text(METHOD)
+    (tmp_path / "my_helper.py").write_text("FACTOR = 1.0\n")
     (tmp_path / "mine.yaml").write_text("name: mine\nmodel:\n  class_path: my_method.Mine\n")
     return [
         *("sweep", "--methods", "source_only", "mine.yaml", "--config", "data/features.yaml", "--jobs", "1"),
@@ -89,7 +91,23 @@ def test_a_sweep_goes_on_where_it_was_and_takes_code_of_the_working_folder(
     (tmp_path / "my_method.py").write_text(METHOD.replace(".square()", ".abs()"))
     main(words)
     assert "1 of 2 trainings are already finished" in capsys.readouterr().out
+    (tmp_path / "my_helper.py").write_text("FACTOR = 2.0\n")
+    main(words)
+    assert "1 of 2 trainings are already finished" in capsys.readouterr().out
     assert len(runs(tmp_path)[0]) == 1
+
+
+def test_a_sweep_of_which_nothing_can_run_is_an_error_also_where_other_trainings_are_there(
+    words: list[str], tmp_path: Path
+) -> None:
+    with np.load(tmp_path / "two.npz") as labelled:
+        np.savez(tmp_path / "two.npz", x=labelled["x"])
+    main([*words, "--methods", "source_only"])
+    with pytest.raises(SystemExit, match=r"2 of 2 trainings are missing; the first: target_only-one-two-s0: domain"):
+        main([*words, "--methods", "target_only", "linear_probe"])
+    ((parent,), children) = runs(tmp_path)
+    assert parent.info.status == "FAILED"
+    assert [run.info.status for run in children] == ["FINISHED"]  # a fit that is refused leaves no run
 
 
 def test_options_that_one_method_does_not_take_leave_out_that_method(words: list[str], capsys: Any) -> None:

@@ -117,8 +117,9 @@ def _configuration(run: Run) -> tuple[tuple[str, str], ...]:
 
 def _terms(run: Run) -> tuple[tuple[str, str], ...]:
     """The settings that must be equal if one run is the lower or upper bound of another."""
-    shared = ("seed", "source", "target", "batch_size", "max_steps", "max_epochs", "backbone")
-    terms = {k: v for k, v in run.data.params.items() if k in shared or k.startswith("backbone.")}
+    shared = ("seed", "source", "target", "batch_size", "max_steps", "max_epochs", "backbone", "bottleneck",
+              "standardize", "precision")  # fmt: skip
+    terms = {k: v for k, v in run.data.params.items() if k in shared or k.startswith(("backbone.", "bottleneck."))}
     return tuple(sorted((terms | {"data": run.data.tags.get("data", "")}).items()))
 
 

@@ -42,6 +42,8 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         raise ConfigError(next(iter(refused.values())))
     first = next(iter(parsed.values())).build()
     first.datamodule.check(Roles((), ()))
+    if first.datamodule.source == first.datamodule.target:  # one corpus of speech, whose labels differ with the task
+        raise ConfigError(f"source and target are both {first.datamodule.source!r}; a sweep compares two domains")
     pattern = check_trainable(first, given.seeds, {}, options=())
     cells: dict[str, Cell] = {}
     for seed in dict.fromkeys(given.seeds):

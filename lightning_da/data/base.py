@@ -144,6 +144,7 @@ class DomainPairDataModule(L.LightningDataModule):
             raise DataError(f"data.batch_size: {batch_size} is less than 1")
         self.source, self.target, self.batch_size = source, target, batch_size
         self._datasets: dict[tuple[str, str], Any] = {}
+        self._checked: Roles | None = None
 
     def dataset(self, domain: str, split: str) -> Dataset[Any]:
         """One split of one domain. Subclasses implement this method.
@@ -217,9 +218,15 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.check(self._roles())
-        else:
-            self._check_classes()
+            if self._checked != self._roles():
+                self.check(self._roles())
+            return
+        for role in DOMAINS:
+            for split in {"validate": ("val",), "test": ("test",)}.get(stage, ()):
+                self._check_size(getattr(self, role), split)
+        if stage == "predict" and not any(len(self._get(self.target, split)) for split in self.predicted):
+            raise DataError(f"domain {self.target!r}: there is nothing to predict; its splits are empty")
+        self._check_classes()
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008  # a NamedTuple does not change
         """Checks that training can read the two domains together.
@@ -245,11 +252,12 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"{target.shape} in domain {self.target!r}; give both domains the same shape"
             )
         self._check_ranges(source.reach, target.reach)
+        self._checked = roles
 
     def _check_pair(self) -> None:
         """Refuses identical source and target data, also under two names."""
         train = [self._get(getattr(self, role), "train") for role in DOMAINS]
-        if self.source == self.target or train[0].fingerprint() == train[1].fingerprint():
+        if self.source == self.target or _same_samples(*train):
             raise DataError(
                 f"source {self.source!r} and target {self.target!r} are the same data, so there is nothing to "
                 "transfer; choose two different domains"
@@ -263,12 +271,12 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"domain {self.target!r}; scale both domains equally (is one 0..1 and the other 0..255?)"
             )
 
-    def _check_size(self, domain: str, split: str, processes: int) -> None:
+    def _check_size(self, domain: str, split: str, processes: int = 0) -> None:
         """Refuses an empty split, and a split that does not fill one batch per process."""
         size = len(self._get(domain, split))
         if size == 0:
             raise _empty(domain, split)
-        if 0 < size < processes:
+        if size < processes:
             raise DataError(f"domain {domain!r}: {size} training samples are fewer than the {processes} processes")
         if size < processes * self.batch_size:
             raise DataError(
@@ -399,6 +407,12 @@ class DomainPairDataModule(L.LightningDataModule):
 class _Look(NamedTuple):
     shape: tuple[int, ...]
     reach: float
+
+
+def _same_samples(one: Any, other: Any) -> bool:
+    if isinstance(one, TensorDomain) and isinstance(other, TensorDomain):
+        return one.x.shape == other.x.shape and torch.equal(one.x, other.x)
+    return bool(one.fingerprint() == other.fingerprint())
 
 
 def _empty(domain: str, split: str) -> DataError:

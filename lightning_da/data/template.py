@@ -1,4 +1,4 @@
-"""A template data module: see "A task of your own" in the README. EDIT marks the lines to change."""
+"""A template data module: see "Your own format" in the README. EDIT marks the lines to change."""
 
 import numpy as np
 import torch

@@ -4,8 +4,11 @@ With several devices, the process runs `python -m lightning_da.grids.cell FILE`,
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.grids.ensembles import join
+from lightning_da.paths import write_whole
 from lightning_da.process import prepare
 from lightning_da.tracking import chosen_checkpoint, client
 
@@ -85,16 +89,30 @@ def _in_its_own_processes(order: Order) -> Done:
         path, answer = Path(folder) / "order.yaml", Path(folder) / "done.json"
         path.write_text(yaml.safe_dump([*order._replace(devices=1)]))
         command = [sys.executable, "-m", "lightning_da.grids.cell", str(path)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        if found.returncode or not answer.exists():
-            raise ConfigError(found.stderr.strip()[-1000:] or f"its process ended with status {found.returncode}")
+        with (Path(folder) / "log").open("w+") as log:
+            # The processes end when this one does, however it ends: they read from a pipe that ends with it.
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+            status = process.wait()
+            log.seek(0)
+            said = log.read().strip()[-1000:]
+        if status or not answer.exists():
+            raise ConfigError(said or f"its process ended with status {status}")
         return Done(*json.loads(answer.read_text()))
+
+
+def _end_with_order() -> None:
+    """Ends all processes of the cell when the process that ordered it is gone."""
+    sys.stdin.read()
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def _main(path: Path) -> None:
     prepare()
+    threading.Thread(target=_end_with_order, daemon=True).start()
     done = run_cell(Order(*yaml.safe_load(path.read_text())))
-    (path.parent / "done.json").write_text(json.dumps(done))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        with write_whole(path.parent / "done.json") as part:
+            part.write_text(json.dumps(done))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from mlflow.entities import Run
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.grids.cell import Done, Order, run_cell
-from lightning_da.signatures import source_file
+from lightning_da.process import cores
+from lightning_da.signatures import imported_modules, source_file
 from lightning_da.tracking import Tracker, TrackingError, client, find_fit, parameters, search_runs, tracking_uri
 
 PROCESSES = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
@@ -123,10 +124,13 @@ def _code(config: dict[str, Any]) -> str:
     """A digest of the package's source code and of the user's modules in a configuration."""
     package = Path(__file__).parent.parent
     files = {file for part in OF_EFFECT for file in [*package.glob(part), *package.glob(f"{part}/*.py")]}
-    for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", json.dumps(config, default=str)):
-        file = source_file(name.rpartition(".")[0])
-        if file is not None and package not in file.parents and not file.is_relative_to(sys.prefix):
+    names = [name.rpartition(".")[0] for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", json.dumps(config, default=str))]
+    while names:
+        file = source_file(names.pop())
+        own = file is not None and package not in file.parents and not file.is_relative_to(sys.base_prefix)
+        if file is not None and own and not file.is_relative_to(sys.prefix) and file not in files:
             files.add(file)
+            names += imported_modules(file)
     content = hashlib.sha256()
     for file in sorted(file for file in files if file.suffix == ".py"):
         content.update(file.read_bytes())
@@ -182,9 +186,9 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
     lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest}-{place}.lock")
     devices = cli.trainer.world_size
     gpus = _visible_gpus() if devices == 1 and isinstance(cli.trainer.accelerator, CUDAAccelerator) else []
-    cores = 1 if devices > 1 else max(torch.get_num_threads() // _threads(), 1)
+    at_once = 1 if devices > 1 else max(cores() // _threads(), 1)
     try:
-        with _ended_by_sigterm(), lock.acquire(timeout=0), _workers(jobs or len(gpus) or cores, gpus) as pool:
+        with _ended_by_sigterm(), lock.acquire(timeout=0), _workers(jobs or len(gpus) or at_once, gpus) as pool:
             return _run(grid, devices, pool)
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
@@ -200,19 +204,27 @@ def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
     if place:
         print(f"{place} of {len(grid.cells)} trainings are already finished")
     parent = _open(grid, experiment_id, parents, grows=place < len(grid.cells))
-    for cell, found in _run_missing(grid, done, parent, devices, pool):
-        place += 1
-        print(f"[{place}/{len(grid.cells)}] {cell.name} {_said(found, done.get(cell.key))}", flush=True)
-        if isinstance(found, BaseException):
-            failed.append(f"{cell.name}: {found}")
-    missing = [cell for cell in grid.cells if cell.key not in done]
-    if missing and (grid.needs_all or not done):
+    try:
+        broken = 0
+        for cell, found in _run_missing(grid, done, parent, devices, pool):
+            place += 1
+            print(f"[{place}/{len(grid.cells)}] {cell.name} {_said(found, done.get(cell.key))}", flush=True)
+            if isinstance(found, BaseException):
+                failed.append(f"{cell.name}: {found}")
+                broken += not isinstance(found, ConfigError)
+        missing = [cell for cell in grid.cells if cell.key not in done]
+        if missing and (grid.needs_all or len(missing) == len(grid.cells)):
+            raise ConfigError(f"{len(missing)} of {len(grid.cells)} trainings are missing; the first: {failed[0]}")
+        rows = grid.report(list(done.values()), parent)
+        if failed:
+            print("\nnot run:\n  " + "\n  ".join(failed), file=sys.stderr)
+        if broken:
+            raise ConfigError(f"{broken} training(s) broke off; run the same command again for them")
+    except Exception:
+        _end_unfinished(experiment_id, [parent])
         client().set_terminated(parent, "FAILED")
-        raise ConfigError(f"{len(missing)} of {len(grid.cells)} trainings are missing; the first: {failed[0]}")
-    rows = grid.report(list(done.values()), parent)
+        raise
     client().set_terminated(parent)
-    if failed:
-        print("\nnot run:\n  " + "\n  ".join(failed), file=sys.stderr)
     return rows
 
 
@@ -339,8 +351,11 @@ def _run_missing(
             missing = next(base.name for base in cell.bases if base.key not in done)
             yield cell, ConfigError(f"it starts from {missing}, which failed")
     except BrokenExecutor:
+        killed = RuntimeError("its process was killed; if memory ran out, run again with fewer --jobs")
         for cell in running.values():
-            yield cell, ConfigError("its process was killed; if memory ran out, run again with fewer --jobs")
+            yield cell, killed
+        for cell in waiting:
+            yield cell, RuntimeError("not started, since the process of another training was killed")
 
 
 @contextmanager
@@ -396,14 +411,20 @@ def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell])
         if run.data.tags.get("whole"):
             result = _result(run)
             done[json.dumps(result.factors, sort_keys=True)] = result
-        elif run.info.status not in ("FAILED", "KILLED"):
-            client().set_terminated(run.info.run_id, "KILLED")
+    _end_unfinished(experiment_id, [parent.info.run_id for parent in parents])
     gone = {cell.key for cell in cells}
     while gone:  # a cell to repeat may itself start from a cell without a checkpoint
         needed = {base.key for cell in cells if cell.key not in done for base in cell.bases} & done.keys()
         gone = {base for base in needed if not _has_checkpoint(done[base].run_id)}
         done = {key: result for key, result in done.items() if key not in gone}
     return done
+
+
+def _end_unfinished(experiment_id: str, parents: Sequence[str]) -> None:
+    """Marks the child runs that have not ended as killed."""
+    for run in (run for parent in parents for run in _children(experiment_id, parent)):
+        if not run.data.tags.get("whole") and run.info.status not in ("FAILED", "KILLED"):
+            client().set_terminated(run.info.run_id, "KILLED")
 
 
 def _close(grid: Grid) -> None:

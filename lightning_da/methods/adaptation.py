@@ -90,7 +90,7 @@ class AdaptationModule(TransferModule):
         Returns:
             A scalar.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no domain_loss; fill it")
 
     def set_domain(self, domain: str) -> None:
         set_domain(self, domain)

@@ -1,7 +1,6 @@
 """Feature extraction for many sound files, in parallel and with a cache."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.paths import write_whole
+from lightning_da.process import cores
 from lightning_da.speech import audio, functionals
 from lightning_da.speech.audio import SoundError, read_sound
 
@@ -162,7 +162,7 @@ def _compute(missing: dict[Path, Path], features: str, rate: int, jobs: int | No
 
     Few files are computed in this process, many files in several processes with one thread each.
     """
-    processes = max(min(jobs or _cores(), len(missing) // FEW), 1)
+    processes = max(min(jobs or cores(), len(missing) // FEW), 1)
     calls = (delayed(_make_entry)(entry, path, features, rate) for entry, path in missing.items())
     rows = {}
     try:
@@ -198,8 +198,3 @@ def _opensmile(features: str) -> Any:
     import opensmile  # noqa: PLC0415  # an extra, and slow to import
 
     return opensmile.Smile(opensmile.FeatureSet[features], opensmile.FeatureLevel.Functionals)
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
