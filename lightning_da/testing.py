@@ -1,11 +1,11 @@
-"""Checks of what every method and every domain loss must hold, ours and yours.
+"""Checks of the properties of every method and every domain loss, ours and yours.
 
 In a test of any runner:
 
     check_method(MyMethod, my_argument=3)
     check_domain_loss(my_loss)
 
-A failure is an AssertionError whose message names the property, and what usually breaks it.
+A failure is an AssertionError. Its message names the property and the usual causes.
 """
 
 import inspect
@@ -175,7 +175,7 @@ def ready(method: Method, logged: dict[str, Any] | None = None, **kwargs: Any) -
 
     Args:
         method: Its class.
-        logged: What the step logs goes in here, with what is not logged on every step.
+        logged: Receives all values that the step logs, also those that are not logged at every step.
         **kwargs: Arguments of the method.
     """
     values = {} if logged is None else logged
@@ -260,7 +260,7 @@ def gradients(loss: Tensor, inputs: Any) -> list[Tensor]:
     return list(reached.values())
 
 
-# ---------------------------------------------------------------- what a method holds
+# ---------------------------------------------------------------- properties of a method
 
 
 def check_gradient(method: Method, **kwargs: Any) -> None:
@@ -338,7 +338,7 @@ def check_weight_zero(method: Method, short: Literal["calm", "noisy"] = "noisy",
 
 
 def check_null(method: Method, **kwargs: Any) -> None:
-    """On equal distributions the domain loss is what it is where there is nothing to tell: the mean of small samples.
+    """On equal distributions the domain loss has the value of equal samples, in the mean over small samples.
 
     For a distance that is 0. A loss with parameters of its own, or one that reads one domain only, is no distance:
     there it is the loss of a sample and itself.
@@ -415,7 +415,7 @@ def _check_finite(name: str, where: str, loss: Tensor, inputs: list[Tensor]) -> 
         if not all(value.isfinite().all() for value in values):
             raise AssertionError(
                 f"{name}: {what} is not finite where {where}; a square root, a norm, a logarithm or a division at 0: "
-                "clamp what goes in"
+                "clamp the input"
             )
 
 
@@ -449,7 +449,7 @@ def check_checkpoint(method: Method, **kwargs: Any) -> None:
     own, other = (torch.cat([batch for split in found or [] for batch in split]) for found in (saved, loaded))
     if not torch.equal(own, other):
         raise AssertionError(
-            "checkpoint: what is loaded predicts otherwise than what was saved; keep what a method learns in "
+            "checkpoint: the loaded network predicts other values than the saved one; keep what a method learns in "
             "parameters and buffers"
         )
 
@@ -471,7 +471,7 @@ def check_labels(method: Method, **kwargs: Any) -> None:
 
 
 class _Look(L.Callback):
-    """Keeps what training batches hold of the target."""
+    """Keeps the target part of the training batches."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -573,7 +573,7 @@ def two_processes(method: Method, labels: Tensor | None = None, **kwargs: Any) -
         labels: Of the 13 source samples, shape (13,), int64.
         **kwargs: Arguments of the method.
     """
-    # A server that has imported what is slow to import makes each process in no time.
+    # A server imports the slow packages once and forks each process.
     multiprocessing.set_forkserver_preload(["lightning.pytorch.cli", "scipy.optimize", "torchmetrics.classification"])
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -605,8 +605,8 @@ def compare_processes(one: Outcome, shares: list[Outcome]) -> None:
 
 
 _WHY = (
-    "; a loss of each process's own samples that is no mean over them: use what domain_loss gets, which is of all "
-    "processes, and gather what else it reads"
+    "; the loss of each process's own samples is no mean over them: use the arguments of domain_loss, which have the "
+    "samples of all processes, and gather other tensors"
 )
 
 
@@ -641,7 +641,7 @@ def check_method(method: Method, skip: tuple[str, ...] = (), **kwargs: Any) -> N
         **kwargs: Further arguments of the method.
 
     Raises:
-        AssertionError: If a property does not hold; the message names it and what usually breaks it.
+        AssertionError: If a property does not hold; the message names it and the usual causes.
         ValueError: If there is no property of a name in `skip`.
     """
     _check_all(METHOD_CHECKS, skip, method, **kwargs)
@@ -664,7 +664,7 @@ def _check_all(checks: dict[str, Callable[..., None]], skip: tuple[str, ...], te
                 raise AssertionError(f"{name}: {str(error) or type(error).__name__}") from error
 
 
-# ---------------------------------------------------------------- what a domain loss holds
+# ---------------------------------------------------------------- properties of a domain loss
 
 
 def _samples(n: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -768,7 +768,7 @@ def check_domain_loss(loss: DomainLoss, skip: tuple[str, ...] = ()) -> None:
         skip: Names of properties that do not apply, keys of `LOSS_CHECKS`.
 
     Raises:
-        AssertionError: If a property does not hold; the message names it and what usually breaks it.
+        AssertionError: If a property does not hold; the message names it and the usual causes.
         ValueError: If there is no property of a name in `skip`.
     """
     _check_all(LOSS_CHECKS, skip, loss)

@@ -1,4 +1,4 @@
-"""What methods with a domain loss share."""
+"""The base of the methods with a domain loss."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple

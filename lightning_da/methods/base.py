@@ -1,4 +1,4 @@
-"""What every method shares: the network, its supervised step, its optimizer and its schedules."""
+"""The base of every method: the network, the supervised step, the optimizer and the schedules."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
