@@ -653,7 +653,7 @@ class Scarce(DomainPairDataModule):
         y = torch.arange(n) % 3
         if domain == "b":
             y[self.labels :] = UNKNOWN
-        return TensorDomain(normal(n, 8, len(split)), y, ["x", "y", "z"])
+        return TensorDomain(normal(n, 8, len(split) + 10 * (domain == "b")), y, ["x", "y", "z"])
 
 
 @pytest.mark.parametrize(

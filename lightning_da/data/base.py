@@ -224,8 +224,6 @@ class DomainPairDataModule(L.LightningDataModule):
         for role in DOMAINS:
             for split in {"validate": ("val",), "test": ("test",)}.get(stage, ()):
                 self._check_size(getattr(self, role), split)
-        if stage == "predict" and not any(len(self._get(self.target, split)) for split in self.predicted):
-            raise DataError(f"domain {self.target!r}: there is nothing to predict; its splits are empty")
         self._check_classes()
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008  # a NamedTuple does not change
@@ -401,6 +399,8 @@ class DomainPairDataModule(L.LightningDataModule):
         return [self._loader(role, "test") for role in DOMAINS]
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
+        if not any(len(self._get(self.target, split)) for split in self.predicted):
+            raise DataError(f"domain {self.target!r}: there is nothing to predict; its splits are empty")
         return [self._loader("target", split) for split in self.predicted]
 
 
