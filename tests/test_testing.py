@@ -155,7 +155,7 @@ class Useless(AdaptationModule):
         (Pairs, r"^null: |^order: .* pairs rows"),
         (RootOfZero, r"^collapsed: its gradient is not finite .* square root"),
         (NoSuper, r"^checkpoint: NoSuper.on_save_checkpoint replaces a hook .* super"),
-        (Forgets, r"^checkpoint: what is loaded predicts otherwise"),
+        (Forgets, r"^checkpoint: the loaded network predicts other values"),
         (Peeks, r"^labels: .* past the training batch"),
         (PerProcess, r"^processes: .* each process's own samples"),
     ],
