@@ -124,11 +124,15 @@ class TransferCLI(LightningCLI):
         return plain
 
     @property
+    def pair(self) -> str:
+        """The two domains in the name of a run."""
+        given = self.config.data.init_args
+        return "-".join(Path(str(given.get(role, role))).stem for role in ("source", "target"))
+
+    @property
     def run_name(self) -> str:
         """Name of the run: method, domains and seed."""
-        given = self.config.data.init_args
-        pair = [Path(str(given.get(role, role))).stem for role in ("source", "target")]
-        return f"{self.config.name}-{'-'.join(pair)}-s{self.config.seed_everything}"
+        return f"{self.config.name}-{self.pair}-s{self.config.seed_everything}"
 
     def first_stage(self) -> dict[str, Any] | None:
         """The configuration of the first stage, with the same data, network and seed.

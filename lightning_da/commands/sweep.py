@@ -50,7 +50,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         for cli in parsed.values():
             _add(cells, cli, seed)
     same = digest({**pattern, "model": None}, "sweep", first.datamodule.fingerprint())
-    name = given.name or first.run_name.removeprefix(f"{first.config.name}-").rsplit("-s", 1)[0]
+    name = given.name or first.pair
     wanted = [cell.key for cell in cells.values()]
     config = {**pattern, "name": "sweep"}
     grid = Grid(
@@ -93,7 +93,7 @@ def _add(cells: dict[str, Cell], cli: TransferCLI, seed: int) -> Cell:
         bases = (_add(cells, TransferCLI("fit", before), seed),)
     config: dict[str, Any] = {**cli.plain(), "seed_everything": seed}
     factors = {"method": config["name"], "seed": seed, "settings": digest(config)}
-    cell = Cell(f"{cli.run_name.rsplit('-s', 1)[0]}-s{seed}", factors, config, bases)
+    cell = Cell(f"{config['name']}-{cli.pair}-s{seed}", factors, config, bases)
     return cells.setdefault(cell.key, cell)
 
 

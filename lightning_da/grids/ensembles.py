@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_da.callbacks.record_run import RecordRun, keep_checkpoint
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
-from lightning_da.tracking import Tracker, artifacts_folder, client, find_fit
+from lightning_da.tracking import Fit, Tracker, artifacts_folder, client, find_fit
 
 
 def join(members: Sequence[str], config: dict[str, Any]) -> Trainer:
@@ -44,7 +44,7 @@ def join(members: Sequence[str], config: dict[str, Any]) -> Trainer:
     cli = TransferCLI("fit", config).build()
     for member, content in zip(members, contents, strict=True):
         cli.model.check_shapes(content["hyper_parameters"], f"members: {member!r}")
-    _check_data(members, cli)
+    _check_data(members, fits, cli)
     for network, content in zip(cli.model.networks, contents, strict=True):
         network.load_state_dict(content["state_dict"])
     trainer: Trainer = cli.trainer
@@ -60,10 +60,9 @@ def join(members: Sequence[str], config: dict[str, Any]) -> Trainer:
     return trainer
 
 
-def _check_data(members: Sequence[str], cli: TransferCLI) -> None:
+def _check_data(members: Sequence[str], fits: Sequence[Fit], cli: TransferCLI) -> None:
     here = cli.datamodule.fingerprint()
-    for member in members:
-        fit = find_fit(member)
+    for member, fit in zip(members, fits, strict=True):
         if fit.run_id is None:
             rank_zero_warn(f"the training samples of {member!r} are unknown: its run is not in this MLflow store")
         elif client().get_run(fit.run_id).data.tags.get("data") != here:
