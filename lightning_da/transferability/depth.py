@@ -82,8 +82,8 @@ class Measure:
         shuffle: From features and a random generator to features without any transfer, for the null floor. By default
             the labels are shuffled if the measure reads any, else the domains.
         head_only: Whether it reads logits, so that it is measured at the head alone.
-        test: From features and a seed to value, halves, shuffles and p-value; for a measure that gets them faster than
-            by repeating `value`.
+        test: From features and a seed to the value, also on halves and shuffles; for a measure that gets them faster
+            than by repeating `value`.
     """
 
     value: Callable[[Features], float]
@@ -93,35 +93,40 @@ class Measure:
     labels: tuple[str, ...] = ()
     shuffle: Callable[[Features, torch.Generator], Features] | None = None
     head_only: bool = False
-    test: Callable[[Features, int], measures.Discrepancy] | None = None
-
-
-def _probe_source(f: Features) -> float:
-    """Accuracy of a probe fitted on one half of the source and tested on the other; the mean of both ways."""
-    parts = torch.randperm(len(f.source), generator=torch.Generator().manual_seed(0)).tensor_split(2)
-    found = [
-        measures.Probe(f.source[a], f.y_source[a]).accuracy(f.source[b], f.y_source[b]) for a, b in (parts, parts[::-1])
-    ]
-    return sum(found) / 2
+    test: Callable[[Features, int], measures.Resampled] | None = None
 
 
 _PROBE = "accuracy of a linear probe of the source"
 _LIKELIHOOD = "log-likelihood of the target's labels given the head's classes"
 MEASURES: dict[str, Measure] = {
-    "a_distance": Measure(lambda f: measures.a_distance(f.source, f.target), "proxy A-distance", low=0, high=2),
+    "a_distance": Measure(
+        lambda f: measures.a_distance(f.source, f.target),
+        "proxy A-distance",
+        low=0,
+        high=2,
+        test=lambda f, seed: measures.a_distance_test(f.source, f.target, RESAMPLES, seed),
+    ),
     "mmd": Measure(
         lambda f: measures.mmd_test(f.source, f.target, 0).value,
         "squared MMD",
         test=lambda f, seed: measures.mmd_test(f.source, f.target, seed=seed, halves=RESAMPLES),
     ),
     "coral": Measure(lambda f: measures.coral_distance(f.source, f.target), "CORAL distance", low=-1, high=1),
-    "probe_source": Measure(_probe_source, _PROBE, low=0, high=1, labels=("source",)),
+    "probe_source": Measure(
+        lambda f: measures.probe_within(f.source, f.y_source),
+        _PROBE,
+        low=0,
+        high=1,
+        labels=("source",),
+        test=lambda f, seed: measures.probe_within_test(f.source, f.y_source, RESAMPLES, seed),
+    ),
     "probe_target": Measure(
         lambda f: measures.Probe(f.source, f.y_source).accuracy(f.target, f.y_target),
         _PROBE,
         low=0,
         high=1,
         labels=DOMAINS,
+        test=lambda f, seed: measures.probe_between_test(f.source, f.y_source, f.target, f.y_target, RESAMPLES, seed),
     ),
     "logme": Measure(lambda f: measures.logme(f.target, f.y_target), "LogME on the target", labels=("target",)),
     "h_score": Measure(
@@ -210,7 +215,7 @@ def depth_table(
 
     Returns:
         A row for each layer and measure: depth (from 1), layer, measure, panel, value, low, high, null, null_high (the
-        95th percentile of the shuffles) and p (of MMD).
+        95th percentile of the shuffles) and p (of MMD alone).
 
     Raises:
         ConfigError: As `check_measures`.
@@ -233,7 +238,7 @@ def _measured(measure: Measure, f: Features, spread: bool, seed: int) -> dict[st
         return {"value": measure.value(f)}
     if measure.test is not None:
         test = measure.test(f, seed)
-        value, halves, null, more = test.value, test.halves, test.null, {"p": test.p}
+        value, halves, null, more = test.value, test.halves, test.null, {} if math.isnan(test.p) else {"p": test.p}
     else:
         generator = torch.Generator().manual_seed(seed)
         value, more = measure.value(f), {}

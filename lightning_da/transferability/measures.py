@@ -4,6 +4,7 @@ Features are (n, d), floating point, one row for each sample. Everything is comp
 as a Python number. Labels are int64, with `UNKNOWN` (-1) where the class is not known; such samples are ignored.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from lightning_da.data.base import UNKNOWN
 from lightning_da.losses.mmd import GaussianKernel, kernel_matrix, quadratic_mmd, shuffled_mmd
+
+PENALTY = 1e-2
+"""Penalty of the squared weights of a linear model of standardised features."""
 
 
 def _double(features: Tensor) -> Tensor:
@@ -29,35 +33,85 @@ def _known(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------- linear models
 
 
-class _Ridge(NamedTuple):
-    """A linear map of standardised features."""
+class _Ridges(NamedTuple):
+    """Linear maps: slope (r, d, k), intercept (r, 1, k)."""
 
-    centre: Tensor
-    scale: Tensor
-    weights: Tensor
-    offset: Tensor
+    slope: Tensor
+    intercept: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (x - self.centre) / self.scale @ self.weights + self.offset
+        """The responses to x (n, d), shape (r, n, k)."""
+        r, d, k = self.slope.shape
+        together: Tensor = x @ self.slope.transpose(0, 1).reshape(
+            d, r * k
+        )  # one product; a broadcast one copies x r times
+        return together.reshape(-1, r, k).transpose(0, 1) + self.intercept
 
 
-def _fit_ridge(x: Tensor, y: Tensor, penalty: float, weight: Tensor | None = None) -> _Ridge:
-    """Ridge regression of y (n, k) on standardised x (n, d); the weights of the samples (n,) are scaled to sum to 1."""
-    weight = torch.ones(len(x), dtype=x.dtype) if weight is None else weight
-    weight = weight[:, None] / weight.sum()
-    centre, offset = (weight * x).sum(dim=0), (weight * y).sum(dim=0)
-    scale = (weight * (x - centre).square()).sum(dim=0).sqrt()
-    scale = torch.where(scale > 1e-9 * scale.max(), scale, torch.inf)  # constant features have no weight
-    z = (x - centre) / scale
-    gram = z.T @ (weight * z) + penalty * torch.eye(x.shape[1], dtype=x.dtype)
-    weights = torch.cholesky_solve(z.T @ (weight * (y - offset)), torch.linalg.cholesky(gram))
-    return _Ridge(centre, scale, weights, offset)
+def _fit_ridges(x: Tensor, y: Tensor, rows: Tensor, weight: Tensor | None = None, penalty: float = PENALTY) -> _Ridges:
+    """Ridge regressions of y (r, m, k) on the standardised rows (r, m) of x (n, d).
+
+    Their sums are taken one by one, so that no copy of all rows is needed; the rest is done for all together.
+
+    Args:
+        x: Features, float64.
+        y: Responses, float64.
+        rows: The samples of each regression, int64.
+        weight: Weights of the samples of a regression, shape (m,); equal if None.
+        penalty: Penalty of the squared weights.
+    """
+    shift = x[0] + (x - x[0]).mean(dim=0)
+    x = x - x[0]  # constant features are exactly 0
+    x = x - x.mean(dim=0)
+    weight = torch.ones(rows.shape[1], dtype=x.dtype) if weight is None else weight
+    root = (weight / weight.sum()).sqrt()[:, None]
+    sums, products, squares = [], [], []
+    for part, response in zip(rows, y, strict=True):
+        z = x[part] * root
+        sums.append(root.T @ z)
+        products.append(z.T @ (root * response))
+        squares.append(z.T @ z)
+    centre, offset = torch.stack(sums), (root.square().T @ y)  # (r, 1, d), (r, 1, k)
+    covariance = torch.stack(squares) - centre.mT @ centre
+    scale = covariance.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    scale = torch.where(scale > 1e-6 * scale.amax(dim=1, keepdim=True), scale, torch.inf)  # no weight if constant
+    gram = covariance / (scale[:, :, None] * scale[:, None, :]) + penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    right = (torch.stack(products) - centre.mT @ offset) / scale[:, :, None]
+    slope = torch.cholesky_solve(right, torch.linalg.cholesky(gram)) / scale[:, :, None]
+    return _Ridges(slope, offset - (centre + shift) @ slope)
+
+
+class Resampled(NamedTuple):
+    """A measure, and its values on random halves and shuffles of the samples.
+
+    Attributes:
+        value: The measure.
+        halves: Values on random halves of both domains, shape (halves,), float64.
+        null: Values without any transfer, shape (shuffles,), float64: with shuffled domains or labels.
+        p: The probability of a value at least as large on equal distributions; NaN if it is not computed.
+
+    Example:
+        >>> source = torch.arange(8.0)[:, None]
+        >>> found = mmd_test(source, source + 100, permutations=99, halves=5)
+        >>> isinstance(found, Resampled), found.null.shape, found.halves.shape
+        (True, torch.Size([99]), torch.Size([5]))
+    """
+
+    value: float
+    halves: Tensor
+    null: Tensor
+    p: float = float("nan")
+
+
+def _orders(rows: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """Each of the index sets (m,) in random order, shape (r, m)."""
+    return torch.stack([part[torch.randperm(len(part), generator=generator)] for part in rows])
 
 
 # ---------------------------------------------------------------- between two domains
 
 
-def a_distance(source: Tensor, target: Tensor, penalty: float = 1e-2, seed: int = 0) -> float:
+def a_distance(source: Tensor, target: Tensor, penalty: float = PENALTY, seed: int = 0) -> float:
     """Proxy A-distance 2 (1 - 2 e), clipped to [0, 2], e the held-out error of a linear classifier of the domains.
 
     The classifier is a ridge regression. It is fitted on a random half of each domain and tested on the other half; e
@@ -81,51 +135,65 @@ def a_distance(source: Tensor, target: Tensor, penalty: float = 1e-2, seed: int 
         >>> a_distance(source, source + 100)
         2.0
     """
-    generator = torch.Generator().manual_seed(seed)
-    halves = [
-        [x[part] for part in torch.randperm(len(x), generator=generator).tensor_split(2)]
-        for x in (_double(source), _double(target))
-    ]
-    errors = []
-    for fitted in (0, 1):
-        parts = [half[fitted] for half in halves]
-        sign = torch.cat(
-            [torch.full((len(part), 1), s, dtype=torch.float64) for part, s in zip(parts, (1, -1), strict=True)]
-        )
-        weight = torch.cat([torch.full((len(part),), 1 / len(part), dtype=torch.float64) for part in parts])
-        model = _fit_ridge(torch.cat(parts), sign, penalty, weight)
-        held_source, held_target = (model(half[1 - fitted]) for half in halves)
-        errors += [(held_source <= 0).double().mean(), (held_target > 0).double().mean()]
-    return min(max(2 - 4 * float(torch.stack(errors).mean()), 0.0), 2.0)
+    both, generator = torch.cat([_double(source), _double(target)]), torch.Generator().manual_seed(seed)
+    rows_source, rows_target = (
+        _orders([rows], generator) for rows in torch.arange(len(both)).tensor_split([len(source)])
+    )
+    return float(_a_distances(both, rows_source, rows_target, penalty))
 
 
-class Discrepancy(NamedTuple):
-    """A squared discrepancy and its permutation test.
+def a_distance_test(source: Tensor, target: Tensor, resamples: int = 20, seed: int = 0) -> Resampled:
+    """The proxy A-distance, also on random halves of both domains and with shuffled domains.
 
-    Attributes:
-        value: The discrepancy.
-        p: The probability of a value at least as large on equal distributions.
-        null: Values with shuffled domain labels, shape (permutations,), float64.
-        halves: Values of random halves of both domains with the same kernel, shape (halves,), float64.
+    Args:
+        source: As for `a_distance`, at least four samples.
+        target: As for `a_distance`, at least four samples.
+        resamples: The number of halves, and of shuffles.
+        seed: Seed of everything that is random.
 
     Example:
         >>> source = torch.arange(8.0)[:, None]
-        >>> found = mmd_test(source, source + 100, permutations=99, halves=5)
-        >>> isinstance(found, Discrepancy), found.null.shape, found.halves.shape
-        (True, torch.Size([99]), torch.Size([5]))
+        >>> found = a_distance_test(source, source + 100)
+        >>> found.value, found.halves.mean().item(), found.null.mean() < 1
+        (2.0, 2.0, tensor(True))
     """
+    both, n = torch.cat([_double(source), _double(target)]), len(source)
+    generator = torch.Generator().manual_seed(seed)
+    mixed = [torch.randperm(len(both), generator=generator).tensor_split([n]) for _ in range(resamples)]
+    parts = [(half(n, generator), n + half(len(both) - n, generator)) for _ in range(resamples)]
+    null, halves = (
+        _a_distances(both, _orders([s for s, _ in drawn], generator), _orders([t for _, t in drawn], generator))
+        for drawn in (mixed, parts)
+    )
+    return Resampled(a_distance(source, target, seed=seed), halves, null)
 
-    value: float
-    p: float
-    null: Tensor
-    halves: Tensor
+
+def _a_distances(both: Tensor, source: Tensor, target: Tensor, penalty: float = PENALTY) -> Tensor:
+    """A-distances between r pairs of sets of rows (r, n_s) and (r, n_t) of both (n, d), in random order."""
+    errors = []
+    folds = list(zip(source.tensor_split(2, dim=1), target.tensor_split(2, dim=1), strict=True))
+    for fitted, held in (folds, folds[::-1]):
+        sign, weight = (
+            torch.cat(
+                [
+                    torch.full((part.shape[1],), number, dtype=both.dtype)
+                    for part, number in zip(fitted, by, strict=True)
+                ]
+            )
+            for by in ((1, -1), [1 / part.shape[1] for part in fitted])
+        )
+        model = _fit_ridges(both, sign.expand(len(source), -1)[..., None], torch.cat(fitted, dim=1), weight, penalty)
+        responses = model(both)[..., 0]
+        held_source, held_target = (responses.gather(1, part) for part in held)
+        errors += [(held_source <= 0).double().mean(dim=1), (held_target > 0).double().mean(dim=1)]
+    return (2 - 4 * torch.stack(errors).mean(dim=0)).clamp(0, 2)
 
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of the median squared distance."""
 
 
-def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int = 0, halves: int = 0) -> Discrepancy:
+def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int = 0, halves: int = 0) -> Resampled:
     """Unbiased squared MMD with five Gaussian kernels, and its permutation test.
 
     The p-value is (1 + the number of shuffles of the domain labels with at least this value) / (1 + permutations).
@@ -160,7 +228,7 @@ def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int 
         parts.append(quadratic_mmd(k[rows][:, rows], member[rows], int(member[rows].sum()), unbiased=True))
     at_least = null >= value - 1e-12  # equal values differ by rounding; kernels are in [0, 1]
     p = (1 + int(at_least.sum())) / (1 + permutations)
-    return Discrepancy(value, p, null, torch.cat(parts))
+    return Resampled(value, torch.cat(parts), null, p)
 
 
 def half(n: int, generator: torch.Generator) -> Tensor:
@@ -241,11 +309,12 @@ class Probe:
         1.0
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, penalty: float = 1e-2) -> None:
+    def __init__(self, features: Tensor, labels: Tensor, penalty: float = PENALTY) -> None:
         labels = labels.detach().cpu()
         known = labels != UNKNOWN
         self._classes, y = labels[known].unique(return_inverse=True)
-        self._ridge = _fit_ridge(_double(features)[known], torch.eye(len(self._classes)).double()[y], penalty)
+        one_hot = torch.eye(len(self._classes), dtype=torch.float64)[y]
+        self._ridge = _fit_ridges(_double(features)[known], one_hot[None], torch.arange(len(y))[None], penalty=penalty)
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """The accuracy on samples with a known label; NaN if there are none.
@@ -256,8 +325,108 @@ class Probe:
         """
         labels = labels.detach().cpu()
         known = labels != UNKNOWN
-        found = self._classes[self._ridge(_double(features)[known]).argmax(dim=1)]
+        found = self._classes[self._ridge(_double(features)[known])[0].argmax(dim=1)]
         return float((found == labels[known]).double().mean())
+
+
+def probe_within(features: Tensor, labels: Tensor, seed: int = 0) -> float:
+    """Accuracy of a `Probe` fitted on one half of the samples and tested on the other, the mean of both ways.
+
+    Args:
+        features: Shape (n, d).
+        labels: Shape (n,).
+        seed: Seed of the halves.
+
+    Example:
+        >>> features, labels = torch.arange(64.0)[:, None], torch.arange(64) // 32
+        >>> round(probe_within(features, labels))
+        1
+    """
+    x, y = _known(features, labels)
+    order = _orders([torch.arange(len(y))], torch.Generator().manual_seed(seed))
+    return float(_probes_within(x, y[None], order))
+
+
+def probe_within_test(features: Tensor, labels: Tensor, resamples: int = 20, seed: int = 0) -> Resampled:
+    """`probe_within`, also on random halves of the samples and with shuffled labels.
+
+    Args:
+        features: As for `probe_within`.
+        labels: As for `probe_within`.
+        resamples: The number of halves, and of shuffles.
+        seed: Seed of everything that is random.
+
+    Example:
+        >>> features, labels = torch.arange(64.0)[:, None], torch.arange(64) // 32
+        >>> found = probe_within_test(features, labels)
+        >>> found.value > 0.9, found.null.mean() < 0.75
+        (True, tensor(True))
+    """
+    x, y = _known(features, labels)
+    generator, everything = torch.Generator().manual_seed(seed), torch.arange(len(y))
+    halves = [half(len(y), generator) for _ in range(resamples)]
+    shuffled = y[_orders([everything] * resamples, generator)]
+    return Resampled(
+        probe_within(features, labels, seed),
+        _probes_within(x, y[None], _orders(halves, generator)),
+        _probes_within(x, shuffled, _orders([everything], generator)),
+    )
+
+
+def _probes_within(x: Tensor, y: Tensor, order: Tensor) -> Tensor:
+    """As `_probe_accuracies`, for the first and the second half of the rows `order` (r, m), the mean of both ways."""
+    one, other = order.tensor_split(2, dim=1)
+    return (_probe_accuracies(x, y, one, other) + _probe_accuracies(x, y, other, one)) / 2
+
+
+def probe_between_test(
+    source: Tensor, y_source: Tensor, target: Tensor, y_target: Tensor, resamples: int = 20, seed: int = 0
+) -> Resampled:
+    """Accuracy on the target of a `Probe` fitted on the source.
+
+    It is computed also on random halves of both domains, and with the labels of each domain shuffled.
+
+    Args:
+        source: Features, shape (n_s, d).
+        y_source: Labels, shape (n_s,), all of them known.
+        target: Features, shape (n_t, d).
+        y_target: Labels, shape (n_t,), all of them known.
+        resamples: The number of halves, and of shuffles.
+        seed: Seed of everything that is random.
+
+    Example:
+        >>> features, labels = torch.arange(16.0)[:, None], torch.arange(16) // 8
+        >>> found = probe_between_test(features, labels, features + 0.1, labels)
+        >>> found.value, found.null.mean() < 0.75
+        (1.0, tensor(True))
+    """
+    x, y = _known(torch.cat([source, target]), torch.cat([y_source, y_target]))
+    n, generator = len(source), torch.Generator().manual_seed(seed)
+    domains = torch.arange(len(y)).tensor_split([n])
+    drawn = [(half(n, generator), n + half(len(y) - n, generator)) for _ in range(resamples)]
+    shuffled = y[torch.cat([_orders([rows] * resamples, generator) for rows in domains], dim=1)]
+    whole = [rows[None] for rows in domains]
+    return Resampled(
+        float(_probe_accuracies(x, y[None], *whole)),
+        _probe_accuracies(x, y[None], *(torch.stack(rows) for rows in zip(*drawn, strict=True))),
+        _probe_accuracies(x, shuffled, *whole),
+    )
+
+
+def _probe_accuracies(x: Tensor, y: Tensor, fitted: Tensor, held: Tensor) -> Tensor:
+    """Accuracies of probes on the rows `held` (r, m'), fitted on the rows `fitted` (r, m) of x (n, d).
+
+    Either r or the number q of labellings y (q, n) is 1. A class without a fitted sample responds with 0, which is
+    never the largest, because the responses sum to 1.
+    """
+    one_hot = torch.eye(int(y.max()) + 1, dtype=x.dtype)[y]  # (q, n, classes)
+    if len(y) == 1:
+        responses = _fit_ridges(x, one_hot[0][fitted], fitted)(x)
+    else:  # the labellings share the features: they are columns of one regression
+        columns = one_hot[:, fitted[0]].transpose(0, 1).flatten(1)
+        responses = _fit_ridges(x, columns[None], fitted)(x)[0].unflatten(1, (len(y), -1)).transpose(0, 1)
+    right = (responses.argmax(dim=2) == y).double()
+    return right.gather(1, held.expand(len(right), -1)).mean(dim=1)
 
 
 def logme(features: Tensor, labels: Tensor, iterations: int = 100, tolerance: float = 1e-6) -> float:
