@@ -5,10 +5,14 @@
 writes, for FeatureTables, images of 28 x 28 pixels with their training and test splits: `mnist.npz` and `mnist_m.npz`
 in colour, `grey/mnist.npz` and `grey/usps.npz`, and `sampled_<seed>/` with the same but 2,000 training images of MNIST
 and 1,800 of USPS (the protocol of Long et al. 2013; further 500 are for validation). For ImageFolders it writes
-`office_caltech10/<domain>/<class>/*.jpg`. What is there already is not written again.
+`office_caltech10/<domain>/<class>/*.jpg`. As vectors it writes `surf/<domain>.npz` (800 counts of visual words),
+`mobilenetv2/<domain>.npz` (1,280 features of the same images by the network of `linear_probe`), `jda/mnist.npz` and
+`jda/usps.npz` (256 pixels) and `words/<corpus>.npz` (5,000 counts of words in reviews). For SpeechCorpora it writes
+`emodb/men.csv` and `emodb/women.csv`, with their sounds. What is there already is not written again.
 """
 
 import argparse
+import lzma
 import tarfile
 from collections.abc import Callable
 from functools import partial
@@ -16,10 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.io
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.feature_extraction.text import CountVectorizer
+from torch.utils.data import DataLoader
 
-TILE = 32
+from lightning_da.data import ImageFolders
+from lightning_da.networks.backbones import TimmBackbone
+
+TILE, TILES = 32, 10000
+MEN, WOMEN = ("03", "10", "11", "12", "15"), ("08", "09", "13", "14", "16")
 
 
 def tiles(path: Path, number: int) -> NDArray[np.uint8]:
@@ -74,13 +86,13 @@ def mnist(root: Path, out: Path) -> None:
 
 
 def mnist_m(root: Path, out: Path) -> None:
-    with np.load(root / "mnist_m" / "labels.npz") as file:
-        labels = {"train": file["train_00"], "test": file["test_00"]} if "train_00" in file else dict(file)
-    arrays = {}
+    folder, arrays = root / "mnist_m", {}
+    labels = load(folder / "labels.npz")
     for split in ("train", "test"):
-        y = next(value for key, value in labels.items() if split in key)
-        arrays[f"x_{split}"] = tiles(root / "mnist_m" / f"{split}_00.webp", len(y))
-        arrays[f"y_{split}"] = y[: len(arrays[f"x_{split}"])]
+        y = labels[f"y_{split}"]
+        mosaics = sorted(folder.glob(f"{split}_*.webp"))
+        arrays[f"x_{split}"] = np.concatenate([tiles(mosaic, TILES) for mosaic in mosaics])[: len(y)]
+        arrays[f"y_{split}"] = y
     save(out / "mnist_m.npz", arrays)
 
 
@@ -91,6 +103,77 @@ def office(root: Path, out: Path) -> None:
         with tarfile.open(tar) as archive:
             archive.extractall(part, filter="data")
     part.rename(folder)
+
+
+OFFICE = ("amazon", "caltech10", "dslr", "webcam")
+
+
+def surf(root: Path, out: Path) -> None:
+    part = out / "surf.part"
+    part.mkdir(exist_ok=True)
+    for name in OFFICE:
+        table = scipy.io.loadmat(root / "office_caltech10_surf" / f"{name}.mat")
+        save(part / f"{name}.npz", {"x": table["fts"].astype(np.float32), "y": table["labels"].ravel()})
+    part.rename(out / "surf")
+
+
+def mobilenetv2(root: Path, out: Path) -> None:
+    part = out / "mobilenetv2.part"
+    part.mkdir(exist_ok=True)
+    weights = str(root / "imagenet_weights" / "mobilenetv2_100_tf2ptq_fp16.pth")
+    network = TimmBackbone((3, 224, 224), "mobilenetv2_100", weights, model_args={"pad_type": "same"}).eval()
+    network.load_pretrained()
+    half = (0.5, 0.5, 0.5)
+    for name in OFFICE:
+        other = next(domain for domain in OFFICE if domain != name)
+        data = ImageFolders(str(out / "office_caltech10"), name, other, 32, mean=half, std=half, protocol="all")
+        features, labels = [], []
+        with torch.inference_mode():
+            for x, y in DataLoader(data.dataset(name, "test"), batch_size=32):
+                features.append(network(x))
+                labels.append(y)
+        save(part / f"{name}.npz", {"x": torch.cat(features).numpy(), "y": torch.cat(labels).numpy()})
+    part.rename(out / "mobilenetv2")
+
+
+def jda(root: Path, out: Path) -> None:
+    part = out / "jda.part"
+    part.mkdir(exist_ok=True)
+    table = scipy.io.loadmat(root / "jda_digits" / "MNIST_vs_USPS.mat")
+    for name, suffix in (("mnist", "src"), ("usps", "tar")):
+        x, y = table[f"X_{suffix}"].T.astype(np.float32), table[f"Y_{suffix}"].ravel()
+        save(part / f"{name}.npz", {"x": x, "y": y})
+    part.rename(out / "jda")
+
+
+def words(root: Path, out: Path) -> None:
+    part = out / "words.part"
+    part.mkdir(exist_ok=True)
+    corpora = {}
+    for name, number in (("imdb/imdb_train", 2000), ("text_small/mr", 4000), ("text_small/cr", 4000)):
+        with lzma.open(root / f"{name}.tsv.xz", "rt", encoding="utf-8") as file:
+            rows = [line.rstrip("\n").split("\t") for line in file]
+        order = np.random.default_rng(0).permutation(len(rows))[:number]
+        label, text = zip(*[(rows[i][0], rows[i][-1]) for i in order], strict=True)
+        corpora[name.rpartition("/")[2].removesuffix("_train")] = (text, [int(value) for value in label])
+    counter = CountVectorizer(max_features=5000, min_df=5).fit(
+        [text for texts, _ in corpora.values() for text in texts]
+    )
+    for name, (texts, labels) in corpora.items():
+        save(part / f"{name}.npz", {"x": counter.transform(texts).toarray().astype(np.uint8), "y": np.array(labels)})
+    part.rename(out / "words")
+
+
+def emodb(root: Path, out: Path) -> None:
+    part = out / "emodb.part"
+    with tarfile.open(root / "emodb_4class" / "emodb_4class_flac.tar") as archive:
+        archive.extractall(part, filter="data")
+    files = sorted(part.rglob("*.flac"))
+    for name, speakers in (("men", MEN), ("women", WOMEN)):
+        rows = [(str(f.relative_to(part)), f.name[:2], f.parent.name) for f in files if f.name[:2] in speakers]
+        text = "path,speaker,emotion\n" + "".join(",".join(row) + "\n" for row in rows)
+        (part / f"{name}.csv").write_text(text)
+    part.rename(out / "emodb")
 
 
 def main() -> None:
@@ -104,6 +187,11 @@ def main() -> None:
         "mnist_m.npz": mnist_m,
         "office_caltech10": office,
         "grey": grey,
+        "surf": surf,
+        "mobilenetv2": mobilenetv2,
+        "jda": jda,
+        "words": words,
+        "emodb": emodb,
     }
     makers |= {f"sampled_{seed}": partial(sampled, seed=seed) for seed in range(5)}
     for name, make in makers.items():

@@ -16,7 +16,7 @@ from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModul
 from lightning_da.parser import MISSING, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling
-from lightning_da.tracking import Tracker, find_fit, parameters
+from lightning_da.tracking import Fit, Tracker, find_fit, parameters
 
 DESCRIPTIONS = {
     "fit": "Train a method on a pair of domains.",
@@ -47,8 +47,13 @@ class TransferCLI(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str] | Mapping[str, Any]) -> None:
         self.command = command
+        self._fit: Fit | None = None
         if not isinstance(args, Mapping):
-            args = _with_run_config(command, with_found_configs(args))
+            args = with_found_configs(args)
+            if command != "fit":
+                self._fit = _named_fit(args)
+            if self._fit is not None and self._fit.config is not None:
+                args = ["--config", str(self._fit.config), *args]
             _check_given(command, args)
         self._ensemble = _names_ensemble(args)
         defaults = CONF / "default.yaml"
@@ -103,7 +108,7 @@ class TransferCLI(LightningCLI):
         tracker = config.trainer.logger.init_args if self._tracked() else None
         experiment = tracker.experiment_name if tracker else None
         if config.ckpt_path is not None:
-            fit = find_fit(config.ckpt_path, experiment)
+            fit = self._fit or find_fit(config.ckpt_path, experiment)
         elif self.command != "fit":
             name = (tracker.run_name if tracker else None) or self.run_name
             fit = find_fit(name, experiment, parameters(self.plain(), ("model",)))
@@ -235,13 +240,10 @@ def _start_of(named: str | None) -> str | None:
         raise ConfigError(f"init_from: {error}") from error
 
 
-def _with_run_config(command: str, args: Sequence[str]) -> list[str]:
-    """Adds the configuration file of the run `--ckpt_path` before the other arguments; not for `fit`."""
+def _named_fit(args: Sequence[str]) -> Fit | None:
+    """The fit that `--ckpt_path` names, before the other arguments are parsed: its configuration comes first."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(full_spelling(args))[0]
-    if command == "fit" or given.ckpt_path is None:
-        return list(args)
-    fit = find_fit(given.ckpt_path, given.experiment)
-    return list(args) if fit.config is None else ["--config", str(fit.config), *args]
+    return None if given.ckpt_path is None else find_fit(given.ckpt_path, given.experiment)

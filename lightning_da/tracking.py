@@ -1,6 +1,7 @@
 """MLflow tracking: the store, the recorded parameters, and the search for earlier runs."""
 
 import os
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,10 +194,6 @@ class Fit(NamedTuple):
     config: Path | None
 
 
-_run_of_file: dict[str, str] = {}
-"""Ids of the runs whose checkpoint files were found by name; files that hold weights only do not know their run."""
-
-
 def find_fit(reference: str, experiment: str | None = None, settings: dict[str, str] | None = None) -> Fit:
     """Finds a fit by checkpoint file, MLflow run id or run name.
 
@@ -212,8 +209,8 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
     """
     if Path(reference).is_file():
         state = torch.load(reference, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
-        run_id = state.get("RecordRun", {}).get("run_id") or _run_of_file.get(reference)
-        run = _run(run_id) if run_id else None
+        # A file that holds weights only is known by its place below the artifacts of its run.
+        run = _run(state.get("RecordRun", {}).get("run_id") or Path(reference).absolute().parent.parent.parent.name)
         return Fit(reference, run.info.run_id if run else None, _config(run) if run else None)
     run = _run(reference) or _latest(reference, experiment, settings or {})
     if run is None:
@@ -236,7 +233,6 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
     path = artifact_file(run, f"checkpoints/{run.data.tags['checkpoint']}")
     if not path.is_file():
         raise TrackingError(f"run {reference!r}: its checkpoint {path} is gone; fit it again")
-    _run_of_file[str(path)] = run.info.run_id
     return Fit(str(path), run.info.run_id, _config(run))
 
 
@@ -248,10 +244,12 @@ def _run(run_id: str) -> Run | None:
 
 
 def artifact_file(run: Run, path: str) -> Path:
-    """Local path of an artifact; downloads it from a remote store."""
+    """Local path of an artifact; downloads it from a remote store to `RUN_ID/artifacts` in a new folder."""
     if is_local(run.info.artifact_uri):
         return Path(unquote(urlparse(run.info.artifact_uri).path)) / path
-    return Path(client().download_artifacts(run.info.run_id, path))
+    folder = Path(tempfile.mkdtemp(prefix="lightning_da-")) / run.info.run_id / "artifacts"
+    folder.mkdir(parents=True)
+    return Path(client().download_artifacts(run.info.run_id, path, str(folder)))
 
 
 def _latest(name: str, experiment: str | None, settings: dict[str, str]) -> Run | None:
