@@ -132,7 +132,8 @@ class TransferCLI(LightningCLI):
     def pair(self) -> str:
         """The two domains in the name of a run."""
         given = self.config.data.init_args
-        return "-".join(Path(str(given.get(role, role))).stem for role in ("source", "target"))
+        names = (str(given.get(role, role)) for role in ("source", "target"))
+        return "-".join(Path(name.rpartition(":")[2]).stem for name in names)  # a domain can be FILE:NAME
 
     @property
     def run_name(self) -> str:

@@ -143,6 +143,48 @@ def test_numbers_sort_by_value(tmp_path: Path, x: Array) -> None:
         assert tables(tmp_path, f"a{suffix}").classes == ["1", "2", "9", "10"]
 
 
+def test_svmlight_files_with_predefined_splits(tmp_path: Path, x: Array, y: Array) -> None:
+    rows = {"train": slice(0, 20), "val": slice(20, 25), "test": slice(25, 40)}
+    for split, part in rows.items():
+        svmlight(tmp_path / f"a_{split}.svmlight", x[part] * [1, 1, 1, 1, split == "test"], y[part])
+    svmlight(tmp_path / "b.svmlight", x[:, :3], y)
+    data = tables(tmp_path, "a.svmlight", "b.svmlight")
+    data.check()
+    for split, part in rows.items():
+        found = data.dataset("a.svmlight", split)
+        torch.testing.assert_close(found.x[:, :4], torch.from_numpy(x[part][:, :4]).float())
+        assert found.x.shape[1] == 5
+    (tmp_path / "a_test.svmlight").unlink()
+    with pytest.raises(DataError, match=r"a\.svmlight: no 'x', and not both of 'x_train' and 'x_test'"):
+        tables(tmp_path, "a.svmlight", "b.svmlight").check()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".mat"])
+def test_two_domains_in_one_file(tmp_path: Path, x: Array, y: Array, suffix: str) -> None:
+    both: dict[str, Any] = {"X_src": x.T, "Y_src": y[:, None], "X_tar": 2 * x[::-1].T, "Y_tar": y[::-1][:, None]}
+    if suffix == ".npz":
+        np.savez(tmp_path / "pair.npz", **both)
+    else:
+        scipy.io.savemat(tmp_path / "pair.mat", both)
+    source, target = f"pair{suffix}:src", f"pair{suffix}:tar"
+    data = tables(tmp_path, source, target, x_key="X", y_key="Y", samples_last=True)
+    data.check()
+    torch.testing.assert_close(whole(data, target).x, torch.from_numpy(2 * x[::-1].copy()).float())
+    assert data.classes_of(source) == data.classes_of(target)
+    with pytest.raises(DataError, match=rf"pair\{suffix}: no 'X_tgt'.*'X_tar'"):
+        tables(tmp_path, source, f"pair{suffix}:tgt", x_key="X", y_key="Y", samples_last=True).check()
+
+
+def test_all_samples_are_in_each_split(tmp_path: Path, x: Array, y: Array) -> None:
+    npz(tmp_path / "a.npz", x, y)
+    npz(tmp_path / "b.npz", 2 * x, y)
+    data = tables(tmp_path, "a.npz", "b.npz", protocol="all")
+    data.check()
+    for split in SPLITS:
+        torch.testing.assert_close(data.dataset("b.npz", split).x, torch.from_numpy(2 * x).float())
+    assert [len(loader.dataset) for loader in data.predict_dataloader()] == [40]  # type: ignore[arg-type]
+
+
 def test_svmlight_files_share_their_width(tmp_path: Path, x: Array, y: Array) -> None:
     """The target has only zeros in the last column, of which its file says nothing."""
     svmlight(tmp_path / "a.svmlight", x, y)
@@ -201,45 +243,6 @@ def test_images_of_too_many_channels(tmp_path: Path, y: Array) -> None:
     npz(tmp_path / "a.npz", np.zeros((40, 8, 8, 8), dtype=np.uint8), y)
     with pytest.raises(DataError, match=r"a\.npz: 'x' of shape \(40, 8, 8, 8\)"):
         tables(tmp_path).check()
-
-
-def standardized(data: FeatureTables) -> FineTune:
-    """A network for the data as a fit begins, whose inputs are standardised."""
-    network = FineTune(
-        num_classes=3, input_shape=data.input_shape, backbone=partial(FeedForward, hidden=[4]), standardize=True
-    )
-    network.fit_inputs(data)
-    return network
-
-
-def test_the_network_standardizes_by_the_source(tmp_path: Path, x: Array, y: Array) -> None:
-    x = x * [1, 10, 100, 1000, 0] + 7
-    npz(tmp_path / "a.npz", x, y)
-    npz(tmp_path / "b.npz", 2 * x, y)
-    data = tables(tmp_path, "a.npz", "b.npz")
-    network = standardized(data)
-    train = data.dataset("a.npz", "train").x
-    mean, std = train.mean(0), train.std(0, correction=0)
-    std[4] = 1
-    torch.testing.assert_close(network.standardize(train).mean(0), torch.zeros(5), atol=1e-5, rtol=0)
-    for domain in ("a.npz", "b.npz"):
-        for split in SPLITS:
-            part = data.dataset(domain, split).x
-            torch.testing.assert_close(network.standardize(part), (part - mean) / std, atol=1e-4, rtol=1e-4)
-
-
-def test_the_network_standardizes_images_by_channel(tmp_path: Path, y: Array) -> None:
-    scale = np.array([1, 50, 200])
-    images = np.random.default_rng(0).integers(0, scale, size=(40, 6, 7, 3)).astype(np.uint8)
-    npz(tmp_path / "a.npz", images, y)
-    data = tables(tmp_path)
-    raw, _ = data.dataset("a.npz", "train").__getitems__(list(range(len(data.dataset("a.npz", "train")))))
-    train = standardized(data).standardize(raw)
-    assert train.shape[1:] == (3, 6, 7)
-    for channel in range(3):
-        values = raw[:, channel].float()
-        expected = (values - values.mean()) / (values.std(correction=0) if channel else 1)
-        torch.testing.assert_close(train[:, channel], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_sample_that_is_not_finite_is_named_before_it_is_standardized(tmp_path: Path, x: Array, y: Array) -> None:

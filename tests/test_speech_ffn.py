@@ -17,10 +17,10 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from lightning_da.callbacks import test_figures as figures
 from lightning_da.callbacks.test_figures import per_class
 from lightning_da.callbacks.transfer_curve import TransferCurve
-from lightning_da.data import SpeechCorpora, TensorDomain
+from lightning_da.data import SpeechCorpora
 from lightning_da.errors import ConfigError
 from lightning_da.main import main
-from lightning_da.methods import DeepCORAL, FineTune, MarginEnsemble, TransferModule
+from lightning_da.methods import DeepCORAL, FineTune, MarginEnsemble
 from lightning_da.methods.classifier import scores
 from lightning_da.methods.margin_ensemble import join_by_margin
 from lightning_da.networks.backbones import FeedForward
@@ -56,26 +56,6 @@ def test_moments_are_those_of_the_whole_whatever_the_parts(shape: tuple[int, ...
     expected[:, 1] = 1
     np.testing.assert_allclose(std.numpy(), expected, rtol=1e-5)
     assert mean.dtype == std.dtype == torch.float32
-
-
-def test_inputs_are_standardised_by_the_training_samples_that_are_read_and_by_nothing_else() -> None:
-    class Changed(toy.Toy):
-        def dataset(self, domain: str, split: str) -> TensorDomain:
-            data = super().dataset(domain, split)
-            if (domain, split) != ("noisy", "train"):
-                data.x = 5 * data.x + 3
-            return data
-
-    trained = [toy.fit(speech(), 1, data) for data in (toy.Toy(), Changed())]
-    train = toy.Toy().dataset("noisy", "train").x
-    for module in trained:
-        assert isinstance(module, TransferModule)
-        standardised = module.standardize(train)
-        torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
-        torch.testing.assert_close(standardised.std(dim=0, correction=0), torch.ones(8))
-    source = toy.fit(speech(train_on="source"), 1)
-    assert isinstance(source, TransferModule)
-    assert source.standardize(toy.Toy().dataset("calm", "train").x).std() == pytest.approx(1, abs=1e-3)
 
 
 def test_the_numbers_are_part_of_the_checkpoint(tmp_path: Path) -> None:

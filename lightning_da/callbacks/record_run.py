@@ -103,9 +103,12 @@ class RecordRun(SaveConfigCallback):
             checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
             trainer.save_checkpoint(checkpoint.last_model_path, weights_only=False)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        path = chosen_checkpoint(trainer)
-        if stage == "fit" and path and trainer.is_global_zero and isinstance(trainer.logger, Tracker):
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
+            return
+        if (signs := getattr(pl_module, "signs", None)) and signs.found:
+            trainer.logger.experiment.set_tag(trainer.logger.run_id, "warnings", "; ".join(signs.found))
+        if path := chosen_checkpoint(trainer):
             keep_checkpoint(trainer.logger, path, _selection(cast(ModelCheckpoint, trainer.checkpoint_callback)))
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Feature files, one for each domain."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,10 +26,13 @@ class FeatureTables(DomainPairDataModule):
     The suffix of a file determines how it is read:
 
     - `.npz` and `.mat` (not 7.3): entries `x_key` and `y_key`. For predefined splits, entries `<x_key>_train`,
-      `<y_key>_train`, `<x_key>_test` and so on; if `_val` is missing, it is split off `_train`.
+      `<y_key>_train`, `<x_key>_test` and so on; if `_val` is missing, it is split off `_train`. If a file holds several
+      domains, the domain `FILE:NAME` has the entries `<x_key>_NAME` and `<y_key>_NAME`.
     - `.npy`: samples; the labels are in `<stem>_labels.npy` in the same folder.
     - `.csv`: one column with labels; all other columns are features. Both domains need the same columns.
-    - `.svmlight` or `.libsvm`: sparse vectors with labels.
+    - `.svmlight` or `.libsvm`: sparse vectors with labels. For predefined splits, the files are named
+      `<stem>_train.svmlight`, `<stem>_test.svmlight` and, optionally, `<stem>_val.svmlight`; the domain is still
+      `<stem>.svmlight`.
 
     Arrays of shape (n, d) are vectors. Arrays of shape (n, h, w), (n, h, w, c) or (n, c, h, w) with at most four
     channels are images; images of uint8 are scaled to floats in [0, 1].
@@ -48,6 +51,10 @@ class FeatureTables(DomainPairDataModule):
         label_column: Name of the label column in `.csv` files.
         samples_last: Whether the last dimension of arrays in `.npz`, `.npy` and `.mat` files counts the samples, as in
             MATLAB's (d, n) and (h, w, c, n).
+        protocol: `split` uses different samples for training and test. `all` uses all samples of a domain in each
+            split: the transductive protocol of the Office benchmarks, in which training reads the unlabelled target
+            samples that are tested later. Results of the two protocols are not comparable. With `all`, source
+            accuracies are measured on training samples.
         seed: Seed of the splits.
         val_share: Fraction of samples for validation; if a file has only a training and a test split, a fraction of
             its training samples.
@@ -64,13 +71,15 @@ class FeatureTables(DomainPairDataModule):
         y_key: str = "y",
         label_column: str = "label",
         samples_last: bool = False,
+        protocol: Literal["split", "all"] = "split",
         seed: int = 0,
         val_share: float = 0.1,
         test_share: float = 0.2,
     ) -> None:
         super().__init__(source, target, batch_size)
         self.root, self.x_key, self.y_key, self.label_column = Path(root), x_key, y_key, label_column
-        self.samples_last = samples_last
+        self.samples_last, self.protocol = samples_last, protocol
+        self.predicted = ("test",) if protocol == "all" else SPLITS
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._domains: dict[str, dict[str, TensorDomain]] = {}
 
@@ -85,7 +94,7 @@ class FeatureTables(DomainPairDataModule):
         """
         for domain in (self.source, self.target):
             self._read(domain)
-        paths = [self.root / domain for domain in (self.source, self.target)]
+        paths = [self._path(domain)[0] for domain in (self.source, self.target)]
         if all(path.suffix.lower() == ".csv" for path in paths):
             source, target = (
                 [column for column in pd.read_csv(path, nrows=0).columns if column != self.label_column]
@@ -100,8 +109,8 @@ class FeatureTables(DomainPairDataModule):
     def _read(self, domain: str) -> dict[str, TensorDomain]:
         """Reads the three splits of a domain from its file."""
         if domain not in self._domains:
-            path = self.root / domain
-            table = self._open(path)
+            path, name = self._path(domain)
+            table = self._open(path, name)
             parts = self._parts(path, table)
             last = self.samples_last and path.suffix.lower() in (".npz", ".npy", ".mat")
             xs = [_samples(path, key, table.entries[key], last) for key in (table.x_key + part for part in parts)]
@@ -122,6 +131,8 @@ class FeatureTables(DomainPairDataModule):
                 )
             given = None if parts == [""] else np.repeat([part[1:] for part in parts], sizes)
             splits = split_indices(y, self.seed, self.val_share, self.test_share, given)
+            if self.protocol == "all":
+                splits = dict.fromkeys(SPLITS, np.arange(len(y)))
             names = [
                 f"{part[1:]} {row}".strip() for part, size in zip(parts, sizes, strict=True) for row in range(size)
             ]
@@ -132,6 +143,13 @@ class FeatureTables(DomainPairDataModule):
                 for split, rows in splits.items()
             }
         return self._domains[domain]
+
+    def _path(self, domain: str) -> tuple[Path, str]:
+        """The file of a domain, and the name of the domain in it, which is empty if the file holds one domain."""
+        file, _, name = domain.rpartition(":")
+        if file and Path(file).suffix.lower() in (".npz", ".mat") and not (self.root / domain).exists():
+            return self.root / file, f"_{name}"
+        return self.root / domain, ""
 
     def _parts(self, path: Path, table: "_Table") -> list[str]:
         """Suffixes of the keys, one for each split, for example `_train`; an empty suffix for a file without splits."""
@@ -145,9 +163,9 @@ class FeatureTables(DomainPairDataModule):
             )
         return parts
 
-    def _open(self, path: Path) -> "_Table":
-        """Reads a file in the format of its suffix."""
-        if not path.is_file():
+    def _open(self, path: Path, name: str) -> "_Table":
+        """Reads a domain from a file in the format of its suffix."""
+        if not path.is_file() and not _svmlight_parts(path):
             there = [entry.name for entry in path.parent.glob("*.*")]
             raise DataError(
                 f"no file {str(path)!r}; {list_choices(path.name, there)} (--data.root, --data.source, --data.target)"
@@ -162,9 +180,10 @@ class FeatureTables(DomainPairDataModule):
                 return _open_npy(path)
             if suffix in SVMLIGHT:
                 return _open_svmlight(path, [self.root / self.source, self.root / self.target])
-            wanted = [key + part for key in (self.x_key, self.y_key) for part in ("", "_train", "_val", "_test")]
+            keys = (self.x_key + name, self.y_key + name)
+            wanted = [key + part for key in keys for part in ("", "_train", "_val", "_test")]
             entries, names = (_open_npz if suffix == ".npz" else _open_mat)(path, wanted)
-            return _Table(entries, self.x_key, self.y_key, names)
+            return _Table(entries, *keys, names)
         except DataError:
             raise
         except Exception as error:  # the parsers raise exceptions of many kinds
@@ -196,11 +215,22 @@ def _open_npy(path: Path) -> _Table:
     return _Table(entries, path.name, labels.name, [file.name for file in path.parent.glob("*.npy")])
 
 
+def _svmlight_parts(path: Path) -> dict[str, Path]:
+    """The files of a domain by the suffix of their keys: one file, or one for each predefined split."""
+    if path.suffix.lower() not in SVMLIGHT:
+        return {}
+    named = {"": path} | {f"_{split}": path.with_name(f"{path.stem}_{split}{path.suffix}") for split in SPLITS}
+    there = {part: file for part, file in named.items() if file.is_file()}
+    return {"": path} if "" in there else there
+
+
 def _open_svmlight(path: Path, domains: list[Path]) -> _Table:
     # both domains at once: a sparse file alone does not contain the number of features
-    both = [file for file in domains if file.suffix.lower() in SVMLIGHT and file.is_file()]
-    x, y, *_ = load_svmlight_files([path, *both])
-    return _Table({"x": x, "y": y}, "x", "y", ["x", "y"])
+    parts = _svmlight_parts(path)
+    every = [file for domain in domains for file in _svmlight_parts(domain).values()]
+    loaded = load_svmlight_files([*parts.values(), *every])
+    keys = [f"{kind}{part}" for part in parts for kind in "xy"]
+    return _Table(dict(zip(keys, loaded, strict=False)), "x", "y", keys)
 
 
 def _open_csv(path: Path, label_column: str) -> _Table:

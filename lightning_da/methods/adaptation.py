@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
@@ -11,7 +12,9 @@ from lightning_da.errors import ConfigError, list_choices
 from lightning_da.gather import gather
 from lightning_da.losses.adversarial import scale_gradient
 from lightning_da.methods.base import TransferModule
-from lightning_da.networks.norms import set_domain, split_norms
+from lightning_da.methods.hooks import essential
+from lightning_da.methods.signs import Signs, top_class_share
+from lightning_da.networks.norms import split_norms
 from lightning_da.schedules import ramp
 
 
@@ -71,6 +74,9 @@ class AdaptationModule(TransferModule):
         if batch_norm == "per_domain":
             split_norms(self)
         self._domain_weight, self._domain_schedule = domain_weight, domain_schedule
+        self.signs = Signs()
+        self._watched: dict[str, Tensor] = {}
+        self._gradients: list[Tensor] = []
 
     def adapted_widths(self) -> list[int]:
         """Width of the activations of each adapted layer."""
@@ -91,9 +97,6 @@ class AdaptationModule(TransferModule):
             A scalar.
         """
         raise NotImplementedError(f"{type(self).__name__} has no domain_loss; fill it")
-
-    def set_domain(self, domain: str) -> None:
-        set_domain(self, domain)
 
     @property
     def domain_weight(self) -> float:
@@ -116,13 +119,44 @@ class AdaptationModule(TransferModule):
         """
         weight = self.domain_weight
 
-        def whole(batch: DomainBatch) -> DomainBatch:
-            layers = [gather(scale_gradient(activation, weight)) for activation in batch.layers]
-            return DomainBatch(layers, gather(scale_gradient(batch.logits, weight)), gather(batch.labels))
+        def scaled(x: Tensor) -> Tensor:
+            x = scale_gradient(x, weight)
+            if self.logs_now and x.requires_grad:
+                x.register_hook(lambda gradient: self._gradients.append(gradient.detach().norm()))
+            return gather(x)
 
-        loss = self.domain_loss(whole(source), whole(target))
+        def whole(batch: DomainBatch) -> DomainBatch:
+            return DomainBatch([scaled(x) for x in batch.layers], scaled(batch.logits), gather(batch.labels))
+
+        every_source, every_target = whole(source), whole(target)
+        loss = self.domain_loss(every_source, every_target)
         self.log_dict({"train/domain_loss": loss, "train/domain_weight": weight})
+        if self.logs_now:
+            with torch.no_grad():
+                self._watched = self.watched(every_source, every_target, loss.detach())
         return loss
+
+    def watched(self, source: DomainBatch, target: DomainBatch, loss: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """Values of a logged step that show whether adaptation fails (see `Signs.add`).
+
+        Args:
+            source: As for `domain_loss`.
+            target: As for `domain_loss`.
+            loss: The domain loss.
+        """
+        return {"target_top_class": top_class_share(target.logits)}
+
+    @essential
+    def on_after_backward(self) -> None:
+        """Logs what is watched, and warns once of each sign of failure."""
+        if not self._watched:
+            return
+        gradient = torch.stack(self._gradients).norm() if self._gradients else torch.zeros(())
+        values = self._watched | {"domain_gradient": gradient}
+        self._watched, self._gradients = {}, []
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        for sign in self.signs.add({name: float(value) for name, value in values.items()}):
+            rank_zero_warn(f"{type(self).__name__}, step {self.trainer.global_step + 1}: {sign}")
 
     def domain_batches(self, batch: dict[str, Any], joint: bool = False) -> tuple[DomainBatch, DomainBatch]:
         """Passes a training batch through the network.
@@ -136,9 +170,9 @@ class AdaptationModule(TransferModule):
         """
         x = {domain: batch[domain][0] if domain in self.supervised else batch[domain] for domain in DOMAINS}
         if joint:
-            logits, layers = self.activations(torch.cat(list(x.values())), "source", self.adapted)
-            sizes = [len(part) for part in x.values()]
-            outputs = list(zip(*(whole.split(sizes) for whole in (logits, *layers)), strict=True))
+            sizes = {domain: len(part) for domain, part in x.items()}
+            logits, layers = self.activations(torch.cat(list(x.values())), sizes, self.adapted)
+            outputs = list(zip(*(whole.split(list(sizes.values())) for whole in (logits, *layers)), strict=True))
         else:
             outputs = []
             for domain in DOMAINS:

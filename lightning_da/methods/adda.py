@@ -1,23 +1,19 @@
 import copy
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError
-from lightning_da.gather import gather
 from lightning_da.losses.adversarial import domain_classification, inverted_labels
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.dann import discriminators
+from lightning_da.methods.signs import discriminator_accuracy
 from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import constant
-
-LOGGED_STEPS = 3
-"""Number of logged steps over which the signs of collapse are averaged."""
 
 
 class ADDA(AdaptationModule):
@@ -61,9 +57,7 @@ class ADDA(AdaptationModule):
         self.source = nn.Sequential(parts).requires_grad_(False)
         self.head.requires_grad_(False)
         self.train()
-        self._domain = "target"
-        self._recent: deque[Tensor] = deque(maxlen=LOGGED_STEPS)
-        self._warned: set[str] = set()
+        self._domain: str | Mapping[str, int] = "target"
 
     def starts_random(self) -> bool:
         return False
@@ -84,7 +78,8 @@ class ADDA(AdaptationModule):
         for part in ("backbone", "bottleneck"):
             self.source.get_submodule(part).load_state_dict(self.get_submodule(part).state_dict())
 
-    def set_domain(self, domain: str) -> None:
+    def set_domain(self, domain: str | Mapping[str, int]) -> None:
+        super().set_domain(domain)
         self._domain = domain
 
     def module_name(self, layer: str, domain: str) -> str:
@@ -97,8 +92,6 @@ class ADDA(AdaptationModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         source, target = self.domain_batches(batch)
-        if self.logs_now:
-            self._watch([gather(s) for s in source.layers], [gather(t) for t in target.layers], gather(target.logits))
         return self.weighted_domain_loss(source, target)
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
@@ -108,31 +101,6 @@ class ADDA(AdaptationModule):
         self.log_dict({"train/discriminator_loss": discriminator_loss, "train/mapping_loss": mapping_loss})
         return discriminator_loss + mapping_loss
 
-    @torch.no_grad()
-    def _watch(self, source: list[Tensor], target: list[Tensor], logits: Tensor) -> None:
-        """Logs signs of collapse; warns once about each sign that holds on average over `LOGGED_STEPS`."""
-        right = [
-            torch.cat([discriminator(s) > 0, discriminator(t) <= 0])
-            for s, t, discriminator in zip(source, target, self.discriminators, strict=True)
-        ]
-        accuracy = torch.cat(right).float().mean()
-        share = logits.argmax(dim=1).bincount().max() / len(logits)
-        self.log_dict({"train/discriminator_acc": accuracy, "train/target_top_class": share})
-        self._recent.append(torch.stack([accuracy, share]))
-        if len(self._recent) < LOGGED_STEPS:
-            return
-        accuracy, share = torch.stack(list(self._recent)).mean(dim=0)
-        signs = {
-            "the discriminator is at 100 % accuracy and gives no useful gradient: train the target network faster "
-            "(--model.backbone_lr_scale), or use a smaller discriminator": accuracy > 0.995,
-            "the discriminator is at 50 % accuracy: the domains are aligned, which is the goal. If the target accuracy "
-            "is still that of source-only, the discriminator does not learn: raise the learning rate": (
-                abs(accuracy - 0.5) < 0.05
-            ),
-            "one class is predicted for nearly all of the target samples, so the target network has collapsed: lower "
-            "the learning rate or --model.domain_weight": share > 0.95,
-        }
-        for sign, holds in signs.items():
-            if holds and sign not in self._warned:
-                self._warned.add(sign)
-                rank_zero_warn(f"ADDA, step {self.trainer.global_step + 1}: {sign}")
+    def watched(self, source: DomainBatch, target: DomainBatch, loss: Tensor) -> dict[str, Tensor]:
+        accuracy = discriminator_accuracy(source.layers, target.layers, self.discriminators)
+        return super().watched(source, target, loss) | {"discriminator_acc": accuracy}

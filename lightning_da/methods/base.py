@@ -1,12 +1,12 @@
 """The base of every method: the network, the supervised step, the optimizer and the schedules."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -21,7 +21,8 @@ from lightning_da.networks.backbones import BackboneCallable
 from lightning_da.networks.freezing import Freezing
 from lightning_da.networks.groups import parameter_groups
 from lightning_da.networks.layers import as_vectors, capture
-from lightning_da.networks.standardize import Standardize
+from lightning_da.networks.norms import set_domain
+from lightning_da.networks.standardize import FAR, Standardize
 from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import constant
 
@@ -38,8 +39,10 @@ class TransferModule(Classifier):
         init_from: An earlier run whose backbone and bottleneck the fit starts from: its checkpoint file; on the command
             line also its MLflow run id or run name. It is read when a fit begins: a checkpoint of this run does not
             need it.
-        standardize: Whether the network brings each feature, or each channel of images, to zero mean and unit variance.
-            Mean and deviation are those of the training samples whose labels are read, and are kept in the checkpoint.
+        standardize: Whether the network brings each feature, or each channel of images, to zero mean and unit variance,
+            clipped at 5 deviations; word counts are recognised (see `Standardize`). With true, mean and variance are
+            those of both domains together, with `per_domain` those of each domain. They come from the training samples,
+            without labels, and are kept in the checkpoint.
         freeze: Number of the backbone's layers, counted from the input, that keep their weights and their batch-norm
             statistics; `all` leaves the bottleneck and the head to be trained (a linear probe).
         unfreeze_by: The fraction of training after which no layer is frozen any more; the deepest layer is released
@@ -68,7 +71,7 @@ class TransferModule(Classifier):
         bottleneck: BackboneCallable | None = None,
         train_on: Literal["source", "target", "both"] = "source",
         init_from: str | None = None,
-        standardize: bool = False,
+        standardize: bool | Literal["per_domain"] = False,
         freeze: int | Literal["all"] = 0,
         unfreeze_by: float | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
@@ -83,7 +86,9 @@ class TransferModule(Classifier):
         self.save_hyperparameters(logger=False)
         self.supervised = DOMAINS if train_on == "both" else (train_on,)
         self.starts_from = () if init_from is None else (init_from,)
-        self.standardize: nn.Module = Standardize(self.input_shape) if standardize else nn.Identity()
+        self.standardize: nn.Module = nn.Identity()
+        if standardize:
+            self.standardize = Standardize(self.input_shape, standardize == "per_domain")
         self.backbone = backbone(self.input_shape)
         width = self.backbone.num_features
         self.bottleneck: nn.Module = nn.Identity()
@@ -132,12 +137,17 @@ class TransferModule(Classifier):
         """Name of the submodule that is a layer of the network of a domain."""
         return layer if layer in ("bottleneck", "head") else f"backbone.{layer}"
 
-    def activations(self, x: Tensor, domain: str, layers: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
+    def set_domain(self, domain: str | Mapping[str, int]) -> None:
+        set_domain(self, domain)
+
+    def activations(
+        self, x: Tensor, domain: str | Mapping[str, int], layers: Iterable[str]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Logits and activations of samples, one vector a sample (see `lightning_da.networks.layers.as_vectors`).
 
         Args:
-            x: Samples of one domain, shape (B, *input_shape).
-            domain: `source` or `target`.
+            x: Samples, shape (B, *input_shape).
+            domain: As for `set_domain`.
             layers: Names of layers.
 
         Returns:
@@ -147,7 +157,7 @@ class TransferModule(Classifier):
             ConfigError: If the forward pass does not use a layer.
         """
         self.set_domain(domain)
-        names = {layer: self.module_name(layer, domain) for layer in layers}
+        names = {layer: self.module_name(layer, domain if isinstance(domain, str) else "source") for layer in layers}
         with capture(self, names.values(), partial(as_vectors, channels_last=self.backbone.channels_last)) as outputs:
             logits = self(x)
         for layer, name in names.items():
@@ -182,9 +192,17 @@ class TransferModule(Classifier):
             load_weights(self, checkpoint, self.initialised)
 
     def fit_inputs(self, data: DomainPairDataModule) -> None:
-        """Takes mean and deviation of `standardize` from the training samples whose labels are read."""
-        if isinstance(self.standardize, Standardize):
-            self.standardize.fit(data.training_samples(self.supervised or ("source",)))
+        """Takes mean and deviation of `standardize` from the training samples of both domains, and says so."""
+        if not isinstance(self.standardize, Standardize):
+            return
+        far = self.standardize.fit(lambda role: data.training_samples((role,)))
+        rank_zero_info(f"standardize: {self.standardize.extra_repr()}")
+        if far:
+            rank_zero_warn(
+                f"{far} of {self.input_shape[0]} features of the target {data.target!r} are far from those of the "
+                f"source {data.source!r}: on average more than {FAR:.0f} deviations of the source. If the domains have "
+                "different units or recording conditions, try --model.standardize per_domain"
+            )
 
     @essential
     def setup(self, stage: str) -> None:
@@ -217,9 +235,9 @@ class TransferModule(Classifier):
         return loss * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
-        x = torch.cat([batch[domain][0] for domain in self.supervised])
-        y = torch.cat([batch[domain][1] for domain in self.supervised])
-        loss = self.task_loss(self(x), y)
+        xs, ys = zip(*(batch[domain] for domain in self.supervised), strict=True)
+        self.set_domain({domain: len(x) for domain, x in zip(self.supervised, xs, strict=True)})
+        loss = self.task_loss(self(torch.cat(xs)), torch.cat(ys))
         self.log("train/task_loss", loss)
         return loss
 

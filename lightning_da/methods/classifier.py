@@ -1,5 +1,6 @@
 """Validation, test and prediction of a classifier: the base class of all methods and of the ensemble."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning as L
@@ -55,8 +56,12 @@ class Classifier(L.LightningModule):
         """Computes logits (B, num_classes) of samples (B, *input_shape)."""
         return self.classify(x)[1]
 
-    def set_domain(self, domain: str) -> None:
-        """Sets the domain of the next samples, `source` or `target`."""
+    def set_domain(self, domain: str | Mapping[str, int]) -> None:
+        """Sets the domain of the next samples.
+
+        Args:
+            domain: `source` or `target`; for a batch of both, the number of samples of each, in order.
+        """
 
     def confusion(self, stage: str, domain: str) -> MulticlassConfusionMatrix:
         """Confusion matrix of a domain for the stage `val` or `test`."""

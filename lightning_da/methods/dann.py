@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lightning_da.losses.adversarial import domain_classification, scale_gradient
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
+from lightning_da.methods.signs import discriminator_accuracy
 from lightning_da.networks.backbones import FeedForward
 
 
@@ -41,3 +42,8 @@ class DANN(AdaptationModule):
             for s, t, discriminator in zip(source.layers, target.layers, self.discriminators, strict=True)
         ]
         return torch.stack(losses).sum()
+
+    def watched(self, source: DomainBatch, target: DomainBatch, loss: Tensor) -> dict[str, Tensor]:
+        accuracy = discriminator_accuracy(source.layers, target.layers, self.discriminators)
+        means = {"discriminator_acc": accuracy, "discriminator_loss": loss / len(self.discriminators)}
+        return super().watched(source, target, loss) | means

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class MarginEnsemble(Classifier):
         joined = join_by_margin([logits.softmax(dim=1) for _, logits in found])
         return torch.cat([features for features, _ in found], dim=1), joined.log()
 
-    def set_domain(self, domain: str) -> None:
+    def set_domain(self, domain: str | Mapping[str, int]) -> None:
         for member in self._members:
             member.set_domain(domain)
 

@@ -1,10 +1,13 @@
-"""Batch normalisation with separate running statistics for each domain."""
+"""Parts of a network that treat the domains apart: batch normalisation with statistics of each domain."""
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_da.networks.standardize import Standardize
 
 
 class PerDomainNorm(nn.Module):
@@ -48,8 +51,15 @@ def split_norms(network: nn.Module) -> None:
             split_norms(child)
 
 
-def set_domain(network: nn.Module, domain: str) -> None:
-    """Sets the domain of the next samples in every `PerDomainNorm` of a network."""
+def set_domain(network: nn.Module, domain: str | Mapping[str, int]) -> None:
+    """Sets the domain of the next samples in every part of a network that treats the domains apart.
+
+    Args:
+        network: The network. With a `PerDomainNorm` it reads one domain at a time.
+        domain: `source` or `target`; for a batch of both, the number of samples of each, in order.
+    """
     for module in network.modules():
-        if isinstance(module, PerDomainNorm):
+        if isinstance(module, Standardize):
             module.set_domain(domain)
+        elif isinstance(module, PerDomainNorm):
+            module.set_domain(cast(str, domain))

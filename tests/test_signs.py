@@ -1,0 +1,115 @@
+"""Signs of failure in adaptation: each is named, once, in the log and in the run; a healthy fit has none."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_da.methods import DANN, DeepCORAL
+from lightning_da.methods.adaptation import DomainBatch
+from lightning_da.methods.signs import LOGGED_STEPS, Signs, discriminator_accuracy, top_class_share
+from tests import toy
+
+HEALTHY = {"target_top_class": 0.4, "domain_gradient": 1e-6, "discriminator_acc": 0.8, "discriminator_loss": 1.4}
+BAD = {
+    "target_top_class": (1.0, "one class is predicted"),
+    "domain_gradient": (0.0, "no gradient"),
+    "discriminator_acc": (1.0, "at 100 % accuracy"),
+    "discriminator_loss": (3.7, r"worse than a guess (loss 3.70, a guess has 1.39)"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_a_sign_is_named_once_and_only_if_it_lasts(name: str) -> None:
+    value, text = BAD[name]
+    signs = Signs()
+    for _ in range(LOGGED_STEPS - 1):
+        assert signs.add(HEALTHY | {name: value}) == []
+    assert [text in sign for sign in signs.add(HEALTHY | {name: value})] == [True]
+    assert signs.add(HEALTHY | {name: value}) == []
+    assert len(signs.found) == 1
+
+
+def test_a_healthy_or_a_balanced_game_has_no_sign() -> None:
+    signs = Signs()
+    for step in range(20):
+        signs.add(HEALTHY | {"discriminator_acc": 0.5, "discriminator_loss": 2 * math.log(2) + 0.2 * (-1) ** step})
+    assert signs.found == []
+
+
+class Says(nn.Module):
+    """A discriminator that calls a fixed share of the samples of either domain right: the domain is the first value."""
+
+    def __init__(self, right: float) -> None:
+        super().__init__()
+        self.right = right
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers = torch.where(torch.arange(len(x)) < self.right * len(x), 1.0, -1.0)
+        return (answers * x[:, 0].sign())[:, None]
+
+
+@pytest.mark.parametrize("right", [0.0, 0.5, 0.8, 1.0])
+def test_accuracy_of_discriminators(right: float) -> None:
+    source, target = [torch.ones(40, 16)] * 2, [-torch.ones(40, 16)] * 2
+    found = discriminator_accuracy(source, target, [Says(right), Says(1.0)])
+    assert found == pytest.approx((right + 1) / 2)
+
+
+def test_share_of_the_most_frequent_class() -> None:
+    assert top_class_share(torch.eye(3)[[0, 1, 1, 2, 1]]) == pytest.approx(0.6)
+
+
+class Detached(DeepCORAL):
+    """A domain loss that does nothing, as a loss under `no_grad`."""
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return super().domain_loss(source, target).detach()
+
+
+class Constant(DeepCORAL):
+    """A domain loss whose gradient is zero everywhere, as a softmax over one unit."""
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        return source.layers[0].sum(dim=1, keepdim=True).softmax(dim=1).mean() + 0 * target.layers[0].sum()
+
+
+class OneClass(DANN):
+    def activations(self, *args: Any, **kwargs: Any) -> Any:
+        logits, layers = super().activations(*args, **kwargs)
+        return logits + torch.tensor([100.0, 0.0, 0.0]), layers
+
+
+def fit(kind: type[Any], **given: Any) -> Any:
+    model = kind(**(toy.NETWORK | {"optimizer": toy.ADAM} | given))
+    return toy.fit(model, 20, log_every_n_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(Detached, "no gradient"), (Constant, "no gradient"), (OneClass, "one class is predicted")]
+)
+def test_a_fit_warns_of_a_method_that_does_nothing(kind: type[Any], text: str) -> None:
+    with pytest.warns(UserWarning, match=rf"^{kind.__name__}, step 6: .*{text}"):
+        model = fit(kind)
+    assert [text in sign for sign in model.signs.found] == [True]
+
+
+def test_a_game_that_diverges_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="worse than a guess"):
+        fit(DANN, optimizer=lambda groups: torch.optim.SGD(groups, lr=3.0), domain_weight=10.0)
+
+
+@pytest.mark.parametrize("name", toy.ADAPTING)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_methods_that_work_have_no_sign(name: str, accumulate: int, recwarn: pytest.WarningsRecorder) -> None:
+    model = toy.fit(toy.build(name, optimizer=toy.ADAM), 12, log_every_n_steps=2, accumulate_grad_batches=accumulate)
+    assert model.signs.found == []
+    assert model.trainer.callback_metrics["train/domain_gradient"] > 0
+    assert not [w for w in recwarn if ", step " in str(w.message)]
+
+
+def test_watching_does_not_change_the_weights() -> None:
+    often, never = (toy.fit(toy.build("dann"), 12, log_every_n_steps=every) for every in (1, 100))
+    assert toy.equal(toy.state(often), toy.state(never))
