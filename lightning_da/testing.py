@@ -552,6 +552,7 @@ def _outcome(method: Method, labels: Tensor | None, kwargs: dict[str, Any], rank
         batch, network = _deal(batch, rank), nn.parallel.DistributedDataParallel(network)  # type: ignore[assignment]
     loss = network(batch)
     loss.backward()
+    model.on_after_backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5).step()
     return Outcome(
         loss.detach(), state(model, ""), {key: torch.as_tensor(value).detach() for key, value in logged.items()}

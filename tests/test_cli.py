@@ -267,7 +267,7 @@ def test_what_is_recorded_of_a_run() -> None:
         "target": "handwritten",
         "batch_size": "16",
         "optimizer": "Adam",
-        "optimizer.lr": "0.003",
+        "optimizer.lr": "0.001",
         "backbone": "LeNet",
         "backbone.batch_norm": "True",
         "domain_weight": "0.5",

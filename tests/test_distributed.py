@@ -35,8 +35,7 @@ def test_two_processes_make_the_step_of_one(name: str) -> None:
         assert shared(share.logged).keys() == shared(one.logged).keys()
         for key, value in shared(one.logged).items():
             torch.testing.assert_close(share.logged[key], value, rtol=1e-6, atol=1e-9, msg=key)
-    kept = [key for key in one.logged if key.endswith(("_null", "_acc"))]
-    assert bool(kept) == (name not in ("dann", "deep_coral")), "what is logged on some steps only is compared as well"
+    assert "train/domain_gradient" in one.logged, "what is logged on some steps only is compared as well"
 
 
 @pytest.mark.parametrize("name", ["source_only", "dann"])

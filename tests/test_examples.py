@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lightning_da import losses
-from lightning_da.transferability import measures
+from lightning_da.transferability import measures, scores
 
 MODULES = [import_module(found.name) for found in pkgutil.iter_modules(losses.__path__, f"{losses.__name__}.")]
 
@@ -24,7 +24,9 @@ def public(module: ModuleType) -> Iterator[Any]:
             yield pytest.param(module, value, id=f"{module.__name__.rpartition('.')[2]}.{name}")
 
 
-@pytest.mark.parametrize(("module", "value"), [each for module in (*MODULES, measures) for each in public(module)])
+@pytest.mark.parametrize(
+    ("module", "value"), [each for module in (*MODULES, measures, scores) for each in public(module)]
+)
 def test_a_public_name_has_an_example_that_runs(module: ModuleType, value: Any) -> None:
     # Without `module=False` the finder passes over decorated functions.
     found = doctest.DocTestFinder().find(value, value.__name__, module=False, globs=dict(vars(module)))

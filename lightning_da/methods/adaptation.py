@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import ConfigError, list_choices
-from lightning_da.gather import gather
+from lightning_da.gather import gather, total, world_size
 from lightning_da.losses.adversarial import scale_gradient
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.hooks import essential
@@ -122,7 +122,7 @@ class AdaptationModule(TransferModule):
         def scaled(x: Tensor) -> Tensor:
             x = scale_gradient(x, weight)
             if self.logs_now and x.requires_grad:
-                x.register_hook(lambda gradient: self._gradients.append(gradient.detach().norm()))
+                x.register_hook(lambda gradient: self._gradients.append(gradient.detach().float().square().sum()))
             return gather(x)
 
         def whole(batch: DomainBatch) -> DomainBatch:
@@ -151,8 +151,8 @@ class AdaptationModule(TransferModule):
         """Logs what is watched, and warns once of each sign of failure."""
         if not self._watched:
             return
-        gradient = torch.stack(self._gradients).norm() if self._gradients else torch.zeros(())
-        values = self._watched | {"domain_gradient": gradient}
+        squares = torch.stack(self._gradients).sum() if self._gradients else torch.zeros((), device=self.device)
+        values = self._watched | {"domain_gradient": total(squares).sqrt() / world_size()}
         self._watched, self._gradients = {}, []
         self.log_dict({f"train/{name}": value for name, value in values.items()})
         for sign in self.signs.add({name: float(value) for name, value in values.items()}):

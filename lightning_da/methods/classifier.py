@@ -72,7 +72,7 @@ class Classifier(L.LightningModule):
         self.set_domain(DOMAINS[dataloader_idx])
         features, logits = self.classify(x)
         self.confusion(stage, DOMAINS[dataloader_idx]).update(logits.argmax(dim=1), y)
-        return {"features": features, "logits": logits, "y": y}
+        return {"features": features, "y": y}
 
     def _log_accuracy(self, stage: str) -> None:
         for domain in DOMAINS:
@@ -80,8 +80,8 @@ class Classifier(L.LightningModule):
             if counts.sum() > 0:
                 self.log_dict({f"{stage}/{domain}/{key}": value for key, value in scores(counts).items()})
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:  # noqa: ARG002
-        return self._evaluate("val", batch, dataloader_idx)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
+        self._evaluate("val", batch, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:  # noqa: ARG002
         return self._evaluate("test", batch, dataloader_idx)

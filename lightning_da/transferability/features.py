@@ -85,8 +85,8 @@ def collect(
         raise ConfigError(f"samples: {samples} of each domain are too few; give {fewest} or more")
     if min(len(data.names(domain, "val")) for domain in DOMAINS) < fewest:
         rank_zero_warn(
-            f"no transferability curves: a domain has fewer than {fewest} validation samples; give it a larger "
-            "validation split, data.val_share for example"
+            f"no transferability curves and no scores: a domain has fewer than {fewest} validation samples; give it a "
+            "larger validation split, data.val_share for example"
         )
         return {}
     modes = [(part, part.training) for part in module.modules()]

@@ -36,6 +36,12 @@ class Outputs(NamedTuple):
         source_labels: Shape (n_s,).
         target: Features of the target, shape (n_t, d).
         target_logits: Shape (n_t, classes).
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> outputs = Outputs(logits, logits, torch.tensor([0, 1]), logits, logits)
+        >>> SCORES["source_acc"](outputs)
+        1.0
     """
 
     source: Tensor
