@@ -457,7 +457,7 @@ def test_sweep_goes_on_without_the_method_that_cannot_run(tables: Path, capsys: 
 # ---------------------------------------------------------------- compare
 
 
-def log(experiment: str, method: str, seed: int, target: float, data: str = "d", **params: Any) -> None:
+def log(experiment: str, method: str, seed: int, target: float, data: str = "d", **params: Any) -> str:
     found = client().get_experiment_by_name(experiment)
     where = found.experiment_id if found else client().create_experiment(experiment)
     run = client().create_run(where)
@@ -466,6 +466,7 @@ def log(experiment: str, method: str, seed: int, target: float, data: str = "d",
         client().log_param(run.info.run_id, key, str(value))
     for key, number in {"test/source/acc": 0.9, "test/target/acc": target, "fit/seconds": 7.0}.items():
         client().log_metric(run.info.run_id, key, number)
+    return str(run.info.run_id)
 
 
 def test_compare_has_mean_deviation_and_gap_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -490,6 +491,29 @@ def test_compare_has_mean_deviation_and_gap_by_seed(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert "a -> b, test split" in printed
     assert "0.700 ± 0.141" in printed
+
+
+def test_compare_shows_class_accuracy_where_classes_are_uneven(capsys: pytest.CaptureFixture[str]) -> None:
+    for pair, imbalance in (("even", 1.2), ("uneven", 1.8)):
+        for seed in (0, 1):
+            run_id = log(pair, "dann", seed, 0.8)
+            for key, value in {"class_acc": 0.25 + 0.1 * seed, "imbalance": imbalance}.items():
+                client().log_metric(run_id, f"test/target/{key}", value)
+        main(["compare", "--experiment", pair])
+        printed = capsys.readouterr().out
+        assert ("target class acc" in printed) == (pair == "uneven")
+        assert ("0.300 ± 0.071" in printed) == (pair == "uneven")
+
+
+def test_compare_says_which_runs_showed_signs_of_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(5):
+        run_id = log("failing", "dann", seed, 0.8)
+        client().set_tag(run_id, "warnings", "it diverges: try less" + ("\nit collapses" if seed == 2 else ""))
+    main(["compare", "--experiment", "failing"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(lines) == 2
+    assert lines[0].endswith(" and 2 more: it diverges: try less")
+    assert lines[1].endswith(": it collapses")
 
 
 def test_compare_of_an_unknown_experiment(capsys: pytest.CaptureFixture[str]) -> None:

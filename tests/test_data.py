@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_da.data import DataError, TensorDomain
-from lightning_da.data.base import _even_batch, _Share, _Shuffle
+from lightning_da.data.base import UNKNOWN, _even_batch, _Share, _Shuffle
 from tests.toy import Toy, Uneven, build, trainer
 
 NAMES = ["class 0", "class 1", "class 2"]
@@ -226,3 +226,17 @@ def test_an_empty_split_is_named_in_a_test_too() -> None:
 def test_the_shape_of_an_empty_source_is_not_asked_for() -> None:
     with pytest.raises(DataError, match="'calm': the train split is empty"):
         _ = Changed(cut(0), domain="calm").input_shape
+
+
+@pytest.mark.parametrize(("domain", "split"), [("calm", "train"), ("noisy", "test")])
+def test_a_class_that_is_missing_from_a_split_is_named(domain: str, split: str) -> None:
+    def drop(y: Tensor) -> Tensor:
+        return torch.where(y == 1, UNKNOWN, y)
+
+    with pytest.warns(UserWarning, match=rf"domain '{domain}': the {split} split has no sample of 'class 1'; "):
+        Changed(with_y(drop), domain=domain, split=split).check()
+
+
+def test_whole_and_unlabelled_splits_are_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    Changed(with_y(lambda y: torch.full_like(y, UNKNOWN))).check()
+    assert not [w for w in recwarn if "no sample of" in str(w.message)]

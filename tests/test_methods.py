@@ -175,7 +175,7 @@ def test_unlabelled_target_has_no_accuracy() -> None:
 
     data = Unlabelled()
     found = accuracy(fit(build("dann"), steps=5, data=data), data)
-    assert set(found) == {f"test/source/{key}" for key in ("acc", "class_acc", "class_precision")}
+    assert set(found) == {f"test/source/{key}" for key in ("acc", "class_acc", "class_precision", "imbalance")}
 
 
 # ---------------------------------------------------------------- schedules and optimizer

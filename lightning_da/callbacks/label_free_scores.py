@@ -43,7 +43,7 @@ class LabelFreeScores(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step >= self._next:
-            pl_module.log_dict(self._compute(trainer, pl_module))
+            pl_module.log_dict(self._compute(trainer, pl_module), sync_dist=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Training may end within an epoch, without a validation.

@@ -107,7 +107,7 @@ class RecordRun(SaveConfigCallback):
         if stage != "fit" or not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
             return
         if (signs := getattr(pl_module, "signs", None)) and signs.found:
-            trainer.logger.experiment.set_tag(trainer.logger.run_id, "warnings", "; ".join(signs.found))
+            trainer.logger.experiment.set_tag(trainer.logger.run_id, "warnings", "\n".join(signs.found))
         if path := chosen_checkpoint(trainer):
             keep_checkpoint(trainer.logger, path, _selection(cast(ModelCheckpoint, trainer.checkpoint_callback)))
 

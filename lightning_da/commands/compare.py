@@ -12,8 +12,10 @@ from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, cli
 
 LOWER, UPPER = "source_only", "target_only"
 """The methods whose target accuracies define `gap closed` = 0 and `gap closed` = 1."""
-FORMATS = {"source acc": ".3f", "target acc": ".3f", "gap closed": ".2f", "seconds": ".0f"}
+FORMATS = {"source acc": ".3f", "target acc": ".3f", "target class acc": ".3f", "gap closed": ".2f", "seconds": ".0f"}
 """Numeric columns of the table, and their formats."""
+UNEVEN = 1.5
+"""Class accuracies are shown if the largest class of the target has more than so many times the mean size."""
 
 
 def run(args: Sequence[str]) -> pd.DataFrame:
@@ -71,11 +73,25 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     for pair, group in table.groupby("pair", sort=False):
         text = group[["method", "seeds"]].copy()
         for column, form in FORMATS.items():
+            if column == "target class acc" and group[column].isna().all():
+                continue
             spreads = group[f"{column} std"] if column != "seconds" else [float("nan")] * len(group)
             pairs = zip(group[column], spreads, strict=True)
             text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
         print_table(f"{pair}, test split", text)
+    _print_warnings(runs)
     return table
+
+
+def _print_warnings(runs: Sequence[Run]) -> None:
+    """Prints the signs of failure that were recorded in training, each once with the runs that have it."""
+    having: dict[str, list[str]] = {}
+    for run in reversed(runs):
+        for sign in filter(None, run.data.tags.get("warnings", "").split("\n")):
+            having.setdefault(sign, []).append(str(run.info.run_name))
+    for sign, names in having.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"\nwarning: {', '.join(names[:3])}{more}: {sign}")
 
 
 def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
@@ -97,6 +113,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "pair": f"{run.data.params.get('source')} -> {run.data.params.get('target')}",
             "source acc": run.data.metrics.get("test/source/acc"),
             "target acc": run.data.metrics.get(PRIMARY_METRIC),
+            "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
             "seconds": run.data.metrics.get("fit/seconds"),
         }
         for (key, seed), run in reversed(latest.items())
@@ -109,6 +126,10 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
         for acc, low, high in zip(frame["target acc"], lower, upper, strict=True)
     ]
     return frame
+
+
+def _uneven(run: Run) -> bool:
+    return bool(run.data.metrics.get("test/target/imbalance", 1) > UNEVEN)
 
 
 def _configuration(run: Run) -> tuple[tuple[str, str], ...]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torch.utils.data.distributed import DistributedSampler
@@ -243,6 +243,8 @@ class DomainPairDataModule(L.LightningDataModule):
                 self._check_size(getattr(self, role), split, roles.processes if in_batches else 0)
         self._check_pair()
         self._check_classes()
+        for role in DOMAINS:
+            self._warn_of_missing_classes(getattr(self, role))
         source, target = (self._look_at(role, role in roles.supervised) for role in DOMAINS)
         if source.shape != target.shape:
             raise DataError(
@@ -289,6 +291,18 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"classes differ: domain {self.source!r} has {_only(source, target)}, domain {self.target!r} has "
                 f"{_only(target, source)}; both need the same class names in the same order"
             )
+
+    def _warn_of_missing_classes(self, domain: str) -> None:
+        """Warns of classes without a sample in a split that has labels."""
+        for split in SPLITS:
+            there = set(self._get(domain, split).y.tolist()) - {UNKNOWN}
+            missing = [name for label, name in enumerate(self.classes_of(domain)) if label not in there]
+            if there and missing:
+                rank_zero_warn(
+                    f"domain {domain!r}: the {split} split has no sample of {', '.join(map(repr, missing[:5]))}"
+                    f"{f' and {len(missing) - 5} more classes' if len(missing) > 5 else ''}; give it more samples, or "
+                    "define the splits yourself"
+                )
 
     def _look_at(self, role: str, supervised: bool) -> "_Look":
         """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""

@@ -273,7 +273,6 @@ class SpeechCorpora(DomainPairDataModule):
             if domain in labelled:
                 own = _sounds(self._read(domain), self._splits(domain)["test"])
                 check_apart(trained, own, how, "in its test split; remove one of them")
-                self._warn_of_unseen(domain)
         if self.test_speakers is None and self.source in read and (shared := self._left_out(self.source)):
             rank_zero_warn(
                 f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
@@ -304,11 +303,6 @@ class SpeechCorpora(DomainPairDataModule):
                 f"{corpus.place} is source and target; set --data.source_folders and --data.target_folders to the same "
                 "label"
             )
-
-    def _warn_of_unseen(self, domain: str) -> None:
-        learnt = set(self._get(domain, "train").y.tolist())
-        if unseen := [name for label, name in enumerate(self.classes_of(domain)) if label not in learnt]:
-            rank_zero_warn(f"{domain!r}: no training sound is labelled {', '.join(map(repr, unseen))}")
 
     def _check_ranges(self, source: float, target: float) -> None:
         """No check: both corpora have the same features, and one unusual sound may have extreme values."""
