@@ -236,7 +236,7 @@ def test_feature_tables(tables: Path) -> None:
 def test_trainer_files(precision: str) -> None:
     cli = main(["fit", *digits("dann"), *configs("trainer/cpu"), f"--trainer.precision={precision}"])
     assert cli.trainer.precision == precision
-    for name in ("gpu", "ddp", "oracle"):
+    for name in ("gpu", "ddp", "oracle", "select"):
         cli_args = ["fit", *digits("dann"), *configs(f"trainer/{name}"), "--print_config"]
         with pytest.raises(SystemExit) as stop:
             main(cli_args)
@@ -341,6 +341,21 @@ def test_selection_by_target_labels_is_called_an_oracle(tmp_path: Path) -> None:
     main(["test", *args])
     table = main(["compare", "--experiment", "oracle"])
     assert table["method"].tolist() == ["dann (oracle)"]
+
+
+def test_a_checkpoint_is_selected_without_target_labels() -> None:
+    given = digits("dann", *configs("trainer/select"), "--trainer.max_steps=-1", "--trainer.max_epochs=3")
+    cli = main(["fit", *given, "--trainer.check_val_every_n_epoch=1"])
+    run = run_of(cli)
+    assert run.data.tags["selection"] == "best score/infomax"
+    history = client().get_metric_history(run.info.run_id, "score/infomax")
+    best = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)["global_step"]
+    assert len(history) > 1
+    assert cli.trainer.checkpoint_callback.best_model_score == pytest.approx(max(point.value for point in history))
+    assert run.data.tags["checkpoint"] in {
+        file.path.split("/")[-1] for file in client().list_artifacts(run.info.run_id, "checkpoints")
+    }
+    assert 0 < best <= cli.trainer.global_step
 
 
 def test_predict_writes_every_target_sample_once(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
