@@ -28,7 +28,8 @@ def run(args: Sequence[str]) -> Any:
     )
     parser.add_argument("members", nargs="+", metavar="RUN", help="checkpoint file, run id or run name")
     given, options = parser.parse_known_args(args)
-    first = find_fit(given.members[0])
+    fits = [find_fit(member) for member in given.members]
+    first = fits[0]
     if first.config is None:
         raise ConfigError(
             f"members: the run of {given.members[0]!r} is not in this MLflow store; start the list with another run"
@@ -37,7 +38,7 @@ def run(args: Sequence[str]) -> Any:
     config |= {"after": None, "ckpt_path": None}
     if config["trainer"]["logger"]:
         config["trainer"]["logger"]["init_args"] |= {"run_name": None, "run_id": None, "tags": None}
-    trainer = join(given.members, config)
+    trainer = join(given.members, fits, config)
     if isinstance(trainer.logger, Tracker):
         run_of_it = client().get_run(str(trainer.logger.run_id))
         for domain in ("source", "target"):

@@ -23,7 +23,7 @@ from lightning_da.errors import ConfigError
 from lightning_da.grids.ensembles import join
 from lightning_da.paths import write_whole
 from lightning_da.process import prepare
-from lightning_da.tracking import chosen_checkpoint, client
+from lightning_da.tracking import chosen_checkpoint, client, find_fit
 
 
 class Order(NamedTuple):
@@ -76,7 +76,7 @@ def run_cell(order: Order) -> Done:
 
 def _fit_and_test(order: Order) -> Any:
     if order.members:
-        return join(order.members, order.config)
+        return join(order.members, [find_fit(member) for member in order.members], order.config)
     cli = TransferCLI("fit", order.config).build(order.start).run()
     path = chosen_checkpoint(cli.trainer) or None
     cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)

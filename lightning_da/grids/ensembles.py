@@ -11,14 +11,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_da.callbacks.record_run import RecordRun, keep_checkpoint
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
-from lightning_da.tracking import Fit, Tracker, artifacts_folder, client, find_fit
+from lightning_da.tracking import Fit, Tracker, artifacts_folder, client
 
 
-def join(members: Sequence[str], config: dict[str, Any]) -> Trainer:
+def join(members: Sequence[str], fits: Sequence[Fit], config: dict[str, Any]) -> Trainer:
     """Combines the networks of finished fits into a `MarginEnsemble`, tests it, and records it as a run.
 
     Args:
-        members: Checkpoint files, run ids or run names.
+        members: Names of the members in messages.
+        fits: The members.
         config: The configuration of a fit with the test data; its method is ignored.
 
     Returns:
@@ -28,7 +29,6 @@ def join(members: Sequence[str], config: dict[str, Any]) -> Trainer:
         ConfigError: If there are fewer than two members, a member is given twice, was not fitted by the command line,
             or was fitted on other classes, features or splits.
     """
-    fits = [find_fit(member) for member in members]
     if len({fit.checkpoint for fit in fits}) < max(2, len(fits)):
         raise ConfigError(f"members: an ensemble needs two runs or more, each once, not {list(members)}")
     contents = [torch.load(fit.checkpoint, map_location="cpu", weights_only=True) for fit in fits]
