@@ -7,6 +7,7 @@ import lightning as L
 from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import TransferModule
+from lightning_da.transferability.depth import one_thread
 from lightning_da.transferability.features import collect
 from lightning_da.transferability.scores import SCORES, Outputs
 
@@ -60,10 +61,12 @@ class LabelFreeScores(L.Callback):
         if not found:
             return {}
         features, logits = found["bottleneck"], found["head"]
-        outputs = Outputs(features.source, logits.source, features.y_source, features.target, logits.target)
-        if not all(part.isfinite().all() for part in outputs):
+        numbers = (features.source, logits.source, features.target, logits.target)
+        if not all(part.isfinite().all() for part in numbers):
             return {}
-        return {f"score/{name}": SCORES[name](outputs) for name in self.scores}
+        outputs = Outputs(features.source, logits.source, features.y_source, features.target, logits.target)
+        with one_thread():
+            return {f"score/{name}": SCORES[name](outputs) for name in self.scores}
 
     def state_dict(self) -> dict[str, Any]:
         return {"next": self._next, "last": self._last}

@@ -184,7 +184,7 @@ def _find(name: str) -> Measure:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """On matrices of a few hundred rows several threads wait for each other more than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -194,7 +194,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@_one_thread()
+@one_thread()
 def depth_table(
     features: dict[str, Features], chosen: Sequence[str], spread: bool = True, seed: int = 0
 ) -> pd.DataFrame:

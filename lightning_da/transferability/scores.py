@@ -10,7 +10,8 @@ has the best entropy, and a network that is confident and wrong has a good one.
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from sklearn.cluster import KMeans
@@ -27,7 +28,8 @@ TEMPERATURE = 0.05
 """Temperature of `snd`."""
 
 
-class Outputs(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Outputs:
     """What a network computes for held-out samples of both domains. There are no target labels.
 
     Attributes:
@@ -49,6 +51,22 @@ class Outputs(NamedTuple):
     source_labels: Tensor
     target: Tensor
     target_logits: Tensor
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Whether the label of a source sample is known, shape (n_s,)."""
+        return self.source_labels != UNKNOWN
+
+    @cached_property
+    def losses(self) -> Tensor:
+        """Cross-entropies of the source samples with a label."""
+        logits = self.source_logits[self.known].double()
+        return cross_entropy(logits, self.source_labels[self.known], reduction="none")
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """`importance_weights` of the source samples with a label."""
+        return importance_weights(self.source, self.target)[self.known]
 
 
 def _probabilities(logits: Tensor) -> Tensor:
@@ -251,23 +269,9 @@ def dev(losses: Tensor, weights: Tensor) -> float:
     return -float(weighted.mean() + eta * w.mean() - eta)
 
 
-def _risk(score: Callable[[Tensor, Tensor], float]) -> Callable[[Outputs], float]:
-    def found(outputs: Outputs) -> float:
-        known = outputs.source_labels != UNKNOWN
-        if not known.any():
-            return math.nan
-        losses = cross_entropy(
-            outputs.source_logits.double(), outputs.source_labels, ignore_index=UNKNOWN, reduction="none"
-        )
-        return score(losses[known].cpu(), importance_weights(outputs.source, outputs.target)[known.cpu()])
-
-    return found
-
-
 def _source_acc(outputs: Outputs) -> float:
-    known = outputs.source_labels != UNKNOWN
     right = outputs.source_logits.argmax(dim=1) == outputs.source_labels
-    return float(right[known].double().mean())
+    return float(right[outputs.known].double().mean())
 
 
 SCORES: dict[str, Callable[[Outputs], float]] = {
@@ -278,8 +282,8 @@ SCORES: dict[str, Callable[[Outputs], float]] = {
     "bnm": lambda outputs: bnm(outputs.target_logits),
     "snd": lambda outputs: snd(outputs.target_logits),
     "class_ami": lambda outputs: class_ami(outputs.target, outputs.target_logits),
-    "iwv": _risk(iwv),
-    "dev": _risk(dev),
+    "iwv": lambda outputs: iwv(outputs.losses, outputs.weights) if outputs.known.any() else math.nan,
+    "dev": lambda outputs: dev(outputs.losses, outputs.weights) if outputs.known.any() else math.nan,
     "mmd": lambda outputs: -measures.mmd_test(outputs.source, outputs.target, 0).value,
     "a_distance": lambda outputs: -measures.a_distance(outputs.source, outputs.target),
 }
