@@ -47,13 +47,13 @@ class TransferCLI(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str] | Mapping[str, Any]) -> None:
         self.command = command
-        self._fit: Fit | None = None
+        self._named: tuple[str, Fit] | None = None
         if not isinstance(args, Mapping):
             args = with_found_configs(args)
             if command != "fit":
-                self._fit = _named_fit(args)
-            if self._fit is not None and self._fit.config is not None:
-                args = ["--config", str(self._fit.config), *args]
+                self._named = _named_fit(args)
+            if self._named is not None and (file := self._named[1].config) is not None:
+                args = ["--config", str(file), *args]
             _check_given(command, args)
         self._ensemble = _names_ensemble(args)
         defaults = CONF / "default.yaml"
@@ -108,7 +108,9 @@ class TransferCLI(LightningCLI):
         tracker = config.trainer.logger.init_args if self._tracked() else None
         experiment = tracker.experiment_name if tracker else None
         if config.ckpt_path is not None:
-            fit = self._fit or find_fit(config.ckpt_path, experiment)
+            reference, fit = self._named or (None, None)
+            if fit is None or reference != config.ckpt_path:
+                fit = find_fit(config.ckpt_path, experiment)
         elif self.command != "fit":
             name = (tracker.run_name if tracker else None) or self.run_name
             fit = find_fit(name, experiment, parameters(self.plain(), ("model",)))
@@ -208,8 +210,7 @@ class TransferCLI(LightningCLI):
         """Runs the command."""
         weights_only = None if self.command == "fit" else True
         if self.command == "fit":  # before the logger opens a run
-            roles = Roles(self.model.supervised, self.model.unlabelled, self.trainer.world_size)
-            self.datamodule.check(roles)
+            self.datamodule.check(Roles.of(self.model, self.trainer.world_size))
         function = getattr(self.trainer, self.command)
         function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=weights_only)
         return self
@@ -241,10 +242,10 @@ def _start_of(named: str | None) -> str | None:
         raise ConfigError(f"init_from: {error}") from error
 
 
-def _named_fit(args: Sequence[str]) -> Fit | None:
-    """The fit that `--ckpt_path` names, before the other arguments are parsed: its configuration comes first."""
+def _named_fit(args: Sequence[str]) -> tuple[str, Fit] | None:
+    """`--ckpt_path` and its fit, before the other arguments are parsed: its configuration comes first."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(full_spelling(args))[0]
-    return None if given.ckpt_path is None else find_fit(given.ckpt_path, given.experiment)
+    return None if given.ckpt_path is None else (given.ckpt_path, find_fit(given.ckpt_path, given.experiment))

@@ -117,12 +117,16 @@ class Tracker(MLFlowLogger):
             super().finalize(status)
 
 
+def deciding_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
+    """The callback that chooses the final checkpoint of a fit: the first with a `monitor`, otherwise the first."""
+    there = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return next((callback for callback in there if callback.monitor is not None), there[0] if there else None)
+
+
 def chosen_checkpoint(trainer: Trainer) -> str:
     """The final checkpoint of a fit: the best one if a metric is monitored, otherwise the last one."""
-    checkpoint = trainer.checkpoint_callback
-    if not isinstance(checkpoint, ModelCheckpoint):
-        return ""
-    return checkpoint.best_model_path or checkpoint.last_model_path
+    checkpoint = deciding_checkpoint(trainer)
+    return "" if checkpoint is None else checkpoint.best_model_path or checkpoint.last_model_path
 
 
 def is_local(uri: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import dump_svmlight_file
 
-from lightning_da.data.base import UNKNOWN, DataError, TensorDomain
+from lightning_da.data.base import UNKNOWN, DataError, Roles, TensorDomain
 from lightning_da.data.features import FeatureTables
 from lightning_da.methods import FineTune
 from lightning_da.networks import FeedForward
@@ -183,6 +183,13 @@ def test_all_samples_are_in_each_split(tmp_path: Path, x: Array, y: Array) -> No
     for split in SPLITS:
         torch.testing.assert_close(data.dataset("b.npz", split).x, torch.from_numpy(2 * x).float())
     assert [len(loader.dataset) for loader in data.predict_dataloader()] == [40]  # type: ignore[arg-type]
+
+
+def test_training_on_tested_target_labels_is_warned_of(tmp_path: Path, x: Array, y: Array) -> None:
+    npz(tmp_path / "a.npz", x, y)
+    npz(tmp_path / "b.npz", 2 * x, y)
+    with pytest.warns(UserWarning, match="the labels of the target are trained on and tested"):
+        tables(tmp_path, "a.npz", "b.npz", protocol="all").check(Roles(("target",), ()))
 
 
 def test_svmlight_files_share_their_width(tmp_path: Path, x: Array, y: Array) -> None:

@@ -16,6 +16,7 @@ from lightning_da.data.base import UNKNOWN
 from lightning_da.transferability.measures import (
     Probe,
     a_distance,
+    a_distance_test,
     cka,
     coral_distance,
     h_score,
@@ -23,6 +24,8 @@ from lightning_da.transferability.measures import (
     logme,
     mmd_test,
     nce,
+    probe_between_test,
+    probe_within_test,
 )
 from tests import references
 
@@ -266,3 +269,19 @@ def test_cka_does_not_change_with_rotation_scale_and_origin() -> None:
     assert cka(torch.ones(5, 2), normal(5, 2, 0)) == 0
     with pytest.raises(ValueError, match="not of 5 and 6"):
         cka(torch.ones(5, 2), torch.ones(6, 2))
+
+
+@pytest.mark.parametrize(("row", "offset"), [(1e12, 0.0), (0.0, 1e9), (1e10, 1e10)])
+def test_probes_bear_an_outlier_and_a_far_domain(row: float, offset: float) -> None:
+    source, target = normal(40, 4, 0), normal(40, 4, 1) + offset
+    source[3, 1] += row
+    labels = torch.arange(40) % 2
+    assert 0 <= a_distance(source, target) <= 2
+    for found in (
+        a_distance_test(source, target),
+        probe_within_test(source, labels),
+        probe_between_test(source, labels, target, labels),
+    ):
+        assert np.isfinite(found.value)
+        assert found.halves.isfinite().all()
+        assert found.null.isfinite().all()

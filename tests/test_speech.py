@@ -311,7 +311,7 @@ def test_a_class_that_is_never_trained_on_is_named(pair: Path) -> None:
     data = corpora(pair)
     assert data.classes == ["angry", "bored", "sad"]
     module = FineTune(num_classes=3, input_shape=(964,), backbone=toy.BACKBONE, train_on="target", standardize=True)
-    with pytest.warns(UserWarning, match="'target.csv': the train split has no sample of 'bored'"):
+    with pytest.warns(UserWarning, match="'target.csv': there is no sample of class .*'bored' in train"):
         toy.trainer(1).fit(module, data)
 
 

@@ -1,7 +1,9 @@
 """The scaling of inputs: known values, domains apart and together, counts, and what is far away."""
 
 import math
+import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_da.data.base import DOMAINS, TensorDomain
+from lightning_da.data.base import DOMAINS, DataError, TensorDomain
 from lightning_da.methods import DAN, FineTune
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.networks.standardize import Standardize, moments, root_shares
@@ -132,8 +134,9 @@ def test_counts_are_recognised_and_the_length_of_a_text_does_not_matter() -> Non
         words(200, 3, 0) + 1,
         torch.cat([words(200, 3, 0), torch.full((200, 1), 1e4)], dim=1),
         torch.rand(200, 8, generator=torch.Generator().manual_seed(0)),
+        (words(200, 3, 0) > 0).float(),
     ],
-    ids=["negative", "fractions", "no zeros", "a table with one large column", "numbers"],
+    ids=["negative", "fractions", "no zeros", "a table with one large column", "numbers", "flags"],
 )
 def test_what_is_not_counts_is_not_taken_for_counts(x: Tensor) -> None:
     module, _ = fitted(x, x)
@@ -180,9 +183,48 @@ def test_adaptation_scales_each_domain_however_the_batch_is_passed(batch_norm: s
 def test_the_report_names_the_scaling_and_warns_of_what_is_far(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("lightning_da.methods.base.rank_zero_info", said.append)
-    with pytest.warns(UserWarning, match=r"8 of 8 features of the target 'noisy'.*per_domain"):
+    with pytest.warns(UserWarning, match=r"features of the target 'noisy' are far.*per_domain"):
         toy.fit(network(standardize=True), 1, Shifted())
     assert said == ["standardize: mean and deviation of both domains, clipped at 5 deviations"]
+
+
+def test_words_of_one_distribution_are_not_far() -> None:
+    source, target = (torch.poisson(torch.full((200, 1000), 0.005), torch.Generator().manual_seed(i)) for i in (0, 1))
+    assert fitted(source, target)[1] == 0
+
+
+def test_domains_with_other_units_are_scaled_each_by_itself_or_refused() -> None:
+    class Bytes(toy.Toy):
+        def dataset(self, domain: str, split: str) -> TensorDomain:
+            data = super().dataset(domain, split)
+            if domain == self.target:
+                data.x = 255 * data.x
+            return data
+
+    with pytest.raises(DataError, match=r"value ranges differ: .* --model\.standardize per_domain"):
+        toy.fit(network(standardize=True), 1, Bytes())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*are far from")
+        toy.fit(network(standardize="per_domain"), 1, Bytes())
+
+
+def test_a_resumed_fit_keeps_the_numbers_of_its_checkpoint(tmp_path: Path) -> None:
+    first = toy.fit(network(standardize=True), 3)
+    first.trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = network(standardize=True)
+    toy.trainer(6).fit(resumed, Shifted(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert toy.equal(first.standardize.state_dict(), resumed.standardize.state_dict())
+
+
+def test_a_checkpoint_without_the_flag_of_counts_is_loaded() -> None:
+    module, _ = fitted(words(200, 3, 0), words(200, 3, 1))
+    state = module.state_dict()
+    again = Standardize((200,))
+    again.load_state_dict(state)
+    torch.testing.assert_close(again(words(9, 3, 2)), module(words(9, 3, 2)))
+    state.pop("counts")
+    again.load_state_dict(state)
+    assert "counts" not in again.extra_repr()
 
 
 def test_labels_and_other_splits_do_not_change_the_scaling() -> None:

@@ -17,6 +17,7 @@ from lightning_da.tracking import (
     TrackingError,
     artifacts_folder,
     chosen_checkpoint,
+    deciding_checkpoint,
     find_fit,
     is_local,
     parameters,
@@ -27,6 +28,7 @@ class RecordRun(SaveConfigCallback):
     """Records the parameters, tags, configuration, checkpoint and duration of a fit, for comparison and repetition."""
 
     _run_id: str | None = None
+    _signs = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
@@ -92,6 +94,15 @@ class RecordRun(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._start = time.monotonic()
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ARG002
+        signs = getattr(pl_module, "signs", None)
+        if signs is None or len(signs.found) == self._signs or not trainer.is_global_zero:
+            return
+        self._signs = len(signs.found)
+        if isinstance(trainer.logger, Tracker):
+            text = "\n".join(signs.found.values())
+            trainer.logger.experiment.set_tag(trainer.logger.run_id, "warnings", text)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         if isinstance(trainer.logger, Tracker):
             trainer.logger.log_metrics({"fit/seconds": time.monotonic() - self._start}, trainer.global_step)
@@ -103,13 +114,12 @@ class RecordRun(SaveConfigCallback):
             checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
             trainer.save_checkpoint(checkpoint.last_model_path, weights_only=False)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         if stage != "fit" or not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
             return
-        if (signs := getattr(pl_module, "signs", None)) and signs.found:
-            trainer.logger.experiment.set_tag(trainer.logger.run_id, "warnings", "\n".join(signs.found))
-        if path := chosen_checkpoint(trainer):
-            keep_checkpoint(trainer.logger, path, _selection(cast(ModelCheckpoint, trainer.checkpoint_callback)))
+        checkpoint = deciding_checkpoint(trainer)
+        if checkpoint is not None and (path := chosen_checkpoint(trainer)):
+            keep_checkpoint(trainer.logger, path, _selection(checkpoint))
 
     def state_dict(self) -> dict[str, Any]:
         # The checkpoint stores its run id, so that a later `test` adds its results to that run.

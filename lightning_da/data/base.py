@@ -32,11 +32,24 @@ class Roles(NamedTuple):
         supervised: Domains read with labels.
         unlabelled: Domains read without labels.
         processes: Number of training processes.
+        units_differ: Whether the domains may have different units, because each is scaled by itself.
     """
 
     supervised: tuple[str, ...] = ("source",)
     unlabelled: tuple[str, ...] = ("target",)
     processes: int = 1
+    units_differ: bool = False
+
+    @classmethod
+    def of(cls, module: Any, processes: int) -> "Roles":
+        """The roles of a module; those of a method of adaptation if it does not name its own."""
+        default = cls()
+        return cls(
+            getattr(module, "supervised", default.supervised),
+            getattr(module, "unlabelled", default.unlabelled),
+            processes,
+            getattr(module, "scales_per_domain", False),
+        )
 
 
 class DataError(ConfigError):
@@ -251,7 +264,13 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, "
                 f"{target.shape} in domain {self.target!r}; give both domains the same shape"
             )
-        self._check_ranges(source.reach, target.reach)
+        if not roles.units_differ:
+            self._check_ranges(source.reach, target.reach)
+        if "target" in roles.supervised and getattr(self, "protocol", "split") == "all":
+            rank_zero_warn(
+                "protocol `all`: the labels of the target are trained on and tested, so its accuracy is that of "
+                "training samples; use --data.protocol split"
+            )
         self._checked = roles
 
     def _check_pair(self) -> None:
@@ -268,7 +287,8 @@ class DomainPairDataModule(L.LightningDataModule):
         if high > 50 * low:
             raise DataError(
                 f"value ranges differ: the largest value is {source:.4g} in domain {self.source!r} and {target:.4g} in "
-                f"domain {self.target!r}; scale both domains equally (is one 0..1 and the other 0..255?)"
+                f"domain {self.target!r}; scale both domains equally (is one 0..1 and the other 0..255?), or "
+                "each by itself with --model.standardize per_domain"
             )
 
     def _check_size(self, domain: str, split: str, processes: int = 0) -> None:
@@ -294,15 +314,16 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def _warn_of_missing_classes(self, domain: str) -> None:
         """Warns of classes without a sample in a split that has labels."""
+        lacking: dict[str, list[str]] = {}
         for split in SPLITS:
             there = set(self._get(domain, split).y.tolist()) - {UNKNOWN}
-            missing = [name for label, name in enumerate(self.classes_of(domain)) if label not in there]
-            if there and missing:
-                rank_zero_warn(
-                    f"domain {domain!r}: the {split} split has no sample of {', '.join(map(repr, missing[:5]))}"
-                    f"{f' and {len(missing) - 5} more classes' if len(missing) > 5 else ''}; give it more samples, or "
-                    "define the splits yourself"
-                )
+            for label, name in enumerate(self.classes_of(domain)):
+                if there and label not in there:
+                    lacking.setdefault(name, []).append(split)
+        if lacking:
+            named = [f"{name!r} in {' and '.join(splits)}" for name, splits in list(lacking.items())[:5]]
+            more = f" and {len(lacking) - 5} more classes" if len(lacking) > 5 else ""
+            rank_zero_warn(f"domain {domain!r}: there is no sample of class {', '.join(named)}{more}")
 
     def _look_at(self, role: str, supervised: bool) -> "_Look":
         """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""
@@ -346,9 +367,7 @@ class DomainPairDataModule(L.LightningDataModule):
         """The domains that the current module reads."""
         if self.trainer is None:
             return Roles()
-        module, default = self.trainer.lightning_module, Roles()
-        supervised = getattr(module, "supervised", default.supervised)
-        return Roles(supervised, getattr(module, "unlabelled", default.unlabelled), self.trainer.world_size)
+        return Roles.of(self.trainer.lightning_module, self.trainer.world_size)
 
     def _batches_read(self) -> int:
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0

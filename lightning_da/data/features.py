@@ -54,7 +54,7 @@ class FeatureTables(DomainPairDataModule):
         protocol: `split` uses different samples for training and test. `all` uses all samples of a domain in each
             split: the transductive protocol of the Office benchmarks, in which training reads the unlabelled target
             samples that are tested later. Results of the two protocols are not comparable. With `all`, source
-            accuracies are measured on training samples.
+            accuracies, and target accuracies of methods that read target labels, are those of training samples.
         seed: Seed of the splits.
         val_share: Fraction of samples for validation; if a file has only a training and a test split, a fraction of
             its training samples.

@@ -144,19 +144,33 @@ class AdaptationModule(TransferModule):
             target: As for `domain_loss`.
             loss: The domain loss.
         """
-        return {"target_top_class": top_class_share(target.logits)}
+        known = source.labels[source.labels != UNKNOWN]
+        shares = {"source_top_class": known.bincount().max() / len(known)} if len(known) else {}
+        return shares | {"target_top_class": top_class_share(target.logits)}
 
     @essential
     def on_after_backward(self) -> None:
-        """Logs what is watched, and warns once of each sign of failure."""
+        """Logs what is watched, and warns once of each sign of failure; the first tenth of training is passed over."""
         if not self._watched:
             return
         squares = torch.stack(self._gradients).sum() if self._gradients else torch.zeros((), device=self.device)
         values = self._watched | {"domain_gradient": total(squares).sqrt() / world_size()}
         self._watched, self._gradients = {}, []
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
-        for sign in self.signs.add({name: float(value) for name, value in values.items()}):
-            rank_zero_warn(f"{type(self).__name__}, step {self.trainer.global_step + 1}: {sign}")
+        shown = ("domain_gradient", "target_top_class", "discriminator_acc")
+        self.log_dict({f"train/{name}": value for name, value in values.items() if name in shown})
+        if self.progress >= 0.1:
+            for sign in self.signs.add({name: float(value) for name, value in values.items()}):
+                rank_zero_warn(f"{type(self).__name__}, step {self.trainer.global_step + 1}: {sign}")
+
+    @essential
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["signs"] = dict(self.signs.found)
+
+    @essential
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.signs.found |= checkpoint.get("signs", {})
 
     def domain_batches(self, batch: dict[str, Any], joint: bool = False) -> tuple[DomainBatch, DomainBatch]:
         """Passes a training batch through the network.
@@ -173,6 +187,7 @@ class AdaptationModule(TransferModule):
             sizes = {domain: len(part) for domain, part in x.items()}
             logits, layers = self.activations(torch.cat(list(x.values())), sizes, self.adapted)
             outputs = list(zip(*(whole.split(list(sizes.values())) for whole in (logits, *layers)), strict=True))
+            self.set_domain("target")
         else:
             outputs = []
             for domain in DOMAINS:

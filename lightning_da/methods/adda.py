@@ -102,5 +102,9 @@ class ADDA(AdaptationModule):
         return discriminator_loss + mapping_loss
 
     def watched(self, source: DomainBatch, target: DomainBatch, loss: Tensor) -> dict[str, Tensor]:
-        accuracy = discriminator_accuracy(source.layers, target.layers, self.discriminators)
-        return super().watched(source, target, loss) | {"discriminator_acc": accuracy}
+        pairs = list(zip(source.layers, target.layers, self.discriminators, strict=True))
+        found = {
+            "discriminator_acc": discriminator_accuracy(source.layers, target.layers, self.discriminators),
+            "discriminator_loss": torch.stack([domain_classification(*pair) for pair in pairs]).mean(),
+        }
+        return super().watched(source, target, loss) | found

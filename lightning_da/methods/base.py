@@ -195,18 +195,23 @@ class TransferModule(Classifier):
         """Takes mean and deviation of `standardize` from the training samples of both domains, and says so."""
         if not isinstance(self.standardize, Standardize):
             return
-        far = self.standardize.fit(lambda role: data.training_samples((role,)))
+        found = self.standardize.fit(lambda role: data.training_samples((role,)))
         rank_zero_info(f"standardize: {self.standardize.extra_repr()}")
-        if far:
+        if found and not self.scales_per_domain:
+            what = "features" if len(self.input_shape) == 1 else "channels"
             rank_zero_warn(
-                f"{far} of {self.input_shape[0]} features of the target {data.target!r} are far from those of the "
-                f"source {data.source!r}: on average more than {FAR:.0f} deviations of the source. If the domains have "
+                f"{found} of {self.input_shape[0]} {what} of the target {data.target!r} are far from those of the "
+                f"source {data.source!r}: {FAR:.0f} deviations away, or {FAR:.0f} times as wide. If the domains have "
                 "different units or recording conditions, try --model.standardize per_domain"
             )
 
+    @property
+    def scales_per_domain(self) -> bool:  # type: ignore[override]
+        return isinstance(self.standardize, Standardize) and self.standardize.per_domain
+
     @essential
     def setup(self, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" and self.trainer.ckpt_path is None:  # a checkpoint has the numbers
             self.fit_inputs(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer itself
 
     @essential
@@ -238,6 +243,7 @@ class TransferModule(Classifier):
         xs, ys = zip(*(batch[domain] for domain in self.supervised), strict=True)
         self.set_domain({domain: len(x) for domain, x in zip(self.supervised, xs, strict=True)})
         loss = self.task_loss(self(torch.cat(xs)), torch.cat(ys))
+        self.set_domain("target")
         self.log("train/task_loss", loss)
         return loss
 

@@ -33,6 +33,8 @@ class Classifier(L.LightningModule):
     """Domains read without labels in training."""
     starts_from: tuple[str, ...] = ()
     """Checkpoint files of the earlier runs that initialise a fit."""
+    scales_per_domain: bool = False
+    """Whether each domain is scaled by its own mean and deviation, so that they may have different units."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

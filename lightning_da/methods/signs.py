@@ -2,12 +2,12 @@
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-LOGGED_STEPS = 3
+LOGGED_STEPS = 4
 """The number of logged steps over which a value is averaged."""
 
 
@@ -15,11 +15,11 @@ class Signs:
     """Watches an adaptation, and names what goes wrong and what to try.
 
     Attributes:
-        found: The signs that were seen so far, each with what to try, in the order of their first appearance.
+        found: The text of each sign that was seen so far, by its name, in the order of their first appearance.
     """
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.found: dict[str, str] = {}
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOGGED_STEPS))
 
     def add(self, values: dict[str, float]) -> list[str]:
@@ -27,42 +27,51 @@ class Signs:
 
         Args:
             values: `target_top_class`, the largest share of the target that is predicted as one class, in [0, 1];
-                `domain_gradient`, the norm of the gradient that the domain loss sends into the network;
-                `discriminator_acc`, the accuracy of the domain discriminators, in [0, 1]; and `discriminator_loss`,
-                their mean loss. Any of them may be missing.
+                `source_top_class`, the largest share of a class among the known source labels, in [0, 1];
+                `domain_gradient`, the norm of the gradient of the domain loss at the adapted layers, without its
+                weight; `discriminator_acc`, the accuracy of the domain discriminators, in [0, 1]; and
+                `discriminator_loss`, their mean loss. Any of them may be missing.
 
         Returns:
-            The signs that appear for the first time.
+            The texts of the signs that appear for the first time.
         """
         for name, value in values.items():
             self._recent[name].append(value)
         mean = {name: sum(seen) / len(seen) for name, seen in self._recent.items() if len(seen) == LOGGED_STEPS}
-        new = [text for text in _read(mean) if text not in self.found]
-        self.found += new
-        return new
+        new = {name: text for name, text in _read(mean) if name not in self.found}
+        self.found |= new
+        return list(new.values())
 
 
-def _read(mean: dict[str, float]) -> Iterable[str]:
+def _read(mean: dict[str, float]) -> Iterator[tuple[str, str]]:
+    """Names and texts of the signs in mean values."""
+    if not all(math.isfinite(value) for value in mean.values()):
+        yield "not finite", "the domain loss or its gradient is not finite: lower the learning rate"
+        return
     if mean.get("domain_gradient") == 0:
         yield (
+            "no gradient",
             "the domain loss sends no gradient into the network, so nothing is adapted: look for a `detach`, a "
-            "`no_grad` or a constant output in domain_loss, or for frozen adapted layers"
+            "`no_grad` or a constant output in domain_loss, or for frozen adapted layers",
         )
-    if mean.get("target_top_class", 0) > 0.95:
+    if mean.get("target_top_class", 0) > 0.95 and mean.get("source_top_class", 0) < 0.8:
         yield (
+            "one class",
             "one class is predicted for nearly all target samples, so the network has collapsed: lower the learning "
-            "rate or --model.domain_weight"
+            "rate or --model.domain_weight",
         )
     if mean.get("discriminator_acc", 0) > 0.995:
         yield (
+            "discriminator wins",
             "the discriminator is at 100 % accuracy and gives no useful gradient: use a smaller --model.discriminator, "
-            "or --model.standardize per_domain if the inputs differ in scale"
+            "or --model.standardize per_domain if the inputs differ in scale",
         )
-    if mean.get("discriminator_loss", 0) > 1.25 * 2 * math.log(2):
+    if mean.get("discriminator_loss", 0) > 1.1 * 2 * math.log(2):
         yield (
-            f"the discriminator is worse than a guess (loss {mean['discriminator_loss']:.2f}, a guess has "
-            f"{2 * math.log(2):.2f}), so the game of network and discriminator diverges: lower the learning rate or "
-            "--model.domain_weight, or use batch norm in the backbone"
+            "discriminator loses",
+            "the loss of the discriminator stays above 2 log 2 = 1.39, so it is worse than a guess, and the game of "
+            "network and discriminator diverges: lower the learning rate or --model.domain_weight, or use batch norm "
+            "in the backbone",
         )
 
 

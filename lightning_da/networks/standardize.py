@@ -1,6 +1,7 @@
 """Standardisation to zero mean and unit variance, with the training samples of both domains."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ CLIP = 5.0
 """Largest distance from the mean, in deviations. Of a normal feature one value in two million is farther away; a rare
 feature, for example a word in few texts, would reach the square root of the number of samples."""
 FAR = 5.0
-"""A feature of the target is far from the source if its mean square distance is more than so many source deviations."""
+"""A feature of the target is far from the source if its mean differs by so many deviations, those of both domains
+together, or if its deviation is so many times that of the source."""
 
 
 class Moments:
@@ -67,20 +69,22 @@ def _deviation(variance: Tensor) -> Tensor:
 
 
 class _Counts:
-    """Whether samples are counts: mostly zero integers, none negative, and no feature with half of the sum."""
+    """Whether samples are counts: integers, most of them 0, none negative, some above 1, none with half of the sum."""
 
     def __init__(self) -> None:
-        self._whole, self._zeros, self._values, self._sums = True, 0, 0, torch.zeros(1).double()
+        self._whole, self._largest, self._zeros, self._values = True, 0.0, 0, 0
+        self._sums = torch.zeros(1).double()
 
     def add(self, x: Tensor) -> None:
         self._whole &= bool((x >= 0).all() and (x == x.floor()).all())
+        self._largest = max(self._largest, float(x.max()))
         self._zeros += int((x == 0).sum())
         self._values += x.numel()
         self._sums = self._sums + x.double().sum(dim=0)
 
     def __bool__(self) -> bool:
         shared = bool(self._sums.max() < 0.5 * self._sums.sum())
-        return self._whole and self._zeros > 0.5 * self._values and shared
+        return self._whole and self._largest > 1 and self._zeros > 0.5 * self._values and shared
 
 
 def root_shares(counts: Tensor) -> Tensor:
@@ -116,10 +120,12 @@ class Standardize(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], per_domain: bool = False) -> None:
         super().__init__()
+        self.per_domain = per_domain
         shape = (2 if per_domain else 1, input_shape[0], *(1 for _ in input_shape[1:]))
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))
         self.register_buffer("counts", torch.tensor(False))
+        self._has_counts = False
         self._sizes: Mapping[str, int] = {}
         self.set_domain("target")
 
@@ -135,43 +141,52 @@ class Standardize(nn.Module):
                 twice.
 
         Returns:
-            The number of features of the target that are far from the source: their mean square distance from its mean
-            is more than `FAR` deviations.
+            The number of features of the target that are far from the source (see `FAR`).
         """
         if self.mean.ndim == 2:
             counts = _Counts()
             for domain in _ROWS:
                 for part in samples(domain):
                     counts.add(part)
-            self.counts.fill_(bool(counts))
+            self._set_counts(bool(counts))
         found = [Moments() for _ in _ROWS]
         for domain, own in zip(_ROWS, found, strict=True):
             for part in samples(domain):
-                own.add(root_shares(part) if self.counts else part)
+                own.add(root_shares(part) if self._has_counts else part)
         mean, variance = (torch.cat([getattr(own, name) for own in found]) for name in ("mean", "variance"))
         shift = (mean[1:] - mean[:1]).square()
-        far = variance[1:] + shift > FAR**2 * variance[:1] + (torch.finfo(torch.float32).eps * mean[:1]).square()
-        if len(self.mean) == 1:
+        moved = shift > FAR**2 * variance.mean(dim=0) + (torch.finfo(torch.float32).eps * mean[:1]).square()
+        wider = (variance[1:] > FAR**2 * variance[:1]) & (variance[:1] > 0)
+        if not self.per_domain:
             mean, variance = mean.mean(dim=0, keepdim=True), variance.mean(dim=0, keepdim=True) + shift / 4
         self.mean.copy_(mean)
         self.std.copy_(_deviation(variance))
-        return int(far.sum())
+        return int((moved | wider).sum())
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardises samples (B, *input_shape)."""
-        if x.ndim == 2:
-            x = torch.where(self.counts, root_shares(x.clamp(min=0)), x)
-        if len(self.mean) == 1:
+        if self._has_counts:
+            x = root_shares(x)
+        if not self.per_domain:
             return self._scaled(x, 0)
         sizes = [len(x) if size < 0 else size for size in self._sizes.values()]
         parts = zip(self._sizes, x.split(sizes), strict=True)
         return torch.cat([self._scaled(part, _ROWS.index(domain)) for domain, part in parts])
+
+    def _set_counts(self, counts: bool) -> None:
+        self.counts.fill_(counts)
+        self._has_counts = counts  # a value on the CPU: no wait for a GPU in each step
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}counts", torch.tensor(False))  # of a checkpoint from before counts were known
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._has_counts = bool(self.counts)
 
     def _scaled(self, x: Tensor, row: int) -> Tensor:
         scaled: Tensor = (x - self.mean[row]) / self.std[row]
         return scaled.clamp(-CLIP, CLIP)
 
     def extra_repr(self) -> str:
-        origin = "each domain" if len(self.mean) == 2 else "both domains"
-        shares = "square roots of the shares of counts, " if self.counts else ""
+        origin = "each domain" if self.per_domain else "both domains"
+        shares = "square roots of the shares of counts, " if self._has_counts else ""
         return f"{shares}mean and deviation of {origin}, clipped at {CLIP:.0f} deviations"

@@ -60,25 +60,21 @@ def _fit_ridges(x: Tensor, y: Tensor, rows: Tensor, weight: Tensor | None = None
         weight: Weights of the samples of a regression, shape (m,); equal if None.
         penalty: Penalty of the squared weights.
     """
-    shift = x[0] + (x - x[0]).mean(dim=0)
-    x = x - x[0]  # constant features are exactly 0
-    x = x - x.mean(dim=0)
     weight = torch.ones(rows.shape[1], dtype=x.dtype) if weight is None else weight
-    root = (weight / weight.sum()).sqrt()[:, None]
-    sums, products, squares = [], [], []
+    weight = (weight / weight.sum())[:, None]
+    found: list[list[Tensor]] = []
     for part, response in zip(rows, y, strict=True):
-        z = x[part] * root
-        sums.append(root.T @ z)
-        products.append(z.T @ (root * response))
-        squares.append(z.T @ z)
-    centre, offset = torch.stack(sums), (root.square().T @ y)  # (r, 1, d), (r, 1, k)
-    covariance = torch.stack(squares) - centre.mT @ centre
-    scale = covariance.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-    scale = torch.where(scale > 1e-6 * scale.amax(dim=1, keepdim=True), scale, torch.inf)  # no weight if constant
-    gram = covariance / (scale[:, :, None] * scale[:, None, :]) + penalty * torch.eye(x.shape[1], dtype=x.dtype)
-    right = (torch.stack(products) - centre.mT @ offset) / scale[:, :, None]
-    slope = torch.cholesky_solve(right, torch.linalg.cholesky(gram)) / scale[:, :, None]
-    return _Ridges(slope, offset - (centre + shift) @ slope)
+        z = x[part]
+        centre, offset = z[:1] + weight.T @ (z - z[:1]), weight.T @ response
+        z = z - centre
+        scale = (weight.T @ z.square()).sqrt()
+        scale = torch.where(scale > 1e-9 * scale.max(), scale, torch.inf)  # constant features have no weight
+        z = z / scale
+        found.append([centre, offset, scale, z.T @ (weight * (response - offset)), z.T @ (weight * z)])
+    centre, offset, scale, right, gram = (torch.stack(part) for part in zip(*found, strict=True))
+    gram.diagonal(dim1=1, dim2=2).add_(penalty)
+    slope = torch.cholesky_solve(right, torch.linalg.cholesky(gram)) / scale.mT
+    return _Ridges(slope, offset - centre @ slope)
 
 
 class Resampled(NamedTuple):

@@ -178,7 +178,7 @@ def class_ami(features: Tensor, logits: Tensor, seed: int = 0) -> float:
         seed: Seed of k-means.
 
     Returns:
-        At most 1; about 0 if clusters and classes are independent.
+        At most 1; about 0 if clusters and classes are independent, and 0 if one class is predicted for all samples.
 
     Example:
         >>> features = torch.tensor([[0.0, 0.0], [0.0, 0.1], [9.0, 0.0], [9.1, 0.0]])
@@ -189,7 +189,10 @@ def class_ami(features: Tensor, logits: Tensor, seed: int = 0) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than classes
         clusters = KMeans(min(logits.shape[1], len(points)), n_init=3, random_state=seed).fit_predict(points.numpy())
-    return float(adjusted_mutual_info_score(logits.argmax(dim=1).cpu().numpy(), clusters))
+    classes = logits.argmax(dim=1).cpu().numpy()
+    if min(len(set(classes)), len(set(clusters))) < 2:
+        return 0.0
+    return float(adjusted_mutual_info_score(classes, clusters))
 
 
 # ---------------------------------------------------------------- importance weights
