@@ -347,8 +347,8 @@ def test_a_checkpoint_is_selected_without_target_labels() -> None:
     given = digits("dann", *configs("trainer/select"), "--trainer.max_steps=-1", "--trainer.max_epochs=3")
     cli = main(["fit", *given, "--trainer.check_val_every_n_epoch=1"])
     run = run_of(cli)
-    assert run.data.tags["selection"] == "best score/infomax"
-    history = client().get_metric_history(run.info.run_id, "score/infomax")
+    assert run.data.tags["selection"] == "best score/class_ami"
+    history = client().get_metric_history(run.info.run_id, "score/class_ami")
     best = torch.load(cli.trainer.checkpoint_callback.best_model_path, weights_only=True)["global_step"]
     assert len(history) > 1
     assert cli.trainer.checkpoint_callback.best_model_score == pytest.approx(max(point.value for point in history))
