@@ -104,7 +104,8 @@ def _plain_value(message: str) -> str:
     given = re.search(r"val='?(.*?)'?\)$", message)
     if nested and either and given:
         known, value = re.findall(r"'([^']*)'", either.group(1)), given.group(1)
-        return f"{nested[-1]}: {value!r} is neither {either.group(2)} nor a valid choice; {list_choices(value, known)}"
+        other = either.group(2).replace("<class 'bool'>", "true nor false")
+        return f"{nested[-1]}: {value!r} is neither {other} nor a valid choice; {list_choices(value, known)}"
     wanted = re.search(r"Expected a <class '(?:str|(list))'>(?:\. Got value: (\S+))?", message)
     if nested and wanted:
         text = f"YAML reads {wanted.group(2)}, which is not text; put text into quotes, as in '[\"007\"]'"

@@ -581,6 +581,7 @@ def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model.init_args.optimizer=torch.optim.Adamm"], "did you mean 'Adam'"),
         (["--model.init_args.lr_schedule=lightning_da.schedules.cosin"], "cosin"),
         (["--data.init_args.batch_size=5000"], "fewer than a batch of 5000"),
+        (["--model.standardize=per-domain"], "neither true nor false nor a valid choice; did you mean 'per_domain'"),
     ],
 )
 def test_a_mistake_is_named(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

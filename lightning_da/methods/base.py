@@ -71,7 +71,7 @@ class TransferModule(Classifier):
         bottleneck: BackboneCallable | None = None,
         train_on: Literal["source", "target", "both"] = "source",
         init_from: str | None = None,
-        standardize: bool | Literal["per_domain"] = False,
+        standardize: Literal["per_domain"] | bool = False,
         freeze: int | Literal["all"] = 0,
         unfreeze_by: float | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
