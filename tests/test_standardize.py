@@ -15,6 +15,7 @@ from lightning_da.data.base import DOMAINS, DataError, TensorDomain
 from lightning_da.methods import DAN, FineTune
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.networks.standardize import Standardize, moments, root_shares
+from lightning_da.networks.weights import load_weights
 from tests import toy
 
 
@@ -225,6 +226,15 @@ def test_a_checkpoint_without_the_flag_of_counts_is_loaded() -> None:
     state.pop("counts")
     again.load_state_dict(state)
     assert "counts" not in again.extra_repr()
+
+
+def test_weights_of_an_earlier_run_do_not_change_the_scaling(tmp_path: Path) -> None:
+    module, _ = fitted(words(200, 3, 0), words(200, 3, 1))
+    whole = torch.nn.ModuleDict({"standardize": module, "backbone": torch.nn.Linear(200, 2)})
+    torch.save({"state_dict": whole.state_dict()}, tmp_path / "earlier.ckpt")
+    load_weights(whole, str(tmp_path / "earlier.ckpt"), ("backbone.",))
+    assert "counts" in module.extra_repr()
+    torch.testing.assert_close(module(words(9, 3, 2)), module(2 * words(9, 3, 2)))
 
 
 def test_labels_and_other_splits_do_not_change_the_scaling() -> None:

@@ -178,7 +178,8 @@ class Standardize(nn.Module):
         self._has_counts = counts  # a value on the CPU: no wait for a GPU in each step
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.setdefault(f"{prefix}counts", torch.tensor(False))  # of a checkpoint from before counts were known
+        if f"{prefix}mean" in state_dict:  # a checkpoint from before counts were known has no flag
+            state_dict.setdefault(f"{prefix}counts", torch.tensor(False))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._has_counts = bool(self.counts)
 
