@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_da.losses.adversarial import domain_classification
 from lightning_da.methods import DANN, DeepCORAL
 from lightning_da.methods.adaptation import DomainBatch
-from lightning_da.methods.signs import LOGGED_STEPS, Signs, discriminator_accuracy, top_class_share
+from lightning_da.methods.dann import watch_discriminators
+from lightning_da.methods.signs import LOGGED_STEPS, Signs, largest_share
 from tests import toy
 
 HEALTHY = {"target_top_class": 0.4, "domain_gradient": 1e-6, "discriminator_acc": 0.8, "discriminator_loss": 1.4}
@@ -72,12 +74,14 @@ class Says(nn.Module):
 @pytest.mark.parametrize("right", [0.0, 0.5, 0.8, 1.0])
 def test_accuracy_of_discriminators(right: float) -> None:
     source, target = [torch.ones(40, 16)] * 2, [-torch.ones(40, 16)] * 2
-    found = discriminator_accuracy(source, target, [Says(right), Says(1.0)])
-    assert found == pytest.approx((right + 1) / 2)
+    found = watch_discriminators(source, target, [Says(right), Says(1.0)])
+    assert found["discriminator_acc"] == pytest.approx((right + 1) / 2)
+    losses = [domain_classification(source[0], target[0], Says(share)) for share in (right, 1.0)]
+    assert found["discriminator_loss"] == pytest.approx(float(sum(losses)) / 2)
 
 
 def test_share_of_the_most_frequent_class() -> None:
-    assert top_class_share(torch.eye(3)[[0, 1, 1, 2, 1]]) == pytest.approx(0.6)
+    assert largest_share(torch.tensor([0, 1, 1, 2, 1])) == pytest.approx(0.6)
 
 
 class Detached(DeepCORAL):

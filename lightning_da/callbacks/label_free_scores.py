@@ -7,7 +7,7 @@ import lightning as L
 from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import TransferModule
-from lightning_da.transferability.depth import one_thread
+from lightning_da.transferability.depth import FEWEST, one_thread
 from lightning_da.transferability.features import collect
 from lightning_da.transferability.scores import SCORES, Outputs
 
@@ -37,13 +37,16 @@ class LabelFreeScores(L.Callback):
                 raise ConfigError(f"scores: no score {name!r}; {list_choices(name, SCORES)}")
         if not scores or len(set(scores)) < len(scores):
             raise ConfigError(f"scores: name at least one score, and each once, not {list(scores)}")
-        if samples < 8 or every_n_steps < 1:
-            raise ConfigError(f"samples: at least 8, not {samples}; every_n_steps: at least 1, not {every_n_steps}")
+        if samples < FEWEST or every_n_steps < 1:
+            raise ConfigError(
+                f"samples: at least {FEWEST}, not {samples}; every_n_steps: at least 1, not {every_n_steps}"
+            )
         self.scores, self.samples, self.every_n_steps = tuple(scores), samples, every_n_steps
-        self._next, self._last = 0, -1
+        self._last: int | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step >= self._next:
+        due = self._last is None or trainer.global_step >= self._last + self.every_n_steps
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and due:
             pl_module.log_dict(self._compute(trainer, pl_module), sync_dist=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,7 +58,7 @@ class LabelFreeScores(L.Callback):
 
     def _compute(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
         """The scores of the present weights; none if there are too few samples or the network has diverged."""
-        self._next, self._last = trainer.global_step + self.every_n_steps, trainer.global_step
+        self._last = trainer.global_step
         data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         found = collect(trainer, cast(TransferModule, module), data, ("bottleneck", "head"), self.samples)
         if not found:
@@ -69,7 +72,7 @@ class LabelFreeScores(L.Callback):
             return {f"score/{name}": SCORES[name](outputs) for name in self.scores}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next, "last": self._last}
+        return {"last": self._last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._next, self._last = state_dict["next"], state_dict["last"]
+        self._last = state_dict["last"]

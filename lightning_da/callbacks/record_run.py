@@ -108,8 +108,8 @@ class RecordRun(SaveConfigCallback):
             trainer.logger.log_metrics({"fit/seconds": time.monotonic() - self._start}, trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and trainer.global_step == 0:
+        checkpoint = deciding_checkpoint(trainer)
+        if checkpoint is not None and trainer.global_step == 0:
             # Lightning saves no checkpoint for a fit of 0 steps; this saves the initial network.
             checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
             trainer.save_checkpoint(checkpoint.last_model_path, weights_only=False)

@@ -88,8 +88,8 @@ class ImageFolders(DomainPairDataModule):
         augment: Whether to train with random crops, scales and horizontal flips.
         protocol: `split` uses different images for training and test. `all` uses all images of a domain in each split:
             the transductive protocol of the Office benchmarks, in which training reads the unlabelled target images
-            that are tested later. Results of the two protocols are not comparable. With `all`, source
-            accuracies, and target accuracies of methods that read target labels, are those of training images.
+            that are tested later. Results of the two protocols are not comparable. With `all`, source accuracies, and
+            target accuracies of methods that read target labels, are those of training images.
         num_workers: Processes that read images, for each domain.
         seed: Seed of the splits.
         val_share: Fraction of images for validation; if there are only `train` and `test`, a fraction of `train`.

@@ -13,7 +13,7 @@ from lightning_da.gather import gather, total, world_size
 from lightning_da.losses.adversarial import scale_gradient
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.hooks import essential
-from lightning_da.methods.signs import Signs, top_class_share
+from lightning_da.methods.signs import Signs, largest_share
 from lightning_da.networks.norms import split_norms
 from lightning_da.schedules import ramp
 
@@ -133,20 +133,19 @@ class AdaptationModule(TransferModule):
         self.log_dict({"train/domain_loss": loss, "train/domain_weight": weight})
         if self.logs_now:
             with torch.no_grad():
-                self._watched = self.watched(every_source, every_target, loss.detach())
+                self._watched = self.watched(every_source, every_target)
         return loss
 
-    def watched(self, source: DomainBatch, target: DomainBatch, loss: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+    def watched(self, source: DomainBatch, target: DomainBatch) -> dict[str, Tensor]:
         """Values of a logged step that show whether adaptation fails (see `Signs.add`).
 
         Args:
             source: As for `domain_loss`.
             target: As for `domain_loss`.
-            loss: The domain loss.
         """
         known = source.labels[source.labels != UNKNOWN]
-        shares = {"source_top_class": known.bincount().max() / len(known)} if len(known) else {}
-        return shares | {"target_top_class": top_class_share(target.logits)}
+        shares = {"source_top_class": largest_share(known)} if len(known) else {}
+        return shares | {"target_top_class": largest_share(target.logits.argmax(dim=1))}
 
     @essential
     def on_after_backward(self) -> None:

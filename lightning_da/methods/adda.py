@@ -10,8 +10,7 @@ from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import domain_classification, inverted_labels
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
-from lightning_da.methods.dann import discriminators
-from lightning_da.methods.signs import discriminator_accuracy
+from lightning_da.methods.dann import discriminators, watch_discriminators
 from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import constant
 
@@ -101,10 +100,5 @@ class ADDA(AdaptationModule):
         self.log_dict({"train/discriminator_loss": discriminator_loss, "train/mapping_loss": mapping_loss})
         return discriminator_loss + mapping_loss
 
-    def watched(self, source: DomainBatch, target: DomainBatch, loss: Tensor) -> dict[str, Tensor]:
-        pairs = list(zip(source.layers, target.layers, self.discriminators, strict=True))
-        found = {
-            "discriminator_acc": discriminator_accuracy(source.layers, target.layers, self.discriminators),
-            "discriminator_loss": torch.stack([domain_classification(*pair) for pair in pairs]).mean(),
-        }
-        return super().watched(source, target, loss) | found
+    def watched(self, source: DomainBatch, target: DomainBatch) -> dict[str, Tensor]:
+        return super().watched(source, target) | watch_discriminators(source.layers, target.layers, self.discriminators)

@@ -1,3 +1,4 @@
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -5,7 +6,6 @@ from torch import Tensor, nn
 
 from lightning_da.losses.adversarial import domain_classification, scale_gradient
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
-from lightning_da.methods.signs import discriminator_accuracy
 from lightning_da.networks.backbones import FeedForward
 
 
@@ -19,6 +19,20 @@ def discriminators(widths: list[int], hidden: tuple[int, ...]) -> nn.ModuleList:
     return nn.ModuleList(
         nn.Sequential(FeedForward((width,), list(hidden)), nn.Linear(hidden[-1], 1)) for width in widths
     )
+
+
+def watch_discriminators(
+    source: Sequence[Tensor], target: Sequence[Tensor], discriminators: Iterable[nn.Module]
+) -> dict[str, Tensor]:
+    """Accuracy and mean loss of domain discriminators, each for the features (n, d) of a layer, for `Signs.add`."""
+    right, losses = [], []
+    for s, t, discriminator in zip(source, target, discriminators, strict=True):
+        right.append(torch.cat([discriminator(s) > 0, discriminator(t) <= 0]))
+        losses.append(domain_classification(s, t, discriminator))
+    return {
+        "discriminator_acc": torch.cat(right).float().mean(),
+        "discriminator_loss": torch.stack(losses).mean(),
+    }
 
 
 class DANN(AdaptationModule):
@@ -43,7 +57,5 @@ class DANN(AdaptationModule):
         ]
         return torch.stack(losses).sum()
 
-    def watched(self, source: DomainBatch, target: DomainBatch, loss: Tensor) -> dict[str, Tensor]:
-        accuracy = discriminator_accuracy(source.layers, target.layers, self.discriminators)
-        means = {"discriminator_acc": accuracy, "discriminator_loss": loss / len(self.discriminators)}
-        return super().watched(source, target, loss) | means
+    def watched(self, source: DomainBatch, target: DomainBatch) -> dict[str, Tensor]:
+        return super().watched(source, target) | watch_discriminators(source.layers, target.layers, self.discriminators)

@@ -2,10 +2,9 @@
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 LOGGED_STEPS = 4
 """The number of logged steps over which a value is averaged."""
@@ -75,17 +74,6 @@ def _read(mean: dict[str, float]) -> Iterator[tuple[str, str]]:
         )
 
 
-def top_class_share(logits: Tensor) -> Tensor:
-    """The largest share of samples that are predicted as one class, from logits (n, classes)."""
-    return logits.argmax(dim=1).bincount().max() / len(logits)
-
-
-def discriminator_accuracy(
-    source: Sequence[Tensor], target: Sequence[Tensor], discriminators: Iterable[nn.Module]
-) -> Tensor:
-    """The mean accuracy of domain discriminators, each for the features (n, d) of a layer; positive is source."""
-    right = [
-        torch.cat([discriminator(s) > 0, discriminator(t) <= 0])
-        for s, t, discriminator in zip(source, target, discriminators, strict=True)
-    ]
-    return torch.cat(right).float().mean()
+def largest_share(classes: Tensor) -> Tensor:
+    """The share of the most frequent class, from classes (n,), int64."""
+    return classes.bincount().max() / len(classes)
