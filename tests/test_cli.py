@@ -15,6 +15,8 @@ import pytest
 import timm
 import torch
 import yaml
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from mlflow.entities import Run
 from PIL import Image
 
@@ -25,7 +27,7 @@ from lightning_da.methods import DANN, DomainBatch
 from lightning_da.networks.backbones import TimmBackbone
 from lightning_da.paths import PROJECT
 from lightning_da.signatures import arguments
-from lightning_da.tracking import client, find_fit
+from lightning_da.tracking import client, deciding_checkpoint, find_fit
 
 CONF = PROJECT / "conf"
 SHORT = [
@@ -356,6 +358,15 @@ def test_a_checkpoint_is_selected_without_target_labels() -> None:
         file.path.split("/")[-1] for file in client().list_artifacts(run.info.run_id, "checkpoints")
     }
     assert 0 < best <= cli.trainer.global_step
+
+
+def test_the_callback_with_a_monitor_decides_wherever_it_stands() -> None:
+    plain, watching = ModelCheckpoint(save_last=True), ModelCheckpoint(monitor="score/dev", mode="max")
+    orders: tuple[list[Callback], ...] = ([plain, watching], [watching, plain])
+    for callbacks in orders:
+        assert deciding_checkpoint(Trainer(callbacks=callbacks, logger=False, accelerator="cpu")) is watching
+    assert deciding_checkpoint(Trainer(callbacks=[plain], logger=False, accelerator="cpu")) is plain
+    assert deciding_checkpoint(Trainer(enable_checkpointing=False, logger=False, accelerator="cpu")) is None
 
 
 def test_predict_writes_every_target_sample_once(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
