@@ -25,6 +25,8 @@ DESCRIPTIONS = {
     "predict": "Classify the target and write a CSV file.",
 }
 OPTIONS_USAGE = "--config method/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]"
+IMAGES = "data/image_folders.yaml"
+"""The data file of a command that names a folder (`--data.root`) and no data file."""
 _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
 
 
@@ -54,6 +56,10 @@ class TransferCLI(LightningCLI):
                 self._named = _named_fit(args)
             if self._named is not None and (file := self._named[1].config) is not None:
                 args = ["--config", str(file), *args]
+            if class_path(full_spelling(args), "data") is None and any(
+                word.startswith("--data.init_args.root") for word in full_spelling(args)
+            ):
+                args = [*with_found_configs(["--config", IMAGES]), *args]
             _check_given(command, args)
         self._ensemble = _names_ensemble(args)
         defaults = CONF / "default.yaml"
@@ -132,9 +138,10 @@ class TransferCLI(LightningCLI):
 
     @property
     def pair(self) -> str:
-        """The two domains in the name of a run."""
+        """The domains in the name of a run; a folder that is the only domain is named once."""
         given = self.config.data.init_args
-        names = (str(given.get(role, role)) for role in ("source", "target"))
+        named = [given.get(role, role) for role in ("source", "target")]
+        names = [str(name) for name in named if name is not None] or [Path(given.root).absolute().name]
         return "-".join(Path(name.rpartition(":")[2]).stem for name in names)  # a domain can be FILE:NAME
 
     @property

@@ -94,6 +94,7 @@ def tables(tmp_path: Path) -> Path:
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 NETWORK = "--model.init_args.backbone.init_args"
+PAIR = ("--data.init_args.source=source", "--data.init_args.target=target", "--data.init_args.num_workers=0")
 LENET = "lightning_da.networks.LeNet"
 SPEECH = [*configs("method/speech_ffn", "data/speech"), "--after=null"]
 
@@ -208,7 +209,12 @@ def test_a_first_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_textbooks_vgg16(image_root: Path) -> None:
     args = [*configs("method/vgg16", "data/image_folders"), *SHORT, *without_download("vgg16")]
-    args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=32", "--data.init_args.num_workers=0"]
+    args += [
+        *PAIR,
+        f"--data.init_args.root={image_root}",
+        "--data.init_args.image_size=32",
+        "--data.init_args.num_workers=0",
+    ]
     args += ["--trainer.max_epochs=1", "--trainer.logger=false", "--data.init_args.batch_size=8"]
     model = main(["fit", *args]).model
     convolutions = [m for m in model.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -222,7 +228,12 @@ def test_the_textbooks_vgg16(image_root: Path) -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_on_image_folders(backbone: str, image_root: Path) -> None:
     args = [*configs("data/image_folders", f"backbone/{backbone}", "method/dann"), *SHORT, *without_download(backbone)]
-    args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=32", "--data.init_args.num_workers=0"]
+    args += [
+        *PAIR,
+        f"--data.init_args.root={image_root}",
+        "--data.init_args.image_size=32",
+        "--data.init_args.num_workers=0",
+    ]
     cli = main(["fit", *args, "--trainer.max_steps=1", "--trainer.logger=false", "--data.init_args.batch_size=8"])
     rates = {group["name"]: group["lr"] for group in cli.trainer.optimizers[0].param_groups}
     assert rates["backbone"] == pytest.approx(0.1 * rates["head"])
@@ -405,9 +416,34 @@ def test_predict_refuses_other_samples_and_other_classes(tables: Path, capsys: p
     assert not Path("found.csv").exists()
 
 
+def test_one_labelled_folder(image_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shortest command: no data file, and one domain, which is named, validated, tested and shown once."""
+    folder = ["--data.init_args.root", str(image_root / "target"), "--data.init_args.val_share=0.4"]
+    folder += ["--data.init_args.image_size=32", "--data.init_args.num_workers=0", *without_download("mobilenetv2")]
+    words = [*configs("method/fine_tune", "backbone/mobilenetv2"), *SHORT[2:], *folder, "--data.init_args.batch_size=8"]
+    fit = main(["fit", *words])
+    assert run_of(fit).info.run_name == "fine_tune-target-s0"
+    main(["test", *words])
+    assert {key for key in metrics(fit) if key.startswith("test/")} == {
+        f"test/target/{name}" for name in ("acc", "class_acc", "class_precision", "imbalance")
+    }
+    two = ("val/source", "score/", "depth/mmd", "depth/a_distance", "depth/probe_target")
+    assert not [key for key in metrics(fit) if key.startswith(two)]
+    assert "depth/probe_source" in metrics(fit)
+    capsys.readouterr()
+    main(["compare"])
+    assert "target, test split" in capsys.readouterr().out
+    assert "one domain" in complaint(["fit", *configs("method/dann", "backbone/mobilenetv2"), *SHORT, *folder], capsys)
+
+
 def test_predict_images_of_the_transductive_protocol_once(image_root: Path) -> None:
     args = [*configs("method/source_only", "data/image_folders"), *SHORT, "--data.init_args.protocol=all"]
-    args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=28", "--data.init_args.num_workers=0"]
+    args += [
+        *PAIR,
+        f"--data.init_args.root={image_root}",
+        "--data.init_args.image_size=28",
+        "--data.init_args.num_workers=0",
+    ]
     args += ["--model.init_args.backbone=lightning_da.networks.LeNet"]
     main(["fit", *args])
     main(["predict", *args])
@@ -419,7 +455,12 @@ def test_pretrained_weights_are_not_needed_after_the_fit(image_root: Path, tmp_p
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("mobilenetv2_100").state_dict(), weights)
     args = [*configs("method/linear_probe", "data/image_folders", "backbone/mobilenetv2"), *SHORT]
-    args += [f"--data.init_args.root={image_root}", "--data.init_args.image_size=32", "--data.init_args.num_workers=0"]
+    args += [
+        *PAIR,
+        f"--data.init_args.root={image_root}",
+        "--data.init_args.image_size=32",
+        "--data.init_args.num_workers=0",
+    ]
     args += [f"{NETWORK}.weights={weights}"]
     cli = main(["fit", *args])
     reference = TimmBackbone((3, 32, 32), "mobilenetv2_100", weights=str(weights))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule
+from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule, Roles
 from lightning_da.data.image_folders import ImageFolders, read_image
 from lightning_da.data.splits import split_indices
 from lightning_da.errors import list_choices
@@ -224,11 +224,60 @@ def test_val_is_split_off_train(root: Path) -> None:
     assert {part.split("/")[2] for part in parts["val"]} == {"bike", "mug"}
 
 
-def test_splits_need_train_and_test(root: Path) -> None:
-    fill(root / "own" / "train")
-    fill(root / "own" / "val")
-    with pytest.raises(DataError, match=r"'own'.*train and val only"):
+@pytest.mark.parametrize("other", ["val", "valid", "validation", "test"])
+def test_the_only_split_beside_train_is_for_test(root: Path, other: str) -> None:
+    for split, number in (("train", 10), (other, 4)):
+        fill(root / "own" / split, number)
+    parts = names(folders(root, source="own"), "own")
+    assert {part.split("/")[1] for part in parts["test"]} == {other}
+    assert {part.split("/")[1] for part in parts["train"] + parts["val"]} == {"train"}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 18, "val": 2, "test": 8}
+
+
+@pytest.mark.parametrize("other", [("val", "valid"), ()])
+def test_splits_need_train_and_test(root: Path, other: tuple[str, ...]) -> None:
+    for split in ("train", *other):
+        fill(root / "own" / split)
+    with pytest.raises(DataError, match=r"'own'.*only; predefined splits need"):
         folders(root, source="own").check()
+
+
+# ---------------------------------------------------------------- one domain
+
+
+def test_one_folder_is_one_domain(root: Path) -> None:
+    data = folders(root / "photo", source=None, target=None)
+    data.check(Roles(("target",), ()))
+    assert (data.source, data.target, data.domains) == ("photo", "photo", ("target",))
+    assert data.classes == ["bike", "mug"]
+    named = folders(root, source=None)
+    assert names(data, "photo") == names(named, "photo")
+    assert data.fingerprint() == named.fingerprint()
+    assert len(data.val_dataloader()) == len(data.test_dataloader()) == 1
+
+
+def test_one_domain_may_name_its_labels_source(root: Path) -> None:
+    folders(root, target=None).check(Roles(("source",), ()))
+
+
+def test_two_domains_are_asked_for_where_a_method_reads_two(root: Path) -> None:
+    for roles in (Roles(), Roles(("source", "target"), ())):
+        with pytest.raises(DataError, match=r"there is one domain, 'photo'; set --data.source"):
+            folders(root, source=None).check(roles)
+
+
+def test_a_folder_of_domains_is_not_one_domain(root: Path) -> None:
+    with pytest.raises(DataError, match=r"'art', 'photo' have the same folders, like domains"):
+        folders(root, source=None, target=None).check(Roles(("target",), ()))
+    draw(root / "art" / "more.png")
+    assert folders(root, source=None, target=None).classes == ["art", "photo"]
+
+
+def test_one_domain_needs_labels(root: Path) -> None:
+    for i in range(20):
+        draw(root / "new" / f"{i}.png", value=i)
+    with pytest.raises(DataError, match=r"'new'.*labels are needed"):
+        folders(root, source=None, target="new").check(Roles(("target",), ()))
 
 
 def test_a_class_may_be_called_train(root: Path) -> None:

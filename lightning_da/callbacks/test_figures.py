@@ -1,7 +1,7 @@
 """Pictures and tables of test results."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_da.data.base import DOMAINS, UNKNOWN
+from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.gather import gather
 from lightning_da.methods import Classifier, TransferModule
@@ -40,27 +40,29 @@ class TestFigures(L.Callback):
         self.samples = samples
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        self._kept: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {domain: [] for domain in DOMAINS}
+        self._kept: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {
+            domain: [] for domain in cast(Classifier, pl_module).evaluated
+        }
 
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,  # noqa: ARG002
+        pl_module: L.LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,
     ) -> None:
-        kept = self._kept[DOMAINS[dataloader_idx]]
+        kept = self._kept[cast(Classifier, pl_module).evaluated[dataloader_idx]]
         missing = -(-self.samples // trainer.world_size) - sum(len(y) for _, _, y in kept)
         if missing > 0:
             kept.append((batch[0][:missing], outputs["features"][:missing].float(), outputs["y"][:missing]))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        counts = [pl_module.confusion("test", domain).compute().cpu().numpy() for domain in DOMAINS]
+        counts = [pl_module.confusion("test", domain).compute().cpu().numpy() for domain in self._kept]
         features, labels = [], []
-        for domain in DOMAINS:
+        for domain in self._kept:
             _, x, y = (torch.cat(parts) for parts in zip(*self._kept[domain], strict=True))
             features.append(gather(x).cpu().numpy())
             labels.append(gather(y).cpu().numpy())
@@ -68,7 +70,7 @@ class TestFigures(L.Callback):
         if not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        names = [data.source, data.target]
+        names = [getattr(data, domain) for domain in self._kept]
         tracked, run_id = trainer.logger.experiment, trainer.logger.run_id
         tracked.log_text(run_id, per_class(counts, names, data.classes).to_csv(index=False), "per_class.csv")
         figures = {"confusion.png": confusion_figure(counts, names, data.classes)}
@@ -77,7 +79,7 @@ class TestFigures(L.Callback):
         else:
             figures["embedding.png"] = embedding_figure(features, labels, names, data.classes)
             if before is not None:
-                figures["before_after.png"] = before_after_figure([before, features[1]], labels[1], data.classes)
+                figures["before_after.png"] = before_after_figure([before, features[-1]], labels[-1], data.classes)
         for path, figure in figures.items():
             figure.suptitle(tracked.get_run(run_id).info.run_name)
             tracked.log_figure(run_id, figure, path)
@@ -133,8 +135,8 @@ def confusion_figure(counts: list[NDArray[Any]], names: list[str], classes: list
         classes: Names of the classes.
     """
     size = 0.45 * len(classes)
-    figure = Figure(figsize=(2 * (size + 2), size + 1.6), layout="constrained")
-    for axes, matrix, name in zip(figure.subplots(1, len(counts)), counts, names, strict=True):
+    figure = Figure(figsize=(len(counts) * (size + 2), size + 1.6), layout="constrained")
+    for axes, matrix, name in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, names, strict=True):
         rows = matrix.sum(axis=1, keepdims=True)
         shares = 100 * matrix / np.maximum(rows, 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
@@ -178,7 +180,7 @@ def before_after_figure(features: list[NDArray[Any]], labels: NDArray[Any], clas
 def embedding_figure(
     features: list[NDArray[Any]], labels: list[NDArray[Any]], names: list[str], classes: list[str]
 ) -> Figure:
-    """t-SNE of the features in both domains, coloured by class and by domain.
+    """t-SNE of the features, coloured by class and, if there are two domains, by domain.
 
     Args:
         features: Features of each domain, shape (n, width).
@@ -189,17 +191,19 @@ def embedding_figure(
     both, label = np.concatenate(features), np.concatenate(labels)
     domain = np.repeat(np.arange(len(features)), [len(part) for part in features])
     places = _places(both)
-    figure = Figure(figsize=(12, 5.6), layout="constrained")
-    by_class, by_domain = figure.subplots(1, 2)
-    for part, marker in enumerate("ox"):
+    figure = Figure(figsize=(6 * len(names), 5.6), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for part, (name, marker) in enumerate(zip(names, "ox", strict=False)):
         here = domain == part
-        _scatter_classes(by_class, places[here], label[here], classes, marker)
-        by_domain.scatter(*places[here].T, s=14, marker=marker, linewidths=0.8, label=names[part])
-    _add_legend(by_class, classes)
-    by_class.set_title(f"by class ({names[0]} o, {names[1]} x)")
-    by_domain.set_title("by domain")
-    by_domain.legend(fontsize=8)
-    for axes in (by_class, by_domain):
+        _scatter_classes(panels[0], places[here], label[here], classes, marker)
+        for axes in panels[1:]:
+            axes.scatter(*places[here].T, s=14, marker=marker, linewidths=0.8, label=name)
+    _add_legend(panels[0], classes)
+    panels[0].set_title("by class" + (f" ({names[0]} o, {names[1]} x)" if len(names) > 1 else ""))
+    for axes in panels[1:]:
+        axes.set_title("by domain")
+        axes.legend(fontsize=8)
+    for axes in panels:
         axes.set(xticks=[], yticks=[])
     return figure
 

@@ -10,7 +10,7 @@ from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
-from lightning_da.transferability.depth import DEFAULT_MEASURES, check_measures, depth_table
+from lightning_da.transferability.depth import DEFAULT_MEASURES, check_measures, depth_table, measures_for
 from lightning_da.transferability.features import check_layers, collect
 from lightning_da.transferability.plots import curve_files
 
@@ -39,7 +39,7 @@ class TransferCurve(L.Callback):
     without curves.
 
     Some measures, `probe_target` for example, read the labels of the target's validation split. Nothing is trained or
-    chosen with these labels.
+    chosen with these labels. If there is one domain, the measures of two domains are left out.
 
     Args:
         every_n_epochs: Epochs between two points of the curves over training; with 0 there are only start and end.
@@ -117,7 +117,8 @@ class TransferCurve(L.Callback):
         features = collect(trainer, module, data, check_layers(module, self.layers), self.samples)
         if not trainer.is_global_zero:
             return pd.DataFrame()
-        return depth_table(features, self.measures, spread).assign(network=network, step=trainer.global_step)
+        measures = measures_for(self.measures, data.domains)
+        return depth_table(features, measures, spread).assign(network=network, step=trainer.global_step)
 
     def _add(self, trainer: L.Trainer, rows: pd.DataFrame) -> None:
         if trainer.is_global_zero:

@@ -1,7 +1,8 @@
 """`lightning-da compare`: prints the runs of an experiment as a table."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -110,7 +111,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "terms": _terms(run),
             "method": run.data.params["method"]
             + (" (oracle)" if "oracle" in run.data.tags.get("selection", "") else ""),
-            "pair": f"{run.data.params.get('source')} -> {run.data.params.get('target')}",
+            "pair": _pair(run.data.params),
             "source acc": run.data.metrics.get("test/source/acc"),
             "target acc": run.data.metrics.get(PRIMARY_METRIC),
             "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
@@ -126,6 +127,12 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
         for acc, low, high in zip(frame["target acc"], lower, upper, strict=True)
     ]
     return frame
+
+
+def _pair(params: Mapping[str, str]) -> str:
+    """The domains of a run; a folder that is the only domain is named once."""
+    names = [name for role in ("source", "target") if (name := params.get(role, "None")) != "None"]
+    return " -> ".join(names or [Path(params.get("root", "")).name])
 
 
 def _uneven(run: Run) -> bool:

@@ -11,12 +11,19 @@ from matplotlib.figure import Figure
 
 from lightning_da.callbacks.transfer_curve import network_name, record
 from lightning_da.cli import TransferCLI
-from lightning_da.data.base import DOMAINS, Roles
+from lightning_da.data.base import Roles
 from lightning_da.errors import ConfigError
 from lightning_da.methods import TransferModule
 from lightning_da.paths import write_whole
 from lightning_da.tracking import Tracker, client, find_fit, parameters
-from lightning_da.transferability.depth import DEFAULT_MEASURES, MEASURES, Features, check_measures, depth_table
+from lightning_da.transferability.depth import (
+    DEFAULT_MEASURES,
+    MEASURES,
+    Features,
+    check_measures,
+    depth_table,
+    measures_for,
+)
 from lightning_da.transferability.features import check_layers, collect
 from lightning_da.transferability.measures import cka
 from lightning_da.transferability.plots import FILES, curve_files
@@ -88,7 +95,8 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     first = clis[0]
     first.datamodule.check(Roles((), ()))
     networks = [_look(cli, first, given.layers, given.samples, alone=len(clis) == 1) for cli in clis]
-    table = _table(networks, given.measures)
+    domains = first.datamodule.domains
+    table = _table(networks, measures_for(given.measures, domains), domains)
     if table.empty:
         raise ConfigError("no measure could be computed; see the warnings")
     title = " and ".join(network.title for network in networks)
@@ -151,7 +159,7 @@ def _look(cli: TransferCLI, on: TransferCLI, layers: list[str] | None, samples: 
     return _Network(title, kind, run_id, baseline, features())
 
 
-def _table(networks: list[_Network], measures: Sequence[str]) -> pd.DataFrame:
+def _table(networks: list[_Network], measures: Sequence[str], domains: Sequence[str]) -> pd.DataFrame:
     if len(networks) == 1:
         (network,) = networks
         parts = [depth_table(network.features, measures).assign(network=network.kind)]
@@ -168,7 +176,7 @@ def _table(networks: list[_Network], measures: Sequence[str]) -> pd.DataFrame:
         | {"network": "both", "value": cka(getattr(one[layer], domain), getattr(other[layer], domain))}
         for depth, layer in enumerate(one, start=1)
         if layer in other
-        for domain in DOMAINS
+        for domain in domains
     ]
     return pd.concat([*parts, pd.DataFrame(rows)], ignore_index=True)
 

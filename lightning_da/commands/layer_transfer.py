@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from lightning_da.cli import TransferCLI
-from lightning_da.data import DomainPairDataModule, Task
+from lightning_da.data import DomainPairDataModule, Roles, Task
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_grid
 from lightning_da.grids.layers import TREATMENTS, Layers, report
@@ -49,16 +49,16 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     setting = _setting(cli, given)
     depths = _depths(given.depths, setting.layers)
     cells = setting.plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)
-    _check_data(cli.datamodule, cells)
     domains = ("source", "target") if given.across_domains else ("source",)
+    _check_data(cli.datamodule, cells, domains)
     name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
     same = digest(setting.config, setting.task_a, setting.across, cli.datamodule.fingerprint())
     return run_grid(Grid(name, setting.config, same, cells, partial(report, setting, name)), cli, given.jobs)
 
 
-def _check_data(data: DomainPairDataModule, cells: Sequence[Cell]) -> None:
+def _check_data(data: DomainPairDataModule, cells: Sequence[Cell], domains: tuple[str, ...]) -> None:
     """Checks the data of all cells before training."""
-    data.check()
+    data.check(Roles(domains, ()))
     tasks = [{**cell.config["data"]["init_args"], "data": data} for cell in cells]
     for arguments in {str(task): task for task in tasks}.values():
         Task(**arguments).check()

@@ -134,7 +134,7 @@ def _in_chunks(dataset: Any, indices: range) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class DomainPairDataModule(L.LightningDataModule):
-    """Batches of a source and a target domain.
+    """Batches of a source and a target domain, or of one domain with labels.
 
     A subclass implements `dataset(domain, split)`. A training batch is a dictionary, for example
     `{"source": (x, y), "target": x}`: a domain has labels only if the method lists it in `supervised`. Validation, test
@@ -142,8 +142,15 @@ class DomainPairDataModule(L.LightningDataModule):
 
     Args:
         source: Name of the domain with labels.
-        target: Name of the domain to transfer to.
+        target: Name of the domain to transfer to. If one of the two is None, the other is the only domain: `source` and
+            `target` both name it, and it is validated and tested once, as target.
         batch_size: Samples per batch and domain, on each process.
+
+    Attributes:
+        domains: The domains that are validated and tested, `source` or `target`.
+
+    Raises:
+        DataError: If both are None, or the batch size is less than 1.
     """
 
     num_workers = 0
@@ -151,11 +158,14 @@ class DomainPairDataModule(L.LightningDataModule):
     predicted: tuple[str, ...] = SPLITS
     """Target splits that `predict` classifies; together they contain each sample once."""
 
-    def __init__(self, source: str, target: str, batch_size: int = 64) -> None:
+    def __init__(self, source: str | None, target: str | None, batch_size: int = 64) -> None:
         super().__init__()
         if batch_size < 1:
             raise DataError(f"data.batch_size: {batch_size} is less than 1")
-        self.source, self.target, self.batch_size = source, target, batch_size
+        if source is None and target is None:
+            raise DataError("data: no domain is given; set --data.source and --data.target, or one of them")
+        self.source, self.target, self.batch_size = str(source or target), str(target or source), batch_size
+        self.domains = DOMAINS if source is not None and target is not None else ("target",)
         self._datasets: dict[tuple[str, str], Any] = {}
         self._checked: Roles | None = None
 
@@ -234,30 +244,49 @@ class DomainPairDataModule(L.LightningDataModule):
             if self._checked != self._roles():
                 self.check(self._roles())
             return
-        for role in DOMAINS:
+        for role in self.domains:
             for split in {"validate": ("val",), "test": ("test",)}.get(stage, ()):
                 self._check_size(getattr(self, role), split)
         self._check_classes()
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008  # a NamedTuple does not change
-        """Checks that training can read the two domains together.
+        """Checks that training can read the domains.
 
         Args:
             roles: The domains that training reads.
 
         Raises:
-            DataError: If source and target are the same data, a split is empty or smaller than a batch, the classes,
-                shapes or value ranges differ, a label is out of range, a supervised domain has no labels, or a value is
-                not finite.
+            DataError: If source and target are the same data, a method that reads two domains gets one, a split is
+                empty or smaller than a batch, the classes, shapes or value ranges differ, a label is out of range, a
+                supervised domain has no labels, or a value is not finite.
         """
-        for role in DOMAINS:
+        read = roles.supervised + roles.unlabelled
+        if len(self.domains) < 2 <= len(read):
+            raise DataError(
+                f"the method reads a source and a target, but there is one domain, {self.target!r}; set --data.source "
+                "and --data.target, or train on the one domain with --config method/fine_tune.yaml"
+            )
+        for role in self.domains:
             for split in SPLITS:
-                in_batches = split == "train" and role in roles.supervised + roles.unlabelled
+                in_batches = split == "train" and (role in read or len(self.domains) < 2)
                 self._check_size(getattr(self, role), split, roles.processes if in_batches else 0)
-        self._check_pair()
-        self._check_classes()
-        for role in DOMAINS:
+        for role in self.domains:
             self._warn_of_missing_classes(getattr(self, role))
+        if len(self.domains) < 2:
+            self._look_at("target", supervised=True)
+        else:
+            self._check_pair()
+            self._check_classes()
+            self._compare(roles)
+        if ("target" in roles.supervised or len(self.domains) < 2) and getattr(self, "protocol", "split") == "all":
+            rank_zero_warn(
+                "protocol `all`: the labels of the target are trained on and tested, so its accuracy is that of "
+                "training samples; use --data.protocol split"
+            )
+        self._checked = roles
+
+    def _compare(self, roles: Roles) -> None:
+        """Checks the samples of both domains, and refuses different shapes and units."""
         source, target = (self._look_at(role, role in roles.supervised) for role in DOMAINS)
         if source.shape != target.shape:
             raise DataError(
@@ -266,12 +295,6 @@ class DomainPairDataModule(L.LightningDataModule):
             )
         if not roles.units_differ:
             self._check_ranges(source.reach, target.reach)
-        if "target" in roles.supervised and getattr(self, "protocol", "split") == "all":
-            rank_zero_warn(
-                "protocol `all`: the labels of the target are trained on and tested, so its accuracy is that of "
-                "training samples; use --data.protocol split"
-            )
-        self._checked = roles
 
     def _check_pair(self) -> None:
         """Refuses identical source and target data, also under two names."""
@@ -426,10 +449,10 @@ class DomainPairDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        return [self._loader(role, "val") for role in DOMAINS]
+        return [self._loader(role, "val") for role in self.domains]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        return [self._loader(role, "test") for role in DOMAINS]
+        return [self._loader(role, "test") for role in self.domains]
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         if not any(len(self._get(self.target, split)) for split in self.predicted):

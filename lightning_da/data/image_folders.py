@@ -1,4 +1,4 @@
-"""Image folders, one for each domain and class."""
+"""Image folders: one for each domain and class, or one for each class."""
 
 import hashlib
 import os
@@ -20,6 +20,7 @@ from lightning_da.data.splits import Indices, split_indices
 from lightning_da.errors import list_choices
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """Last bytes of a complete file in each format."""
 
@@ -68,18 +69,23 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 class ImageFolders(DomainPairDataModule):
     """Two domains of images in folders `root/<domain>/<class>/*`, for example Office-31, Office-Home or DomainNet.
 
+    Without `source` and `target` there is one domain with labels, `root/<class>/*`; with one of the two names there is
+    one domain, `root/<domain>/<class>/*`.
+
     Images are found by their suffix, also in sub-folders of a class; hidden files are ignored. Images are converted to
     RGB, the shorter side is scaled to `resize`, and the centre is cropped.
 
     Images directly in the folder of a domain have no label; a target with only such images is unlabelled.
 
-    If the only folders of a domain are `train`, `test` and, optionally, `val`, they are its splits:
-    `root/<domain>/<split>/<class>/*`. Otherwise the images are split with `seed`, stratified by class.
+    If the only folders of a domain are `train`, `val` (or `valid`, `validation`) and `test`, or `train` and one of the
+    others, they are its splits: `root/<domain>/<split>/<class>/*`. If there is only one beside `train`, it is the test
+    split, and the images for validation are drawn from `train`. Without such folders the images are split with `seed`,
+    stratified by class.
 
     Args:
         root: Folder of the domains.
-        source: Folder of the domain with labels, below `root`.
-        target: Folder of the domain to transfer to, below `root`.
+        source: Folder of the domain with labels, below `root`; None if there is one domain.
+        target: Folder of the domain to transfer to, below `root`; None if there is one domain.
         batch_size: Samples per batch and domain, on each process.
         image_size: Height and width of a sample in pixels.
         resize: Length of the shorter side after scaling; None means 8/7 of `image_size`, for example 256 for 224.
@@ -92,15 +98,15 @@ class ImageFolders(DomainPairDataModule):
             target accuracies of methods that read target labels, are those of training images.
         num_workers: Processes that read images, for each domain.
         seed: Seed of the splits.
-        val_share: Fraction of images for validation; if there are only `train` and `test`, a fraction of `train`.
+        val_share: Fraction of images for validation; if there are two folders of splits, a fraction of `train`.
         test_share: Fraction of images for test.
     """
 
     def __init__(
         self,
         root: str,
-        source: str,
-        target: str,
+        source: str | None = None,
+        target: str | None = None,
         batch_size: int = 32,
         image_size: int = 224,
         resize: int | None = None,
@@ -113,8 +119,12 @@ class ImageFolders(DomainPairDataModule):
         val_share: float = 0.1,
         test_share: float = 0.2,
     ) -> None:
+        folder = Path(root).absolute()
+        self._one_folder = source is None and target is None
+        if self._one_folder:
+            target, folder = folder.name, folder.parent
         super().__init__(source, target, batch_size)
-        self.root, self.image_size, self.resize = Path(root), image_size, resize or round(image_size * 8 / 7)
+        self.root, self.image_size, self.resize = folder, image_size, resize or round(image_size * 8 / 7)
         if self.resize < image_size:
             raise DataError(f"data.resize ({resize}) is less than data.image_size ({image_size}), the size of the crop")
         self.mean, self.std, self.augment, self.protocol = mean, std, augment, protocol
@@ -141,7 +151,7 @@ class ImageFolders(DomainPairDataModule):
         Raises:
             DataError: If a file is not a readable image, or a check of the base class fails.
         """
-        for domain in (self.source, self.target):
+        for domain in {self.source, self.target}:
             files = sorted({file for split in SPLITS for file in self.dataset(domain, split).files})
             with ThreadPoolExecutor() as pool:
                 faults = list(chain.from_iterable(pool.map(_faults, (files[i::64] for i in range(64)))))
@@ -159,13 +169,15 @@ class ImageFolders(DomainPairDataModule):
                 f"{list_choices(folder.name, _folders(folder.parent))} (--data.root, --data.source, --data.target)"
             )
         parts = [""]
-        if _folders(folder) and set(_folders(folder)) <= set(SPLITS):
+        if _folders(folder) and set(_folders(folder)) <= set(SPLIT_FOLDERS):
             parts = _folders(folder)
-            if not {"train", "test"} <= set(parts):
+            if "train" not in parts or len(parts) < 2 or len({SPLIT_FOLDERS[part] for part in parts}) < len(parts):
                 raise DataError(
                     f"domain {domain!r}: {str(folder)!r} has {' and '.join(parts)} only; predefined splits need the "
-                    "folders train, test and, optionally, val"
+                    "folder train, and val or test or both"
                 )
+        if self._one_folder:
+            self._check_no_domains(folder, _folders(folder))
         images = [(part, name) for part in parts for name in _images(folder / part)]
         class_names = [name.split("/")[0] if "/" in name else "" for _, name in images]
         classes = sorted({name for part in parts for name in _folders(folder / part)})
@@ -173,7 +185,10 @@ class ImageFolders(DomainPairDataModule):
         codes = {name: label for label, name in enumerate(classes)} | {"": UNKNOWN}
         labels = np.array([codes[name] for name in class_names], dtype=np.int64)
         names = [Path(domain, part, name).as_posix() for part, name in images]
-        given = np.array([part for part, _ in images]) if parts != [""] else None
+        given = None
+        if parts != [""]:
+            split_of = SPLIT_FOLDERS if len(parts) > 2 else dict.fromkeys(parts, "test") | {"train": "train"}
+            given = np.array([split_of[part] for part, _ in images])
         splits = split_indices(labels, self.seed, self.val_share, self.test_share, given)
         if self.protocol == "all":
             splits = dict.fromkeys(SPLITS, np.arange(len(names)))
@@ -195,6 +210,17 @@ class ImageFolders(DomainPairDataModule):
             raise DataError(
                 f"domain {domain!r}: {classes[0]!r} is the only class in {str(folder)!r}; if the class folders are "
                 f"inside it, use the domain name '{domain}/{classes[0]}'"
+            )
+
+    def _check_no_domains(self, folder: Path, names: Sequence[str]) -> None:
+        """Refuses a folder of domains: its folders have the same folders, and no image beside them."""
+        inner = [_folders(folder / name) for name in names]
+        if set(names) <= set(SPLIT_FOLDERS) or len(names) < 2 or not inner[0] or inner.count(inner[0]) < len(inner):
+            return
+        if not any(file.suffix.lower() in SUFFIXES for name in names for file in (folder / name).iterdir()):
+            raise DataError(
+                f"{folder}: its folders {', '.join(map(repr, names[:5]))} have the same folders, like domains with "
+                f"classes; name two domains, for example --data.source {names[0]} --data.target {names[1]}, or one"
             )
 
     def _transform(self, split: str) -> Callable[[Image.Image], Tensor]:

@@ -39,7 +39,7 @@ class Selection(Dataset[Any]):
 
 
 class Task(DomainPairDataModule):
-    """Classification of some classes of one domain, which is both source and target.
+    """Classification of some classes of one domain.
 
     Samples without a label are left out.
 
@@ -66,7 +66,7 @@ class Task(DomainPairDataModule):
         batch_size: int = 64,
     ) -> None:
         name = getattr(data, domain)
-        super().__init__(name, name, batch_size)
+        super().__init__(None, name, batch_size)
         self.data, self._chosen, self.labels, self.seed = data, classes, labels, seed
         self.num_workers, self.predicted = data.num_workers, data.predicted
         self._known = data._get(name, "train").classes
@@ -88,13 +88,10 @@ class Task(DomainPairDataModule):
         """Shape of one sample."""
         return self.data.input_shape
 
-    def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
+    def check(self, roles: Roles = Roles(("source",), ())) -> None:  # noqa: B008
         """Checks the task, after limiting the batch size to the number of training samples."""
         self.batch_size = min(self.batch_size, max(len(self._get(self.source, "train")) // roles.processes, 1))
         super().check(roles)
-
-    def _check_pair(self) -> None:
-        """A task has the same source and target."""
 
     def dataset(self, domain: str, split: str) -> TensorDomain | Selection:
         whole = self.data._get(domain, split)

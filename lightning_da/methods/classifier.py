@@ -66,19 +66,26 @@ class Classifier(L.LightningModule):
             domain: `source` or `target`; for a batch of both, the number of samples of each, in order.
         """
 
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The domains, `source` or `target`, of the validation and test loaders, in order."""
+        domains: tuple[str, ...] = getattr(getattr(self._trainer, "datamodule", None), "domains", DOMAINS)
+        return domains
+
     def confusion(self, stage: str, domain: str) -> MulticlassConfusionMatrix:
         """Confusion matrix of a domain for the stage `val` or `test`."""
         return cast(MulticlassConfusionMatrix, self._confusion[f"{stage}_{domain}"])
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch
-        self.set_domain(DOMAINS[dataloader_idx])
+        domain = self.evaluated[dataloader_idx]
+        self.set_domain(domain)
         features, logits = self.classify(x)
-        self.confusion(stage, DOMAINS[dataloader_idx]).update(logits.argmax(dim=1), y)
+        self.confusion(stage, domain).update(logits.argmax(dim=1), y)
         return {"features": features, "y": y}
 
     def _log_accuracy(self, stage: str) -> None:
-        for domain in DOMAINS:
+        for domain in self.evaluated:
             counts = self.confusion(stage, domain).compute()
             if counts.sum() > 0:
                 self.log_dict({f"{stage}/{domain}/{key}": value for key, value in scores(counts).items()})
@@ -106,7 +113,7 @@ class Classifier(L.LightningModule):
         self._reset("test")
 
     def _reset(self, stage: str) -> None:
-        for domain in DOMAINS:
+        for domain in self.evaluated:
             self.confusion(stage, domain).reset()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002

@@ -9,15 +9,17 @@ from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.networks.backbones import FeedForward
 
 
-def discriminators(widths: list[int], hidden: tuple[int, ...]) -> nn.ModuleList:
+def discriminators(widths: list[int], hidden: tuple[int, ...], batch_norm: bool = False) -> nn.ModuleList:
     """A domain discriminator (n, width) -> (n, 1) for each adapted layer.
 
     Args:
         widths: Widths of the adapted layers.
         hidden: Widths of the hidden layers in each discriminator.
+        batch_norm: Whether each hidden layer has batch normalisation.
     """
     return nn.ModuleList(
-        nn.Sequential(FeedForward((width,), list(hidden)), nn.Linear(hidden[-1], 1)) for width in widths
+        nn.Sequential(FeedForward((width,), list(hidden), batch_norm=batch_norm), nn.Linear(hidden[-1], 1))
+        for width in widths
     )
 
 
@@ -43,12 +45,15 @@ class DANN(AdaptationModule):
 
     Args:
         discriminator: Widths of the hidden layers in the domain discriminators; each adapted layer has its own.
+        discriminator_batch_norm: Whether the hidden layers of the discriminators have batch normalisation.
         **kwargs: Arguments of `AdaptationModule`.
     """
 
-    def __init__(self, discriminator: tuple[int, ...] = (100,), **kwargs: Any) -> None:
+    def __init__(
+        self, discriminator: tuple[int, ...] = (100,), discriminator_batch_norm: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.discriminators = discriminators(self.adapted_widths(), discriminator)
+        self.discriminators = discriminators(self.adapted_widths(), discriminator, discriminator_batch_norm)
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         losses = [

@@ -45,12 +45,13 @@ class LeNet(Backbone):
     Args:
         input_shape: (channels, height, width), height and width at least 16.
         batch_norm: Whether to add batch normalisation after each convolution and hidden layer; the paper has none.
+        dropout: Dropout rate of whole channels after the second convolution; the paper has none.
 
     Raises:
         ConfigError: If `input_shape` is not an image shape, or smaller than 16 x 16.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], batch_norm: bool = False) -> None:
+    def __init__(self, input_shape: tuple[int, ...], batch_norm: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         if len(input_shape) != 3 or min(input_shape[1:]) < 16:
             raise ConfigError(
@@ -64,8 +65,9 @@ class LeNet(Backbone):
             return [kind(features)] if batch_norm else []
 
         self.conv1 = nn.Sequential(nn.Conv2d(channels, 32, 5), *norm(32, nn.BatchNorm2d), nn.ReLU(), nn.MaxPool2d(2))
+        channels_off = [nn.Dropout2d(dropout)] if dropout else []
         self.conv2 = nn.Sequential(
-            nn.Conv2d(32, 48, 5), *norm(48, nn.BatchNorm2d), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+            nn.Conv2d(32, 48, 5), *norm(48, nn.BatchNorm2d), *channels_off, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
         )
         self.fc1 = nn.Sequential(nn.Linear(48 * pooled[0] * pooled[1], 100), *norm(100, nn.BatchNorm1d), nn.ReLU())
         self.fc2 = nn.Sequential(nn.Linear(100, 100), *norm(100, nn.BatchNorm1d), nn.ReLU())

@@ -165,6 +165,17 @@ def check_measures(chosen: Sequence[str]) -> dict[str, Measure]:
     return found
 
 
+def measures_for(chosen: Sequence[str], domains: Sequence[str]) -> list[str]:
+    """The names of the measures that say something about the domains: of one domain, those that read its labels alone.
+
+    Args:
+        chosen: As for `check_measures`.
+        domains: The roles of the domains.
+    """
+    found = check_measures(chosen)
+    return [name for name in chosen if len(domains) > 1 or len(found[name.rpartition(".")[2]].labels) == 1]
+
+
 def _find(name: str) -> Measure:
     known: dict[str, object] = dict(MEASURES)
     module, _, attribute = name.rpartition(".")
@@ -209,7 +220,7 @@ def depth_table(
 
     Args:
         features: The features of each layer, in the order of depth.
-        chosen: Measures, as for `check_measures`.
+        chosen: Measures, as for `check_measures`, or none.
         spread: Whether to compute band, null floor and p-value.
         seed: Seed of halves and shuffles.
 
@@ -221,7 +232,7 @@ def depth_table(
         ConfigError: As `check_measures`.
     """
     rows = []
-    found = check_measures(chosen)
+    found = check_measures(chosen) if chosen else {}
     for depth, (layer, f) in enumerate(features.items(), start=1):
         for name, measure in found.items():
             part = f.labelled(measure.labels)

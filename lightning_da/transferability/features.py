@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_da.data.base import DOMAINS, DomainPairDataModule
+from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.gather import gather
 from lightning_da.methods import TransferModule
@@ -74,8 +74,8 @@ def collect(
         samples: How many of each domain at most.
 
     Returns:
-        Pooled and projected activations of each layer, on the CPU; nothing if a domain has fewer validation samples
-        than can be measured.
+        Pooled and projected activations of each layer, on the CPU; if there is one domain, it is source and target.
+        Nothing if a domain has fewer validation samples than can be measured.
 
     Raises:
         ConfigError: If `samples` are too few.
@@ -83,7 +83,7 @@ def collect(
     layers, fewest = list(layers), max(FEWEST, trainer.world_size)
     if samples < fewest:
         raise ConfigError(f"samples: {samples} of each domain are too few; give {fewest} or more")
-    if min(len(data.names(domain, "val")) for domain in DOMAINS) < fewest:
+    if min(len(data.names(domain, "val")) for domain in data.domains) < fewest:
         rank_zero_warn(
             f"no transferability curves and no scores: a domain has fewer than {fewest} validation samples; give it a "
             "larger validation split, data.val_share for example"
@@ -95,7 +95,7 @@ def collect(
     with isolate_rng():
         module.eval()
         try:
-            for domain in DOMAINS:
+            for domain in data.domains:
                 rows: list[list[Tensor]] = [[] for _ in layers]
                 seen = []
                 for x, y in data.sample_dataloader(domain, "val", samples):
@@ -112,5 +112,5 @@ def collect(
             for part, mode in modes:
                 part.training = mode
     return {
-        layer: Features(source, target, labels["source"], labels["target"]) for layer, (source, target) in parts.items()
+        layer: Features(both[0], both[-1], labels[data.domains[0]], labels["target"]) for layer, both in parts.items()
     }
