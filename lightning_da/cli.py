@@ -98,6 +98,7 @@ class TransferCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None)
         parser.add_argument("--after", type=str | None)
+        parser.add_argument("--published", type=float | None)
         parser.add_lightning_class_args(WritePredictions, "predictions")
         parser.add_argument("--ckpt_path", type=str | None)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")

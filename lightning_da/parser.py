@@ -25,6 +25,7 @@ HELP = {
     "trainer.enable_progress_bar": "whether to show a progress bar",
     "name": "name of the method in run names and tables",
     "after": "method of the first stage, which `fit` trains before this one: a name in conf/method or a YAML file",
+    "published": "published target accuracy, shown beside that of the runs",
     "predictions": "YAML file with the option below",
     "predictions.path": "CSV file that `predict` writes",
     "model": "class of the method; its arguments are --model.NAME",

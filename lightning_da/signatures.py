@@ -15,8 +15,8 @@ from lightning_da.errors import ConfigError
 
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 OPTIONS = (
-    *("config", "print_config", "seed_everything", "trainer", "name", "after", "predictions", "model", "data"),
-    *("ckpt_path", "help"),
+    *("config", "print_config", "seed_everything", "trainer", "name", "after", "published", "predictions", "model"),
+    *("data", "ckpt_path", "help"),
 )
 """Options of `fit`, `validate`, `test` and `predict`, up to the first dot."""
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "help")

@@ -164,6 +164,8 @@ def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data"
         "gradient_clip_val",
     )
     found = {"method": config["name"], "after": config["after"], "seed": config["seed_everything"]}
+    if "data" in parts and config.get("published") is not None:
+        found["published"] = config["published"]
     if "data" in parts:
         found |= {key: config["trainer"][key] for key in trainer if config["trainer"].get(key) is not None}
     for part in parts:

@@ -13,8 +13,19 @@ from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, cli
 
 LOWER, UPPER = "source_only", "target_only"
 """The methods whose target accuracies define `gap closed` = 0 and `gap closed` = 1."""
-FORMATS = {"source acc": ".3f", "target acc": ".3f", "target class acc": ".3f", "gap closed": ".2f", "seconds": ".0f"}
+FORMATS = {
+    "source acc": ".3f",
+    "target acc": ".3f",
+    "published": ".3f",
+    "target class acc": ".3f",
+    "gap closed": ".2f",
+    "seconds": ".0f",
+}
 """Numeric columns of the table, and their formats."""
+OPTIONAL = ("published", "target class acc")
+"""Columns that are left out where they are empty."""
+ONE_NUMBER = ("published", "seconds")
+"""Columns without a standard deviation."""
 UNEVEN = 1.5
 """Class accuracies are shown if the largest class of the target has more than so many times the mean size."""
 
@@ -74,9 +85,9 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     for pair, group in table.groupby("pair", sort=False):
         text = group[["method", "seeds"]].copy()
         for column, form in FORMATS.items():
-            if column == "target class acc" and group[column].isna().all():
+            if column in OPTIONAL and group[column].isna().all():
                 continue
-            spreads = group[f"{column} std"] if column != "seconds" else [float("nan")] * len(group)
+            spreads = group[f"{column} std"] if column not in ONE_NUMBER else [float("nan")] * len(group)
             pairs = zip(group[column], spreads, strict=True)
             text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
         print_table(f"{pair}, test split", text)
@@ -114,6 +125,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "pair": _pair(run.data.params),
             "source acc": run.data.metrics.get("test/source/acc"),
             "target acc": run.data.metrics.get(PRIMARY_METRIC),
+            "published": float(run.data.params.get("published", "nan")),
             "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
             "seconds": run.data.metrics.get("fit/seconds"),
         }

@@ -14,7 +14,8 @@ from lightning_da.data import Roles
 from lightning_da.errors import ConfigError
 from lightning_da.grids.engine import Cell, Grid, Result, check_trainable, digest, run_grid
 from lightning_da.grids.tables import bars
-from lightning_da.paths import find_method, methods
+from lightning_da.paths import find_method, methods, with_found_configs
+from lightning_da.signatures import class_path, full_spelling
 from lightning_da.tracking import charts_url, client
 
 METHODS = ("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
@@ -30,12 +31,17 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         ConfigError: If no method accepts the options, another process runs the same sweep, or no training succeeded.
     """
     given, options = _parser().parse_known_args(args)
-    files = {name: str(find_method(name)) for name in given.methods}
+    own = class_path(full_spelling(with_found_configs(options)), "model")
+    if own is not None and given.methods:
+        raise ConfigError(f"the options name the method {own}; leave out --methods, or name its file there")
+    files = {name: ["--config", str(find_method(name))] for name in given.methods or METHODS}
+    if own is not None:  # for example with a file of `conf/experiment`
+        files = {own: []}
     refused: dict[str, str] = {}
     parsed: dict[str, TransferCLI] = {}
     for name, file in files.items():
         try:
-            parsed[name] = TransferCLI("fit", ["--config", file, *options])
+            parsed[name] = TransferCLI("fit", [*file, *options])
         except (ConfigError, SystemExit) as error:
             refused[name] = str(error).removeprefix("lightning-da: error: ")
     if not parsed:
@@ -75,8 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--methods", nargs="+", default=METHODS, metavar="NAME",
-        help=f"{', '.join(available)}, or paths of YAML files (default: {' '.join(METHODS)})",
+        "--methods", nargs="+", metavar="NAME",
+        help=f"{', '.join(available)}, or paths of YAML files (default: the method in a file of --config, or "
+        f"{' '.join(METHODS)})",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of training (default: 0)")
     parser.add_argument(
