@@ -170,6 +170,11 @@ class TransferCLI(LightningCLI):
         given = before.get("data", {}).get("init_args", {})
         before |= {key: plain[key] for key in ("seed_everything", "data", "trainer")}
         before["data"]["init_args"] |= given
+        if (
+            "target_labels" in before["data"]["init_args"]
+            and before["model"]["init_args"].get("train_on", "source") == "source"
+        ):
+            before["data"]["init_args"]["target_labels"] = None  # the first stage reads the source alone
         network = ("backbone", "bottleneck", "standardize")
         before["model"]["init_args"] |= {k: v for k, v in plain["model"]["init_args"].items() if k in network}
         if self._tracked():

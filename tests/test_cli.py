@@ -94,6 +94,7 @@ def tables(tmp_path: Path) -> Path:
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 NETWORK = "--model.init_args.backbone.init_args"
+TABLES = ("--data.init_args.source=source.npz", "--data.init_args.target=target.npz")
 PAIR = ("--data.init_args.source=source", "--data.init_args.target=target", "--data.init_args.num_workers=0")
 LENET = "lightning_da.networks.LeNet"
 SPEECH = [*configs("method/speech_ffn", "data/speech"), "--after=null"]
@@ -240,7 +241,7 @@ def test_every_backbone_on_image_folders(backbone: str, image_root: Path) -> Non
 
 
 def test_feature_tables(tables: Path) -> None:
-    args = [*configs("data/features", "method/deep_coral"), *SHORT, f"--data.init_args.root={tables}"]
+    args = [*configs("data/features", "method/deep_coral"), *SHORT, *TABLES, f"--data.init_args.root={tables}"]
     cli = main(["fit", *args])
     assert run_of(cli).info.run_name == "deep_coral-source-target-s0"
 
@@ -381,7 +382,7 @@ def test_the_callback_with_a_monitor_decides_wherever_it_stands() -> None:
 
 
 def test_predict_writes_every_target_sample_once(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = [*configs("method/dann", "data/features"), *SHORT, f"--data.init_args.root={tables}"]
+    args = [*configs("method/dann", "data/features"), *SHORT, *TABLES, f"--data.init_args.root={tables}"]
     main(["fit", *args])
     cli = main(["predict", *args, "--predictions.path=found.csv"])
     assert "120 predictions in found.csv" in capsys.readouterr().out
@@ -402,7 +403,7 @@ def test_predict_writes_every_target_sample_once(tables: Path, capsys: pytest.Ca
 
 
 def test_predict_refuses_other_samples_and_other_classes(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = [f"--data.init_args.root={tables}"]
+    given = [*TABLES, f"--data.init_args.root={tables}"]
     run = run_of(main(["fit", *configs("method/source_only", "data/features"), *SHORT, *given])).info.run_id
     np.savez(tables / "wide.npz", x=np.ones((120, 7)), y=np.arange(120) % 3)
     np.savez(tables / "later.npz", x=np.ones((120, 5)), y=1 + np.arange(120) % 3)
@@ -488,7 +489,7 @@ def test_resume() -> None:
 
 
 def test_test_refuses_other_data_and_other_settings(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = [*configs("method/source_only", "data/features"), *SHORT, f"--data.init_args.root={tables}"]
+    args = [*configs("method/source_only", "data/features"), *SHORT, *TABLES, f"--data.init_args.root={tables}"]
     args += ["--trainer.logger.init_args.experiment_name=refusals"]
     cli = main(["fit", *args])
     main(["test", *args])
@@ -513,7 +514,7 @@ def test_test_finds_the_run_with_its_settings_among_others() -> None:
 
 def test_sweep_goes_on_without_the_method_that_cannot_run(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tables / "unlabelled.npz", x=np.random.default_rng(1).normal(size=(120, 5)))
-    args = [*configs("data/features"), *SHORT, f"--data.init_args.root={tables}"]
+    args = [*configs("data/features"), *SHORT, *TABLES, f"--data.init_args.root={tables}"]
     args += ["--data.init_args.target=unlabelled.npz", "--trainer.logger.init_args.experiment_name=unlabelled"]
     table = main(["sweep", *args, "--methods", "source_only", "target_only", "dann"])
     assert table["method"].tolist() == ["source_only", "dann"]

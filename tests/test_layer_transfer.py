@@ -18,8 +18,7 @@ import torch
 from mlflow.entities import Run
 
 from lightning_da.data import DataError, Task, TensorDomain
-from lightning_da.data.base import UNKNOWN
-from lightning_da.data.task import Selection
+from lightning_da.data.base import UNKNOWN, Selection
 from lightning_da.errors import ConfigError
 from lightning_da.grids.engine import Result
 from lightning_da.grids.layers import TREATMENTS, Layers, cells_table, curves, means_table
@@ -105,7 +104,7 @@ def test_a_task_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_more_labels_than_there_are() -> None:
-    with pytest.raises(DataError, match="310 training samples, fewer than 5000"):
+    with pytest.raises(ConfigError, match="310 training samples with a label, fewer than 5000"):
         Task(Six(), labels=5000).dataset("calm", "train")
 
 
@@ -428,7 +427,7 @@ def test_after_kill_9_nothing_finished_is_run_again(folder: Path) -> None:
         (["--depths", "3"], "depths: 3 of the backbone's 2 layers"),
         (["--labels", "few"], "'few' is neither a number nor `all`"),
         (["--jobs", "0"], "jobs: 0"),
-        (["--labels", "7000"], "labels: the task has"),
+        (["--labels", "7000"], "labels: there are"),
         (["--seeds", "-1"], "seeds: -1"),
         (["--seed_everything", "3"], "seed_everything: this command sets it"),
         (["--model.init_args.freeze", "1"], "model.freeze: this command sets it"),

@@ -78,7 +78,7 @@ class WeightTwice(DAN):
 
 class NoWeight(AdaptationModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
-        source, target = self.domain_batches(batch)
+        source, target, _ = self.domain_batches(batch)
         return self.task_loss(source.logits, source.labels) + self.domain_loss(source, target)
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:

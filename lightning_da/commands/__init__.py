@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": "print the runs of an experiment as a table",
     "ensemble": "combine earlier runs: the network with the largest margin classifies each sample",
     "curve": "draw the transferability of each layer of a network, without training",
+    "label-curve": "train on a few labels of the target, and draw the accuracy over their number",
     "layer-transfer": "copy the first n layers from task A to task B, for each n, and train on B",
     "speech-transfer": "train on speakers or genders, then on emotions, with two network sizes",
 }

@@ -4,7 +4,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -12,7 +11,7 @@ from lightning_da.cli import TransferCLI
 from lightning_da.commands.compare import compare, rows_of
 from lightning_da.data import Roles
 from lightning_da.errors import ConfigError
-from lightning_da.grids.engine import Cell, Grid, Result, check_trainable, digest, run_grid
+from lightning_da.grids.engine import Cell, Grid, Result, add_fit, check_trainable, digest, run_grid
 from lightning_da.grids.tables import bars
 from lightning_da.paths import find_method, methods, with_found_configs
 from lightning_da.signatures import class_path, full_spelling
@@ -54,7 +53,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     cells: dict[str, Cell] = {}
     for seed in dict.fromkeys(given.seeds):
         for cli in parsed.values():
-            _add(cells, cli, seed)
+            add_fit(cells, cli, seed)
     same = digest({**pattern, "model": None}, "sweep", first.datamodule.fingerprint())
     name = given.name or first.pair
     wanted = [cell.key for cell in cells.values()]
@@ -91,17 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--name", help="name of the MLflow run that contains the sweep")
     return parser
-
-
-def _add(cells: dict[str, Cell], cli: TransferCLI, seed: int) -> Cell:
-    """Adds a training, and before it the training that it starts from."""
-    before, bases = cli.first_stage(), ()  # type: tuple[Any, tuple[Cell, ...]]
-    if before is not None:
-        bases = (_add(cells, TransferCLI("fit", before), seed),)
-    config: dict[str, Any] = {**cli.plain(), "seed_everything": seed}
-    factors = {"method": config["name"], "seed": seed, "settings": digest(config)}
-    cell = Cell(f"{config['name']}-{cli.pair}-s{seed}", factors, config, bases)
-    return cells.setdefault(cell.key, cell)
 
 
 def _report(wanted: Sequence[str], results: Sequence[Result], parent: str) -> pd.DataFrame:

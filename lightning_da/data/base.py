@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import ConfigError
 
 DOMAINS = ("source", "target")
@@ -33,12 +34,14 @@ class Roles(NamedTuple):
         unlabelled: Domains read without labels.
         processes: Number of training processes.
         units_differ: Whether the domains may have different units, because each is scaled by itself.
+        reads_unlabelled: Whether training reads the samples without a label, too, of the domains in `supervised`.
     """
 
     supervised: tuple[str, ...] = ("source",)
     unlabelled: tuple[str, ...] = ("target",)
     processes: int = 1
     units_differ: bool = False
+    reads_unlabelled: bool = False
 
     @classmethod
     def of(cls, module: Any, processes: int) -> "Roles":
@@ -49,6 +52,7 @@ class Roles(NamedTuple):
             getattr(module, "unlabelled", default.unlabelled),
             processes,
             getattr(module, "scales_per_domain", False),
+            getattr(module, "reads_unlabelled", False),
         )
 
 
@@ -89,26 +93,74 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         return digest.hexdigest()
 
 
+class Selection(Dataset[Any]):
+    """A subset of a dataset with new labels.
+
+    Args:
+        whole: A dataset from `DomainPairDataModule.dataset`.
+        indices: Indices of the samples, shape (n,).
+        y: New labels of the samples, shape (n,).
+        classes: Class names in the order of the new labels.
+    """
+
+    def __init__(self, whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> None:
+        self.whole, self.indices, self.y, self.classes = whole, indices.tolist(), y, list(classes)
+        self.names = [whole.names[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.whole[self.indices[index]][0], self.y[index]
+
+    def fingerprint(self) -> str:
+        """A digest of the whole dataset and the selection."""
+        chosen = f"{self.whole.fingerprint()} {self.indices} {self.y.tolist()}"
+        return hashlib.sha256(chosen.encode()).hexdigest()
+
+
+def select(whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> TensorDomain | Selection:
+    """A subset of a dataset with new labels; in memory if the dataset is. For the arguments see `Selection`."""
+    if not isinstance(whole, TensorDomain):
+        return Selection(whole, indices, y, classes)
+    return TensorDomain(whole.x[indices], y, classes, [whole.names[index] for index in indices.tolist()])
+
+
 class _Shuffle(DistributedSampler[Any]):
     """This process's share of an endless stream of permutations, continued from the current training step.
 
     The samples of a step depend on the step number only: not on the epoch length, which the other domain may set, and
-    not on resuming from a checkpoint.
+    not on resuming from a checkpoint. An epoch has `length` batches; None means one permutation.
     """
 
     def __init__(
-        self, dataset: Any, world: int, rank: int, seed: int, batch_size: int, batches_read: Callable[[], int]
+        self,
+        dataset: Any,
+        world: int,
+        rank: int,
+        seed: int,
+        batch_size: int,
+        batches_read: Callable[[], int],
+        length: int | None = None,
     ) -> None:
         super().__init__(dataset, world, rank, seed=seed, drop_last=True)
         self.batch_size, self.batches_read = batch_size, batches_read
+        self._batches = self.num_samples // batch_size
+        self.length = length or self._batches
 
     def __iter__(self) -> Iterator[int]:
-        batches = self.num_samples // self.batch_size
-        passes, place = divmod(self.batches_read(), batches)
-        seed = np.random.SeedSequence([self.seed, passes]).generate_state(1)[0]
-        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(seed)))  # type: ignore[arg-type]
-        share = order.tolist()[self.rank : self.total_size : self.num_replicas]
-        return iter(share[place * self.batch_size : batches * self.batch_size])
+        read = self.batches_read()
+        end = (read // self.length + 1) * self.length
+        while read < end:
+            passes, place = divmod(read, self._batches)
+            read += min(self._batches - place, end - read)
+            seed = np.random.SeedSequence([self.seed, passes]).generate_state(1)[0]
+            order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(seed)))  # type: ignore[arg-type]
+            share = order.tolist()[self.rank : self.total_size : self.num_replicas]
+            yield from share[place * self.batch_size : (read - passes * self._batches) * self.batch_size]
+
+    def __len__(self) -> int:
+        return self.length * self.batch_size
 
 
 class _Share(DistributedSampler[Any]):
@@ -145,12 +197,15 @@ class DomainPairDataModule(L.LightningDataModule):
         target: Name of the domain to transfer to. If one of the two is None, the other is the only domain: `source` and
             `target` both name it, and it is validated and tested once, as target.
         batch_size: Samples per batch and domain, on each process.
+        target_labels: How many training labels of the target are read, for example 10, or `3/class`; the other samples
+            stay as unlabelled ones. They are drawn with the seed of the run, evenly over the classes as far as each has
+            enough. None reads all.
 
     Attributes:
         domains: The domains that are validated and tested, `source` or `target`.
 
     Raises:
-        DataError: If both are None, or the batch size is less than 1.
+        ConfigError: If both are None, the batch size is less than 1, or there are not so many labels.
     """
 
     num_workers = 0
@@ -158,13 +213,22 @@ class DomainPairDataModule(L.LightningDataModule):
     predicted: tuple[str, ...] = SPLITS
     """Target splits that `predict` classifies; together they contain each sample once."""
 
-    def __init__(self, source: str | None, target: str | None, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        source: str | None,
+        target: str | None,
+        batch_size: int = 64,
+        target_labels: int | str | None = None,
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise DataError(f"data.batch_size: {batch_size} is less than 1")
         if source is None and target is None:
             raise DataError("data: no domain is given; set --data.source and --data.target, or one of them")
         self.source, self.target, self.batch_size = str(source or target), str(target or source), batch_size
+        if target_labels is not None and source == target:
+            raise DataError("data.target_labels: source and target have the same name, so their labels are the same")
+        self.target_labels = target_labels
         self.domains = DOMAINS if source is not None and target is not None else ("target",)
         self._datasets: dict[tuple[str, str], Any] = {}
         self._checked: Roles | None = None
@@ -283,7 +347,29 @@ class DomainPairDataModule(L.LightningDataModule):
                 "protocol `all`: the labels of the target are trained on and tested, so its accuracy is that of "
                 "training samples; use --data.protocol split"
             )
+        self._check_labelled(roles)
         self._checked = roles
+
+    def _check_labelled(self, roles: Roles) -> None:
+        """Refuses fewer labels than processes, and says which labels of the target are read."""
+        for role in roles.supervised:
+            rows = self._few(role)
+            if rows is not None and len(rows) < roles.processes:
+                raise DataError(
+                    f"domain {getattr(self, role)!r}: {len(rows)} training samples with a label are fewer than the "
+                    f"{roles.processes} processes"
+                )
+        if self.target_labels is None:
+            return
+        y = torch.as_tensor(self._get(self.target, "train").y)
+        counts = torch.bincount(y[y != UNKNOWN], minlength=self.num_classes).tolist()
+        each = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        rank_zero_info(
+            f"target_labels: {sum(counts)} of the {len(y)} training samples of {self.target!r} keep their label, "
+            f"{each} of each class, drawn with seed {_seed()}"
+        )
+        if roles.supervised == ("source",) and len(self.domains) > 1:
+            rank_zero_warn("target_labels: the method reads no label of the target; set --model.train_on both")
 
     def _compare(self, roles: Roles) -> None:
         """Checks the samples of both domains, and refuses different shapes and units."""
@@ -383,7 +469,14 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def _get(self, domain: str, split: str) -> Any:
         if (domain, split) not in self._datasets:
-            self._datasets[domain, split] = self.dataset(domain, split)
+            dataset: Any = self.dataset(domain, split)
+            if self.target_labels is not None and (domain, split) == (self.target, "train"):
+                known = (dataset.y != UNKNOWN).nonzero()[:, 0]
+                drawn = known[draw_labelled(dataset.y[known], self.target_labels, _seed(), "data.target_labels")]
+                y = torch.full_like(dataset.y, UNKNOWN)
+                y[drawn] = dataset.y[drawn]
+                dataset = select(dataset, torch.arange(len(y)), y, dataset.classes)
+            self._datasets[domain, split] = dataset
         return self._datasets[domain, split]
 
     def _roles(self) -> Roles:
@@ -395,20 +488,29 @@ class DomainPairDataModule(L.LightningDataModule):
     def _batches_read(self) -> int:
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
 
-    def _loader(self, role: str, split: str, train: bool = False, labels: bool = True) -> DataLoader[Any]:
+    def _loader(self, role: str, split: str) -> DataLoader[Any]:
         dataset = self._get(getattr(self, role), split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        sampler: DistributedSampler[Any]
-        if train:
-            sampler = _Shuffle(dataset, world, rank, seed, self.batch_size, self._batches_read)
-        else:
-            sampler = _Share(dataset, world, rank)
+        batch_size = _even_batch(len(dataset), world, self.batch_size)
+        return self._load(dataset, _Share(dataset, world, rank), batch_size, labels=True)
+
+    def _train_loader(self, role: str, labels: bool, rows: Tensor | None = None) -> DataLoader[Any]:
+        """Training batches of a domain; of the samples `rows` alone, if given, in epochs of the same length."""
+        dataset = self._get(getattr(self, role), "train")
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        batch_size, length = self.batch_size, None
+        if rows is not None:
+            length = max(len(dataset) // world // self.batch_size, 1)
+            dataset, batch_size = Subset(dataset, rows.tolist()), min(batch_size, len(rows) // world)
+        sampler = _Shuffle(dataset, world, rank, _seed(), batch_size, self._batches_read, length)
+        return self._load(dataset, sampler, batch_size, labels)
+
+    def _load(self, dataset: Any, sampler: DistributedSampler[Any], batch_size: int, labels: bool) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size if train else _even_batch(len(dataset), world, self.batch_size),
+            batch_size=batch_size,
             sampler=sampler,
-            drop_last=train,
+            drop_last=isinstance(sampler, _Shuffle),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=functools.partial(_collate, labels=labels),
@@ -438,15 +540,28 @@ class DomainPairDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> CombinedLoader:
+        """Batches of the domains that the module reads.
+
+        If some samples of a supervised domain have no label, a method that reads the samples without a label gets the
+        labelled samples of the target in a batch of their own, `labelled`, and all samples in `target`; other methods
+        get the labelled samples alone.
+        """
         roles = self._roles()
-        return CombinedLoader(
-            {
-                role: self._loader(role, "train", train=True, labels=role in roles.supervised)
-                for role in DOMAINS
-                if role in roles.supervised + roles.unlabelled
-            },
-            "max_size_cycle",
-        )
+        loaders: dict[str, DataLoader[Any]] = {}
+        for role in DOMAINS:
+            rows = self._few(role) if role in roles.supervised else None
+            if rows is not None and roles.reads_unlabelled and role == "target":
+                loaders |= {role: self._train_loader(role, False), "labelled": self._train_loader(role, True, rows)}
+            elif rows is not None and not roles.reads_unlabelled:
+                loaders[role] = self._train_loader(role, True, rows)
+            elif role in roles.supervised + roles.unlabelled:
+                loaders[role] = self._train_loader(role, role in roles.supervised)
+        return CombinedLoader(loaders, "max_size_cycle")
+
+    def _few(self, role: str) -> Tensor | None:
+        """The training samples of a domain that have a label; None if all have one."""
+        rows = (torch.as_tensor(self._get(getattr(self, role), "train").y) != UNKNOWN).nonzero()[:, 0]
+        return rows if len(rows) < len(self._get(getattr(self, role), "train")) else None
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         return [self._loader(role, "val") for role in self.domains]
@@ -458,6 +573,11 @@ class DomainPairDataModule(L.LightningDataModule):
         if not any(len(self._get(self.target, split)) for split in self.predicted):
             raise DataError(f"domain {self.target!r}: there is nothing to predict; its splits are empty")
         return [self._loader("target", split) for split in self.predicted]
+
+
+def _seed() -> int:
+    """The seed of the run."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 class _Look(NamedTuple):

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import matplotlib
 import numpy as np
@@ -71,6 +71,7 @@ class Digits(DomainPairDataModule):
         download: Whether to download missing data sets into `root`.
         photographs: Folder of photographs for `mnist-m` and `photo`; None uses scikit-learn's two photographs.
         seed: Seed of drawing, blending and splitting.
+        **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
     """
 
     def __init__(
@@ -83,8 +84,9 @@ class Digits(DomainPairDataModule):
         download: bool = False,
         photographs: str | None = None,
         seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(source, target, batch_size)
+        super().__init__(source, target, batch_size, **kwargs)
         if num_typeset < 100:
             raise DataError(f"data.num_typeset: {num_typeset} is less than 100, too few for three splits")
         self.num_typeset, self.root, self.download = num_typeset, root, download

@@ -1,4 +1,4 @@
-"""Feature files, one for each domain."""
+"""Feature files, one for each domain, or one with labels."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 
 class FeatureTables(DomainPairDataModule):
-    """Two domains of feature vectors or small images, one file each, held in memory.
+    """Two domains of feature vectors or small images, one file each, or one domain with labels, held in memory.
 
     The suffix of a file determines how it is read:
 
@@ -42,8 +42,8 @@ class FeatureTables(DomainPairDataModule):
     split with `seed`, stratified by class.
 
     Args:
-        source: File of the domain with labels.
-        target: File of the domain to transfer to.
+        source: File of the domain with labels; None if there is one domain.
+        target: File of the domain to transfer to; None if there is one domain.
         batch_size: Samples per batch and domain, on each process.
         root: Folder that `source` and `target` are relative to.
         x_key: Name of the samples in `.npz` and `.mat` files.
@@ -59,12 +59,13 @@ class FeatureTables(DomainPairDataModule):
         val_share: Fraction of samples for validation; if a file has only a training and a test split, a fraction of
             its training samples.
         test_share: Fraction of samples for test.
+        **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
     """
 
     def __init__(
         self,
-        source: str,
-        target: str,
+        source: str | None = None,
+        target: str | None = None,
         batch_size: int = 64,
         root: str = ".",
         x_key: str = "x",
@@ -75,8 +76,9 @@ class FeatureTables(DomainPairDataModule):
         seed: int = 0,
         val_share: float = 0.1,
         test_share: float = 0.2,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(source, target, batch_size)
+        super().__init__(source, target, batch_size, **kwargs)
         self.root, self.x_key, self.y_key, self.label_column = Path(root), x_key, y_key, label_column
         self.samples_last, self.protocol = samples_last, protocol
         self.predicted = ("test",) if protocol == "all" else SPLITS

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -100,6 +100,7 @@ class ImageFolders(DomainPairDataModule):
         seed: Seed of the splits.
         val_share: Fraction of images for validation; if there are two folders of splits, a fraction of `train`.
         test_share: Fraction of images for test.
+        **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
     """
 
     def __init__(
@@ -118,12 +119,13 @@ class ImageFolders(DomainPairDataModule):
         seed: int = 0,
         val_share: float = 0.1,
         test_share: float = 0.2,
+        **kwargs: Any,
     ) -> None:
         folder = Path(root).absolute()
         self._one_folder = source is None and target is None
         if self._one_folder:
             target, folder = folder.name, folder.parent
-        super().__init__(source, target, batch_size)
+        super().__init__(source, target, batch_size, **kwargs)
         self.root, self.image_size, self.resize = folder, image_size, resize or round(image_size * 8 / 7)
         if self.resize < image_size:
             raise DataError(f"data.resize ({resize}) is less than data.image_size ({image_size}), the size of the crop")

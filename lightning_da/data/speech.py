@@ -144,6 +144,7 @@ class SpeechCorpora(DomainPairDataModule):
         recordings: Corpus, folder or sound file that `predict` classifies instead of the target.
         emotions: Emotions to classify, in the order of the labels; other emotions are unlabelled. None uses all. If
             given, `predict` with `recordings` does not need the two corpora.
+        **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
 
     Raises:
         DataError: If fewer than two emotions are given, or one twice.
@@ -166,8 +167,9 @@ class SpeechCorpora(DomainPairDataModule):
         test_share: float = 0.2,
         recordings: str | None = None,
         emotions: list[str] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(source, target, batch_size)
+        super().__init__(source, target, batch_size, **kwargs)
         width(features)
         self._arguments: dict[str, Any] = {
             "source": source, "target": target, "features": features, "rate": rate, "batch_size": batch_size,

@@ -1,41 +1,12 @@
 """A labelled subset of one domain: some classes, and optionally a limited number of labels."""
 
-import hashlib
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
+from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule, Roles, Selection, TensorDomain, select
+from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import list_choices
-
-
-class Selection(Dataset[Any]):
-    """A subset of a dataset with new labels.
-
-    Args:
-        whole: A dataset from `DomainPairDataModule.dataset`.
-        indices: Indices of the samples, shape (n,).
-        y: New labels of the samples, shape (n,).
-        classes: Class names in the order of the new labels.
-    """
-
-    def __init__(self, whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> None:
-        self.whole, self.indices, self.y, self.classes = whole, indices.tolist(), y, list(classes)
-        self.names = [whole.names[index] for index in self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.whole[self.indices[index]][0], self.y[index]
-
-    def fingerprint(self) -> str:
-        """A digest of the whole dataset and the selection."""
-        chosen = f"{self.whole.fingerprint()} {self.indices} {self.y.tolist()}"
-        return hashlib.sha256(chosen.encode()).hexdigest()
 
 
 class Task(DomainPairDataModule):
@@ -103,20 +74,5 @@ class Task(DomainPairDataModule):
         if split == "train" and not len(indices):
             raise DataError(f"domain {domain!r}: no training sample has a label in {self.classes}")
         if split == "train" and self.labels is not None:
-            indices = self._draw(indices, y[indices])
-        if isinstance(whole, TensorDomain):
-            names = [whole.names[index] for index in indices.tolist()]
-            return TensorDomain(whole.x[indices], y[indices], self.classes, names)
-        return Selection(whole, indices, y[indices], self.classes)
-
-    def _draw(self, indices: Tensor, y: Tensor) -> Tensor:
-        """Draws `labels` samples: the classes take turns, each in a random order."""
-        assert self.labels is not None
-        if len(indices) < self.labels:
-            raise DataError(f"labels: the task has {len(indices)} training samples, fewer than {self.labels}")
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))
-        turn = torch.empty_like(y)
-        for label in y.unique():
-            own = order[y[order] == label]
-            turn[own] = torch.arange(len(own))
-        return indices[order[turn[order].argsort(stable=True)[: self.labels]]].sort().values
+            indices = indices[draw_labelled(y[indices], self.labels, self.seed, "labels")]
+        return select(whole, indices, y[indices], self.classes)

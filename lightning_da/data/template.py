@@ -1,5 +1,7 @@
 """A template data module: see "Your own format" in the README. EDIT marks the lines to change."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -14,12 +16,13 @@ class Template(DomainPairDataModule):  # EDIT: the name, here and in the YAML
         target: Domain to transfer to.
         batch_size: Samples per batch and domain, on each process.
         noise: Standard deviation within a class.  EDIT: the settings of your data.
+        **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
     """
 
     def __init__(
-        self, source: str = "morning", target: str = "evening", batch_size: int = 32, noise: float = 0.5
+        self, source: str = "morning", target: str = "evening", batch_size: int = 32, noise: float = 0.5, **kwargs: Any
     ) -> None:
-        super().__init__(source, target, batch_size)
+        super().__init__(source, target, batch_size, **kwargs)
         self.noise = noise
 
     def dataset(self, domain: str, split: str) -> TensorDomain:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
@@ -106,6 +107,27 @@ class Grid:
     def experiment(self) -> str:
         """Name of the grid's MLflow experiment."""
         return str(self.config["trainer"]["logger"]["init_args"]["experiment_name"])
+
+
+def add_fit(
+    cells: dict[str, Cell], cli: TransferCLI, seed: int, factors: Mapping[str, Any] = MappingProxyType({})
+) -> Cell:
+    """Adds a training, and before it the training that it starts from, to the cells of a grid.
+
+    Args:
+        cells: The cells, by their key.
+        cli: The fit.
+        seed: Its seed.
+        factors: Further factors of the cell, besides method, seed and settings.
+    """
+    before, bases = cli.first_stage(), ()  # type: tuple[Any, tuple[Cell, ...]]
+    if before is not None:
+        bases = (add_fit(cells, TransferCLI("fit", before), seed, dict.fromkeys(factors, 0)),)
+    config: dict[str, Any] = {**cli.plain(), "seed_everything": seed}
+    more = {"method": config["name"], "seed": seed, "settings": digest(config)}
+    suffix = "".join(f"-{value}" for value in factors.values() if value)
+    cell = Cell(f"{config['name']}{suffix}-{cli.pair}-s{seed}", {**factors, **more}, config, bases)
+    return cells.setdefault(cell.key, cell)
 
 
 def digest(config: dict[str, Any], *more: Any) -> str:

@@ -54,6 +54,8 @@ class AdaptationModule(TransferModule):
         ConfigError: If the network has no layer of such a name, or one is named twice.
     """
 
+    reads_unlabelled = True
+
     def __init__(
         self,
         layers: tuple[str, ...] = ("bottleneck",),
@@ -171,17 +173,24 @@ class AdaptationModule(TransferModule):
         super().on_load_checkpoint(checkpoint)
         self.signs.found |= checkpoint.get("signs", {})
 
-    def domain_batches(self, batch: dict[str, Any], joint: bool = False) -> tuple[DomainBatch, DomainBatch]:
+    def domain_batches(
+        self, batch: dict[str, Any], joint: bool = False
+    ) -> tuple[DomainBatch, DomainBatch, DomainBatch | None]:
         """Passes a training batch through the network.
 
         Args:
-            batch: For each domain its samples, shape (n, *input_shape), with labels (n,) if the method reads them.
+            batch: For each domain its samples, shape (n, *input_shape), with labels (n,) if the method reads them. If
+                only some samples of the target have a label, those are in `labelled`, with labels.
             joint: Whether to pass both domains at once.
 
         Returns:
-            Source and target samples of this process.
+            Source and target samples of this process, and the samples in `labelled`. Those pass through the network
+            together with the target, and are in the task loss alone: they are too few to stand for their domain.
         """
-        x = {domain: batch[domain][0] if domain in self.supervised else batch[domain] for domain in DOMAINS}
+        given = {domain: part if isinstance(part, list | tuple) else (part, None) for domain, part in batch.items()}
+        x = {domain: given[domain][0] for domain in DOMAINS}
+        if "labelled" in given:
+            x["target"] = torch.cat([x["target"], given["labelled"][0]])
         if joint:
             sizes = {domain: len(part) for domain, part in x.items()}
             logits, layers = self.activations(torch.cat(list(x.values())), sizes, self.adapted)
@@ -192,22 +201,26 @@ class AdaptationModule(TransferModule):
             for domain in DOMAINS:
                 logits, layers = self.activations(x[domain], domain, self.adapted)
                 outputs.append((logits, *layers))
-        source, target = (
-            DomainBatch(
-                list(layers),
-                logits,
-                batch[domain][1]
-                if domain in self.supervised
-                else torch.full((len(logits),), UNKNOWN, device=logits.device),
-            )
-            for domain, (logits, *layers) in zip(DOMAINS, outputs, strict=True)
-        )
-        return source, target
+
+        def known(part: str, logits: Tensor) -> Tensor:
+            y: Tensor | None = given[part][1]
+            return torch.full((len(logits),), UNKNOWN, device=logits.device) if y is None else y
+
+        parts = dict(zip(DOMAINS, outputs, strict=True))
+        if "labelled" in given:
+            numbers = [len(given[part][0]) for part in ("target", "labelled")]
+            halves = [output.split(numbers) for output in parts["target"]]
+            parts["target"], parts["labelled"] = (tuple(half[i] for half in halves) for i in (0, 1))
+        found = {
+            part: DomainBatch(list(layers), logits, known(part, logits)) for part, (logits, *layers) in parts.items()
+        }
+        return found["source"], found["target"], found.get("labelled")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         # With weight 0 the domains are passed apart, so that the arithmetic is that of training without a domain loss.
-        source, target = self.domain_batches(batch, joint=self._batch_norm == "joint" and self.domain_weight != 0)
-        read = [part for domain, part in zip(DOMAINS, (source, target), strict=True) if domain in self.supervised]
-        task_loss = self.task_loss(torch.cat([part.logits for part in read]), torch.cat([part.labels for part in read]))
+        joint = self._batch_norm == "joint" and self.domain_weight != 0
+        source, target, labelled = self.domain_batches(batch, joint)
+        parts = {"source": source, "target": labelled or target}
+        task_loss = self.mean_task_loss((parts[domain].logits, parts[domain].labels) for domain in self.supervised)
         self.log("train/task_loss", task_loss)
         return task_loss + self.weighted_domain_loss(source, target)

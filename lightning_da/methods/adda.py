@@ -1,7 +1,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,16 @@ class ADDA(AdaptationModule):
     """Adversarial training of a separate target network, initialised from a trained, frozen source network.
 
     Source: Tzeng et al., "Adversarial discriminative domain adaptation", CVPR 2017, equation 9. `backbone` and
-    `bottleneck` belong to the target network; the frozen copies for the source are in `source`. No labels are read.
+    `bottleneck` belong to the target network; the frozen copies for the source are in `source`. Labels of the source
+    are read in the first stage alone.
 
     Args:
         init_from: The supervised source run to start from: its checkpoint file, MLflow run id or run name. It is read
             when a fit begins; a checkpoint of this run does not need it.
         layers: Names of the adapted layers; each has its own domain discriminator.
         discriminator: Widths of the hidden layers in each domain discriminator.
+        train_on: `source` reads no label of the target; with `both` the target network also learns the labels that the
+            target has.
         domain_schedule: Function from the progress of training in [0, 1] to a factor of the gradient that the target
             network receives.
         **kwargs: Arguments of `AdaptationModule`.
@@ -38,6 +41,7 @@ class ADDA(AdaptationModule):
         init_from: str | None = None,
         layers: tuple[str, ...] = ("bottleneck",),
         discriminator: tuple[int, ...] = (500, 500),
+        train_on: Literal["source", "both"] = "source",
         domain_schedule: Callable[[float], float] = constant,
         **kwargs: Any,
     ) -> None:
@@ -50,7 +54,7 @@ class ADDA(AdaptationModule):
             label_smoothing=0.0,
             **kwargs,
         )
-        self.supervised, self.unlabelled = (), DOMAINS
+        self.supervised, self.unlabelled = ((), DOMAINS) if train_on == "source" else (("target",), ("source",))
         self.discriminators = discriminators(self.adapted_widths(), discriminator)
         parts = OrderedDict(backbone=copy.deepcopy(self.backbone), bottleneck=copy.deepcopy(self.bottleneck))
         self.source = nn.Sequential(parts).requires_grad_(False)
@@ -90,8 +94,14 @@ class ADDA(AdaptationModule):
         return features
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
-        source, target = self.domain_batches(batch)
-        return self.weighted_domain_loss(source, target)
+        source, target, labelled = self.domain_batches(batch)
+        loss = self.weighted_domain_loss(source, target)
+        if self.supervised:
+            part = labelled or target
+            task_loss = self.task_loss(part.logits, part.labels)
+            self.log("train/task_loss", task_loss)
+            loss = loss + task_loss
+        return loss
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         pairs = list(zip(source.layers, target.layers, self.discriminators, strict=True))

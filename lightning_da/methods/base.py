@@ -239,10 +239,19 @@ class TransferModule(Classifier):
         loss = cross_entropy(logits, y, ignore_index=UNKNOWN, label_smoothing=self._label_smoothing, reduction="sum")
         return loss * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)
 
+    def mean_task_loss(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """The mean of `task_loss` over the domains: a few labels of the target weigh as much as many of the source.
+
+        Args:
+            parts: Logits and labels of each domain, as for `task_loss`.
+        """
+        return torch.stack([self.task_loss(logits, y) for logits, y in parts]).mean()
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         xs, ys = zip(*(batch[domain] for domain in self.supervised), strict=True)
-        self.set_domain({domain: len(x) for domain, x in zip(self.supervised, xs, strict=True)})
-        loss = self.task_loss(self(torch.cat(xs)), torch.cat(ys))
+        sizes = {domain: len(x) for domain, x in zip(self.supervised, xs, strict=True)}
+        self.set_domain(sizes)
+        loss = self.mean_task_loss(zip(self(torch.cat(xs)).split(list(sizes.values())), ys, strict=True))
         self.set_domain("target")
         self.log("train/task_loss", loss)
         return loss

@@ -33,6 +33,8 @@ class Classifier(L.LightningModule):
     """Domains read without labels in training."""
     starts_from: tuple[str, ...] = ()
     """Checkpoint files of the earlier runs that initialise a fit."""
+    reads_unlabelled: bool = False
+    """Whether training reads the samples without a label, too, of the domains in `supervised`."""
     scales_per_domain: bool = False
     """Whether each domain is scaled by its own mean and deviation, so that they may have different units."""
 
