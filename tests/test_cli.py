@@ -573,6 +573,26 @@ def test_compare_shows_class_accuracy_where_classes_are_uneven(capsys: pytest.Ca
         assert ("0.300 ± 0.071" in printed) == (pair == "uneven")
 
 
+@pytest.mark.parametrize(
+    ("dann", "said"),
+    [
+        (0.9, "dann (score neighbours 0.900; source_only has 0.800)"),
+        (0.8, "source_only (score neighbours 0.800; none is"),
+    ],
+)
+def test_compare_chooses_a_method_without_target_labels(
+    dann: float, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither by the target accuracy, nor a method that has read target labels; a tie is source-only's."""
+    values = {"source_only": (0.9, 0.8), "dann": (0.3, dann), "dan": (0.99, 0.5), "target_only": (1.0, 1.0)}
+    for seed, off in ((0, 0.05), (1, -0.05)):
+        for method, (accuracy, score) in values.items():
+            read = {"train_on": "target"} if method == "target_only" else {}
+            client().log_metric(log("choice", method, seed, accuracy, **read), "score/neighbours", score + off)
+    main(["compare", "--experiment", "choice"])
+    assert f"chosen without target labels: {said}" in capsys.readouterr().out
+
+
 def test_compare_says_which_runs_showed_signs_of_failure(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(5):
         run_id = log("failing", "dann", seed, 0.8)

@@ -110,6 +110,27 @@ def test_dev_varies_less_than_iwv_where_weights_and_losses_are_related() -> None
     assert dev.mean() == pytest.approx(iwv.mean(), abs=0.1)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbours_equal_a_naive_vote(seed: int) -> None:
+    source, target, logits = random(50, 4, seed=seed), random(30, 4, seed=seed + 9), random(30, 3, seed=seed + 19)
+    labels = torch.arange(50) % 3
+    hits = 0
+    for x, row in zip(target, logits, strict=True):
+        cosines = [float(x @ s / x.norm() / s.norm()) for s in source]
+        votes = [int(labels[i]) for i in np.argsort(cosines)[-5:]]
+        hits += max(range(3), key=votes.count) == int(row.argmax())
+    assert scores.neighbours(source, labels, target, logits) == pytest.approx(hits / 30)
+
+
+def test_neighbours_see_that_classes_were_mixed_up() -> None:
+    """The features of the domains are the same, but the classifier says other classes than the neighbours."""
+    x, y = torch.cat([random(30, 4, seed=i) * 0.1 + 5 * torch.eye(4)[i] for i in range(3)]), torch.arange(90) // 30
+    right = torch.eye(3)[y]
+    assert scores.neighbours(x, y, x, right) == 1
+    assert scores.neighbours(x, y, x, right.roll(1, dims=1)) == 0
+    assert scores.neighbours(x[:2], y[:2], x, right) == pytest.approx(1 / 3)  # fewer samples than five
+
+
 # ---------------------------------------------------------------- in the course of training
 
 
@@ -124,7 +145,8 @@ def test_every_score_is_a_finite_number_and_ignores_unknown_labels() -> None:
     for name, score in SCORES.items():
         assert math.isfinite(score(outputs())), name
         assert math.isfinite(score(outputs(unknown=10))), name
-    assert math.isnan(SCORES["dev"](outputs(unknown=40)))
+    for name in ("dev", "iwv", "neighbours"):
+        assert math.isnan(SCORES[name](outputs(unknown=40)))
 
 
 def fit(data: Any = None) -> Any:

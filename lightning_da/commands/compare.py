@@ -26,6 +26,8 @@ OPTIONAL = ("published", "target class acc")
 """Columns that are left out where they are empty."""
 ONE_NUMBER = ("published", "seconds")
 """Columns without a standard deviation."""
+CHOOSES = "neighbours"
+"""The score that names a method without target labels: the one with the least regret in benchmarks/scores.py."""
 UNEVEN = 1.5
 """Class accuracies are shown if the largest class of the target has more than so many times the mean size."""
 
@@ -74,13 +76,14 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
         print("no tested runs: run `fit` and `test` first")
         return pd.DataFrame()
     frame = rows_of(runs)
-    means = summary(frame, ["pair", "configuration"], list(FORMATS))
+    means = summary(frame, ["pair", "configuration"], [*FORMATS, CHOOSES])
     first = frame.groupby(["pair", "configuration"], sort=False)["method"].first()
     table = pd.DataFrame({"method": first, "seeds": frame.groupby(["pair", "configuration"], sort=False).size()})
     table = table.reset_index()
     table["settings"] = pd.Series([dict(configuration) for configuration in table.pop("configuration")])
     for column in FORMATS:
         table[column], table[f"{column} std"] = means[column, "mean"].to_numpy(), means[column, "std"].to_numpy()
+    table[CHOOSES] = means[CHOOSES, "mean"].to_numpy()
     _tell_apart(table)
     for pair, group in table.groupby("pair", sort=False):
         text = group[["method", "seeds"]].copy()
@@ -91,8 +94,21 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
             pairs = zip(group[column], spreads, strict=True)
             text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
         print_table(f"{pair}, test split", text)
+        _print_choice(group)
     _print_warnings(runs)
     return table
+
+
+def _print_choice(group: pd.DataFrame) -> None:
+    """Prints the method that is chosen without target labels, if source-only is there to compare with."""
+    scored = {name: score for name, score in zip(group["method"], group[CHOOSES], strict=True) if pd.notna(score)}
+    lower = [name for name in scored if name.split(" ")[0] == LOWER]
+    if not lower or len(scored) == len(lower):
+        return
+    bound = max(lower, key=scored.__getitem__)
+    best = max([bound, *scored], key=scored.__getitem__)
+    others = "none is higher" if best == bound else f"{LOWER} has {scored[bound]:.3f}"
+    print(f"chosen without target labels: {best} (score {CHOOSES} {scored[best]:.3f}; {others})")
 
 
 def _print_warnings(runs: Sequence[Run]) -> None:
@@ -128,6 +144,9 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "published": float(run.data.params.get("published", "nan")),
             "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
             "seconds": run.data.metrics.get("fit/seconds"),
+            CHOOSES: run.data.metrics.get(f"score/{CHOOSES}")
+            if run.data.params.get("train_on", "source") == "source"
+            else None,
         }
         for (key, seed), run in reversed(latest.items())
     )

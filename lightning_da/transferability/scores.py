@@ -19,13 +19,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from lightning_da.data.base import UNKNOWN
 from lightning_da.transferability import measures
 
 TEMPERATURE = 0.05
 """Temperature of `snd`."""
+NEIGHBOURS = 5
+"""Number of source samples that vote in `neighbours`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +197,32 @@ def class_ami(features: Tensor, logits: Tensor, seed: int = 0) -> float:
     return float(adjusted_mutual_info_score(classes, clusters))
 
 
+def neighbours(source: Tensor, source_labels: Tensor, target: Tensor, target_logits: Tensor) -> float:
+    """How often the predicted class of a target sample is the most frequent label of its nearest source samples.
+
+    The nearest are the five of largest cosine. A network that moves target samples to other classes than its classifier
+    says, or between the classes, has a low score.
+
+    Args:
+        source: Features of source samples with a label, shape (n_s, d).
+        source_labels: Their labels, shape (n_s,).
+        target: Features of the target, shape (n_t, d).
+        target_logits: Shape (n_t, classes).
+
+    Returns:
+        A number in [0, 1]. If several labels are the most frequent, the smallest counts.
+
+    Example:
+        >>> source, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5, 1), torch.tensor([0, 1] * 5)
+        >>> neighbours(source, labels, torch.tensor([[2.0, 0.1]]), torch.tensor([[3.0, 0.0]]))
+        1.0
+    """
+    s, t = (normalize(x.detach().double().cpu(), dim=1) for x in (source, target))
+    near = source_labels.cpu()[(t @ s.T).topk(min(NEIGHBOURS, len(s)), dim=1).indices]
+    votes = one_hot(near, target_logits.shape[1]).sum(dim=1)
+    return float((votes.argmax(dim=1) == target_logits.detach().cpu().argmax(dim=1)).double().mean())
+
+
 # ---------------------------------------------------------------- importance weights
 
 
@@ -277,6 +305,11 @@ def _source_acc(outputs: Outputs) -> float:
     return float(right[outputs.known].double().mean())
 
 
+def _neighbours(outputs: Outputs) -> float:
+    known = outputs.known
+    return neighbours(outputs.source[known], outputs.source_labels[known], outputs.target, outputs.target_logits)
+
+
 SCORES: dict[str, Callable[[Outputs], float]] = {
     "source_acc": _source_acc,
     "entropy": lambda outputs: entropy(outputs.target_logits),
@@ -285,6 +318,7 @@ SCORES: dict[str, Callable[[Outputs], float]] = {
     "bnm": lambda outputs: bnm(outputs.target_logits),
     "snd": lambda outputs: snd(outputs.target_logits),
     "class_ami": lambda outputs: class_ami(outputs.target, outputs.target_logits),
+    "neighbours": lambda outputs: _neighbours(outputs) if outputs.known.any() else math.nan,
     "iwv": lambda outputs: iwv(outputs.losses, outputs.weights) if outputs.known.any() else math.nan,
     "dev": lambda outputs: dev(outputs.losses, outputs.weights) if outputs.known.any() else math.nan,
     "mmd": lambda outputs: -measures.mmd_test(outputs.source, outputs.target, 0).value,
