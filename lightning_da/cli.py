@@ -170,11 +170,9 @@ class TransferCLI(LightningCLI):
         given = before.get("data", {}).get("init_args", {})
         before |= {key: plain[key] for key in ("seed_everything", "data", "trainer")}
         before["data"]["init_args"] |= given
-        if (
-            "target_labels" in before["data"]["init_args"]
-            and before["model"]["init_args"].get("train_on", "source") == "source"
-        ):
-            before["data"]["init_args"]["target_labels"] = None  # the first stage reads the source alone
+        of_two = all(before["data"]["init_args"].get(role) is not None for role in ("source", "target"))
+        if of_two and before["model"]["init_args"].get("train_on") == "source":
+            before["data"]["init_args"].pop("target_labels", None)  # one first stage for each number of labels
         network = ("backbone", "bottleneck", "standardize")
         before["model"]["init_args"] |= {k: v for k, v in plain["model"]["init_args"].items() if k in network}
         if self._tracked():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_da.cli import TransferCLI
 from lightning_da.data import DataError, DomainPairDataModule, TensorDomain
-from lightning_da.data.base import UNKNOWN, _Shuffle
+from lightning_da.data.base import UNKNOWN, Roles, Selection, _Shuffle
 from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import ConfigError
 from lightning_da.methods import ADDA, DAN, DANN, JAN, AdaptationModule, DeepCORAL, FineTune
@@ -80,21 +80,20 @@ def test_more_than_there_are_is_refused() -> None:
 # ---------------------------------------------------------------- what is read
 
 
-def test_only_training_labels_are_hidden() -> None:
+def test_the_data_stay_as_they_are() -> None:
+    """Only what training reads depends on the option: not the digest of the data, checks, tests or predictions."""
     data, whole = Few("3/class"), Few(None)
-    for split in ("train", "val", "test"):
-        y, all_y = data._get("noisy", split).y, whole._get("noisy", split).y
-        known = y != UNKNOWN
-        assert int(known.sum()) == (9 if split == "train" else 320)
-        assert torch.equal(y[known], all_y[known])
-    assert torch.equal(data._get("calm", "train").y, whole._get("calm", "train").y)
+    assert data.fingerprint() == whole.fingerprint()
+    assert len(data._rows("target")) == 9
+    assert len(data._rows("source")) == 320
+    data.target_labels = 321  # new data have no labels at all
+    assert len(trainer().predict(build(DANN), data)) == 3  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("train_on", ["target", "both"])
 def test_supervised_training_reads_the_labelled_samples_alone_in_epochs_of_the_same_length(train_on: Any) -> None:
     data = Few(10)
-    labelled = data._get("noisy", "train")
-    rows = labelled.x[labelled.y != UNKNOWN]
+    rows = data._get("noisy", "train").x[data._rows("target")]
     batches = seen(build(FineTune, train_on=train_on), data, 25)
     assert len(batches) == 25
     for batch in batches:
@@ -110,10 +109,9 @@ def test_supervised_training_reads_the_labelled_samples_alone_in_epochs_of_the_s
 @pytest.mark.parametrize("method", [DAN, DANN, DeepCORAL, JAN])
 def test_adaptation_reads_all_samples_and_the_labelled_ones_with_labels(method: type[AdaptationModule]) -> None:
     data = Few(10)
-    hidden = data._get("noisy", "train").y == UNKNOWN
     batches = seen(build(method, train_on="both"), data, 20)
     first = torch.cat([batch["target"] for batch in batches[:10]])
-    assert len(first) == len(first.unique(dim=0)) == 320 == int(hidden.sum()) + 10
+    assert len(first) == len(first.unique(dim=0)) == 320
     for batch in batches:
         assert {len(batch["source"][0]), len(batch["target"])} == {32}
         assert len(batch["labelled"][0]) == 10
@@ -175,6 +173,46 @@ def test_one_name_for_both_is_refused() -> None:
         DomainPairDataModule("calm", "calm", target_labels=3)
 
 
+def test_a_resumed_run_reads_the_same_labels(tmp_path: Path) -> None:
+    run = trainer(2, limit_val_batches=0)
+    run.fit(build(FineTune, train_on="target"), Few(9))
+    checkpoint = str(tmp_path / "two.ckpt")
+    run.save_checkpoint(checkpoint)
+    trainer(4, limit_val_batches=0).fit(
+        build(FineTune, train_on="target"), datamodule=Few("3/class"), ckpt_path=checkpoint
+    )
+    for other in (30, None):
+        with pytest.raises(DataError, match="trained on other labels of the target; resume"):
+            trainer(4, limit_val_batches=0).fit(
+                build(FineTune, train_on="target"), datamodule=Few(other), ckpt_path=checkpoint
+            )
+    trainer().test(build(FineTune, train_on="target"), datamodule=Few(30), ckpt_path=checkpoint, verbose=False)
+
+
+@pytest.mark.parametrize("wanted", [1, 5, "1/class"])
+def test_a_few_labels_of_files_are_found(wanted: Any) -> None:
+    """Of data that are not in memory only some samples are looked at."""
+
+    class Files(Few):
+        def dataset(self, domain: str, split: str) -> Any:
+            data = super().dataset(domain, split)
+            return Selection(data, torch.arange(len(data)), data.y, data.classes)
+
+    Files(wanted).check(Roles(("target",), ()))
+
+
+def test_the_first_stage_of_one_domain_reads_no_hidden_label(tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", x=np.random.default_rng(0).normal(size=(60, 3)), y=np.arange(60) % 2)
+    words = ["--config", "method/fine_tune.yaml", "--config", "data/features.yaml", f"--data.root={tmp_path}"]
+    words += ["--after=source_only", "--data.target=one.npz", "--data.target_labels=4"]
+    stage = TransferCLI("fit", words).first_stage()
+    assert stage is not None
+    assert stage["data"]["init_args"]["target_labels"] == 4
+    pair = TransferCLI("fit", [*words, "--data.source=two.npz"]).first_stage()
+    assert pair is not None
+    assert "target_labels" not in pair["data"]["init_args"]
+
+
 # ---------------------------------------------------------------- the stream
 
 
@@ -233,4 +271,4 @@ def test_labels_in_a_file_may_be_few(tmp_path: Path) -> None:
     cli = TransferCLI("fit", [*words, "--trainer.logger=false"]).build()
     batch = seen(cli.model, cli.datamodule, 2)[0]
     assert len(batch["target"]) == 16
-    assert len(batch["labelled"][0]) == int((cli.datamodule._get("b.csv", "train").y != UNKNOWN).sum()) > 0
+    assert len(batch["labelled"][0]) == len(cli.datamodule._rows("target")) > 0

@@ -50,15 +50,18 @@ def test_each_method_learns_from_each_number_of_labels(words: list[str], tmp_pat
         "source_only-one-two-s0",
         *(f"{method}-{number}-one-two-s0" for number in (2, 10) for method in METHODS[1:]),
     }
-    assert {run.data.params["target_labels"] for run in found.values()} == {"None", "1/class", "10"}
+    assert {run.data.params["target_labels"] for run in found.values()} == {"None", "2", "10"}
     assert found["dann-2-one-two-s0"].data.params["train_on"] == "both"
     for number in (2, 10):  # frozen layers are those of the source, trained once
         first = found[f"fine_tune-{number}-one-two-s0"].data.tags["started_from"]
         assert first == found["source_only-one-two-s0"].info.run_id
 
-    again = main([*words, *PAIR, "--labels", "1/class", "all", "--methods", "target_only"])
-    assert set(again["labels"]) == {2, 10, 112}
-    assert len(cells(tmp_path)) == len(found) + 1
+    again = main([*words, *PAIR, "--labels", "2", "all", "--methods", "target_only"])
+    assert again["labels"].tolist() == [2, 112]
+    assert len(cells(tmp_path)) == len(found) + 1  # two labels are one a class
+
+    other = main([*words, *PAIR, "--labels", "2", "--methods", "target_only", "--model.optimizer.init_args.lr=0.5"])
+    assert len(other) == 1  # other settings are no other seeds
 
 
 def test_one_domain(words: list[str], tmp_path: Path) -> None:
@@ -70,15 +73,30 @@ def test_one_domain(words: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--labels", "1000"], "labels: there are 112 training samples with a label, fewer than 1000"),
-        (["--labels", "few"], "labels: 'few' is no number of labels"),
+        (["--labels", "1000"], "--labels: there are 112 training samples with a label, fewer than 1000"),
+        (["--labels", "few"], "--labels: 'few' is no number of labels"),
         (["--data.target_labels", "10"], "data.target_labels: this command sets it for each training; give --labels"),
+        (
+            ["--methods", "dann", "--data.source", "null"],
+            "the method reads a source and a target, but there is one domain",
+        ),
+        (["--model.domain_weight=1", "--methods", "target_only"], "unknown key 'domain_weight'"),
+        (
+            ["--methods", "dann", "--config", "experiment/mnist_m_dann.yaml"],
+            "the options name the method lightning_da.methods.DANN; leave out --methods",
+        ),
         (["--methods", "dan", "dnan"], "no method 'dnan'; did you mean 'dan'"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_trained(words: list[str], more: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         main([*words, *PAIR, *more])
+
+
+def test_an_option_of_one_method_leaves_out_the_others(words: list[str], capsys: Any) -> None:
+    table = main([*words, *PAIR, "--labels", "2", "--model.domain_weight=1"])
+    assert table["method"].tolist() == ["dann"]
+    assert "target_only: unknown key 'domain_weight'" in capsys.readouterr().err
 
 
 def test_the_picture_shows_means_and_seeds() -> None:

@@ -3,26 +3,31 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pydoc import locate
-from typing import Any
 
 import pandas as pd
 
 from lightning_da.cli import TransferCLI
+from lightning_da.commands.sweep import OF_ONE
 from lightning_da.data import DomainPairDataModule, Roles
 from lightning_da.data.base import UNKNOWN
 from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import ConfigError
-from lightning_da.grids.engine import Cell, Grid, add_fit, check_trainable, digest, run_grid
+from lightning_da.grids.engine import (
+    Cell,
+    Grid,
+    add_fit,
+    check_named_once,
+    check_trainable,
+    digest,
+    parse_methods,
+    run_grid,
+)
 from lightning_da.grids.labels import report
 from lightning_da.methods import AdaptationModule
 from lightning_da.paths import find_method, methods
 
 EXPERIMENT = "label_curve"
-OF_TWO = ("source_only", "target_only", "fine_tune", "dann")
-"""The methods for two domains."""
-OF_ONE = ("linear_probe", "fine_tune")
-"""The methods for one domain."""
+METHODS = ("source_only", "target_only", "fine_tune", "dann")
 
 
 def run(args: Sequence[str]) -> pd.DataFrame:
@@ -37,56 +42,56 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     """
     given, options = _parser().parse_known_args(args)
     options = ["--trainer.logger.init_args.experiment_name", EXPERIMENT, *options]
-    first = TransferCLI("fit", ["--config", "method/target_only.yaml", *options]).build()
-    pattern = check_trainable(first, given.seeds, {}, options=())
+    check_named_once(given.methods, options)
+    parsed, refused = parse_methods(given.methods or METHODS, options)
+    first = next(iter(parsed.values())).build()
+    pattern = check_trainable(first, given.seeds, {}, options=("after",))
     data = first.datamodule
+    pair = len(data.domains) > 1
     if data.target_labels is not None:
         raise ConfigError("data.target_labels: this command sets it for each training; give --labels")
-    names = given.methods or (OF_TWO if len(data.domains) > 1 else OF_ONE)
+    if not pair and given.methods is None and len(parsed) > 1:
+        parsed, refused = parse_methods(OF_ONE, options)
     data.check(Roles(("target",), ()))
-    numbers = {_number(data, wanted): wanted for wanted in given.labels}
+    numbers = list(dict.fromkeys(_number(data, wanted) for wanted in given.labels))
     cells: dict[str, Cell] = {}
-    shown: dict[str, None] = {}
+    shown: dict[str, list[str]] = {}
     for seed in dict.fromkeys(given.seeds):
-        for name in names:
-            words = _words(name, options, len(data.domains) > 1)
-            reads = _reads_target(TransferCLI("fit", words))
-            for number, wanted in numbers.items() if reads else [(0, "all")]:
-                labels = "null" if wanted == "all" else wanted
-                cli = TransferCLI("fit", [*words, "--data.init_args.target_labels", labels])
-                add_fit(cells, cli, seed, {"labels": number})
-                shown[str(cli.config.name)] = None
+        for name, cli in parsed.items():
+            named = name in (*METHODS, *OF_ONE, *(given.methods or ()))
+            words = ["--config", str(find_method(name)), *options] if named else list(options)
+            words += _reading_labels(cli, data, pair)
+            for number in numbers if _reads_target(words) else [0]:
+                labels = str(number) if 0 < number < _number(data, "all") else "null"
+                fit = TransferCLI("fit", [*words, "--data.init_args.target_labels", labels])
+                cell = add_fit(cells, fit, seed, {"labels": number})
+                shown.setdefault(str(fit.config.name), []).append(cell.key)
     same = digest({**pattern, "model": None}, "label_curve", data.fingerprint())
     name = given.name or f"label-curve-{first.pair}"
     config = {**pattern, "name": "label_curve"}
-    return run_grid(
-        Grid(name, config, same, list(cells.values()), partial(report, list(shown), name)), first, given.jobs
-    )
+    grid = Grid(name, config, same, list(cells.values()), partial(report, shown, name), refused=refused)
+    return run_grid(grid, first, given.jobs)
 
 
-def _words(name: str, options: Sequence[str], pair: bool) -> list[str]:
-    """The options of a method: adaptation reads the labels of both domains; frozen layers come from the source."""
-    words = ["--config", str(find_method(name)), *options]
-    config = TransferCLI("fit", words).config
-    kind: Any = locate(config.model.class_path)
-    if isinstance(kind, type) and issubclass(kind, AdaptationModule):
-        return [*words, "--model.init_args.train_on", "both"]
-    arguments = config.model.init_args
-    starts = arguments.get("init_from") or config.after
-    if pair and arguments.get("freeze") and not starts and TransferCLI("fit", words).build().model.starts_random():
-        return [*words, "--after", "source_only"]
-    return words
+def _reading_labels(cli: TransferCLI, data: DomainPairDataModule, pair: bool) -> list[str]:
+    """Options for a method: adaptation reads the labels of both domains; frozen layers come from the source."""
+    model = cli.build().model
+    if isinstance(model, AdaptationModule):
+        data.check(Roles.of(model, 1))
+        return ["--model.init_args.train_on", "both"]
+    frozen = cli.config.model.init_args.get("freeze") and cli.config.after is None
+    return ["--after", "source_only"] if pair and frozen and model.starts_random() else []
 
 
-def _reads_target(cli: TransferCLI) -> bool:
-    return bool(cli.config.model.init_args.train_on != "source")
+def _reads_target(words: Sequence[str]) -> bool:
+    return bool(TransferCLI("fit", words).config.model.init_args.get("train_on") != "source")
 
 
 def _number(data: DomainPairDataModule, wanted: str) -> int:
     """How many labels of the target `wanted` are."""
     y = data.dataset(data.target, "train").y  # type: ignore[attr-defined]
     y = y[y != UNKNOWN]
-    return len(y) if wanted == "all" else len(draw_labelled(y, wanted, 0, "labels"))
+    return len(y) if wanted == "all" else len(draw_labelled(y, wanted, 0, "--labels"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME",
-        help=f"{', '.join(methods())}, or paths of YAML files (default: {' '.join(OF_TWO)}; for one domain "
+        help=f"{', '.join(methods())}, or paths of YAML files (default: {' '.join(METHODS)}; for one domain "
         f"{' '.join(OF_ONE)})",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds (default: 0 1 2)")

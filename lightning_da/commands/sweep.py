@@ -7,17 +7,27 @@ from functools import partial
 
 import pandas as pd
 
-from lightning_da.cli import TransferCLI
 from lightning_da.commands.compare import compare, rows_of
 from lightning_da.data import Roles
 from lightning_da.errors import ConfigError
-from lightning_da.grids.engine import Cell, Grid, Result, add_fit, check_trainable, digest, run_grid
+from lightning_da.grids.engine import (
+    Cell,
+    Grid,
+    Result,
+    add_fit,
+    check_named_once,
+    check_trainable,
+    digest,
+    parse_methods,
+    run_grid,
+)
 from lightning_da.grids.tables import bars
-from lightning_da.paths import find_method, methods, with_found_configs
-from lightning_da.signatures import class_path, full_spelling
+from lightning_da.paths import methods
 from lightning_da.tracking import charts_url, client
 
 METHODS = ("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
+OF_ONE = ("linear_probe", "fine_tune")
+"""The methods for one domain."""
 
 
 def run(args: Sequence[str]) -> pd.DataFrame:
@@ -30,31 +40,21 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         ConfigError: If no method accepts the options, another process runs the same sweep, or no training succeeded.
     """
     given, options = _parser().parse_known_args(args)
-    own = class_path(full_spelling(with_found_configs(options)), "model")
-    if own is not None and given.methods:
-        raise ConfigError(f"the options name the method {own}; leave out --methods, or name its file there")
-    files = {name: ["--config", str(find_method(name))] for name in given.methods or METHODS}
-    if own is not None:  # for example with a file of `conf/experiment`
-        files = {own: []}
-    refused: dict[str, str] = {}
-    parsed: dict[str, TransferCLI] = {}
-    for name, file in files.items():
-        try:
-            parsed[name] = TransferCLI("fit", [*file, *options])
-        except (ConfigError, SystemExit) as error:
-            refused[name] = str(error).removeprefix("lightning-da: error: ")
-    if not parsed:
-        raise ConfigError(next(iter(refused.values())))
+    check_named_once(given.methods, options)
+    parsed, refused = parse_methods(given.methods or METHODS, options)
     first = next(iter(parsed.values())).build()
-    first.datamodule.check(Roles((), ()))
-    if first.datamodule.source == first.datamodule.target:  # one corpus of speech, whose labels differ with the task
-        raise ConfigError(f"source and target are both {first.datamodule.source!r}; a sweep compares two domains")
+    data = first.datamodule
+    if len(data.domains) < 2 and given.methods is None and len(parsed) > 1:
+        parsed, refused = parse_methods(OF_ONE, options)
+    data.check(Roles((), ()))
+    if data.source == data.target and len(data.domains) > 1:  # one corpus of speech, whose labels differ with the task
+        raise ConfigError(f"source and target are both {data.source!r}; a sweep compares two domains")
     pattern = check_trainable(first, given.seeds, {}, options=())
     cells: dict[str, Cell] = {}
     for seed in dict.fromkeys(given.seeds):
         for cli in parsed.values():
             add_fit(cells, cli, seed)
-    same = digest({**pattern, "model": None}, "sweep", first.datamodule.fingerprint())
+    same = digest({**pattern, "model": None}, "sweep", data.fingerprint())
     name = given.name or first.pair
     wanted = [cell.key for cell in cells.values()]
     config = {**pattern, "name": "sweep"}
@@ -65,7 +65,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         list(cells.values()),
         partial(_report, wanted),
         needs_all=len(cells) == 1,
-        refused=[f"{method}: {message}" for method, message in refused.items()],
+        refused=refused,
     )
     return run_grid(grid, first, given.jobs)
 

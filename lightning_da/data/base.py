@@ -294,11 +294,17 @@ class DomainPairDataModule(L.LightningDataModule):
         return digest.hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"classes": self.classes}
+        return {"classes": self.classes, "labels": self._rows("target").tolist() if self.target_labels else []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        resumed = self.trainer is not None and self.trainer.state.fn == "fit"
+        if resumed and state_dict.get("labels", []) != self.state_dict()["labels"]:
+            raise DataError(
+                "data.target_labels: the checkpoint was trained on other labels of the target; resume with the same "
+                "target_labels and seed_everything"
+            )
         for key, here in self.state_dict().items():
-            if state_dict[key] != here:
+            if key != "labels" and state_dict[key] != here:
                 raise DataError(f"the checkpoint was fitted with {key} {state_dict[key]}, but the data have {here}")
 
     # ---------------------------------------------------------------- checks
@@ -361,14 +367,14 @@ class DomainPairDataModule(L.LightningDataModule):
                 )
         if self.target_labels is None:
             return
-        y = torch.as_tensor(self._get(self.target, "train").y)
-        counts = torch.bincount(y[y != UNKNOWN], minlength=self.num_classes).tolist()
+        y, rows = torch.as_tensor(self._get(self.target, "train").y), self._rows("target")
+        counts = torch.bincount(y[rows], minlength=self.num_classes).tolist()
         each = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         rank_zero_info(
             f"target_labels: {sum(counts)} of the {len(y)} training samples of {self.target!r} keep their label, "
             f"{each} of each class, drawn with seed {_seed()}"
         )
-        if roles.supervised == ("source",) and len(self.domains) > 1:
+        if roles.reads_unlabelled and "target" not in roles.supervised:
             rank_zero_warn("target_labels: the method reads no label of the target; set --model.train_on both")
 
     def _compare(self, roles: Roles) -> None:
@@ -436,7 +442,7 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def _look_at(self, role: str, supervised: bool) -> "_Look":
         """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""
-        domain, reach, labelled = getattr(self, role), 0.0, False
+        domain, reach = getattr(self, role), 0.0
         shape: tuple[int, ...] = (0,)
         for split in SPLITS:
             dataset = self._get(domain, split)
@@ -455,10 +461,9 @@ class DomainPairDataModule(L.LightningDataModule):
                         f"domain {domain!r}: label {int(wrong[0])} in the {split} split is out of range; the "
                         f"{self.num_classes} classes are labelled 0 to {self.num_classes - 1}"
                     )
-                labelled |= split == "train" and bool((y != UNKNOWN).any())
                 shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
                 start += step * len(x)
-        if supervised and not labelled:
+        if supervised and not len(self._rows(role)):
             raise DataError(
                 f"domain {domain!r}: its training labels are needed, but no sample has one; add labels, or choose "
                 "another domain to train on with --model.train_on"
@@ -469,14 +474,7 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def _get(self, domain: str, split: str) -> Any:
         if (domain, split) not in self._datasets:
-            dataset: Any = self.dataset(domain, split)
-            if self.target_labels is not None and (domain, split) == (self.target, "train"):
-                known = (dataset.y != UNKNOWN).nonzero()[:, 0]
-                drawn = known[draw_labelled(dataset.y[known], self.target_labels, _seed(), "data.target_labels")]
-                y = torch.full_like(dataset.y, UNKNOWN)
-                y[drawn] = dataset.y[drawn]
-                dataset = select(dataset, torch.arange(len(y)), y, dataset.classes)
-            self._datasets[domain, split] = dataset
+            self._datasets[domain, split] = self.dataset(domain, split)
         return self._datasets[domain, split]
 
     def _roles(self) -> Roles:
@@ -558,9 +556,17 @@ class DomainPairDataModule(L.LightningDataModule):
                 loaders[role] = self._train_loader(role, role in roles.supervised)
         return CombinedLoader(loaders, "max_size_cycle")
 
+    def _rows(self, role: str) -> Tensor:
+        """The training samples of a domain whose labels are read."""
+        y = torch.as_tensor(self._get(getattr(self, role), "train").y)
+        known = (y != UNKNOWN).nonzero()[:, 0]
+        if self.target_labels is None or getattr(self, role) != self.target:
+            return known
+        return known[draw_labelled(y[known], self.target_labels, _seed(), "data.target_labels")]
+
     def _few(self, role: str) -> Tensor | None:
-        """The training samples of a domain that have a label; None if all have one."""
-        rows = (torch.as_tensor(self._get(getattr(self, role), "train").y) != UNKNOWN).nonzero()[:, 0]
+        """The training samples of a domain whose labels are read; None if these are all."""
+        rows = self._rows(role)
         return rows if len(rows) < len(self._get(getattr(self, role), "train")) else None
 
     def val_dataloader(self) -> list[DataLoader[Any]]:

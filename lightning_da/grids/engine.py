@@ -29,8 +29,9 @@ from mlflow.entities import Run
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.grids.cell import Done, Order, run_cell
+from lightning_da.paths import find_method, with_found_configs
 from lightning_da.process import cores
-from lightning_da.signatures import imported_modules, source_file
+from lightning_da.signatures import class_path, full_spelling, imported_modules, source_file
 from lightning_da.tracking import Tracker, TrackingError, client, find_fit, parameters, search_runs, tracking_uri
 
 PROCESSES = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
@@ -107,6 +108,42 @@ class Grid:
     def experiment(self) -> str:
         """Name of the grid's MLflow experiment."""
         return str(self.config["trainer"]["logger"]["init_args"]["experiment_name"])
+
+
+def parse_methods(names: Sequence[str], options: Sequence[str]) -> tuple[dict[str, TransferCLI], list[str]]:
+    """Parses a fit of each method.
+
+    Args:
+        names: Methods, as for `find_method`. They are left out if the options name a method themselves, for example
+            with a file of `conf/experiment`: this is the only one then.
+        options: The options of all of them.
+
+    Returns:
+        The fits, by the name of the method, and an error message for each method that does not accept the options.
+
+    Raises:
+        ConfigError: If no method accepts the options.
+    """
+    own = class_path(full_spelling(with_found_configs(options)), "model")
+    files = {name: ["--config", str(find_method(name))] for name in names} if own is None else {own: []}
+    parsed: dict[str, TransferCLI] = {}
+    refused: list[str] = []
+    for name, file in files.items():
+        try:
+            parsed[name] = TransferCLI("fit", [*file, *options])
+        except (ConfigError, SystemExit) as error:
+            message = str(error).removeprefix("lightning-da: error: ")
+            if len(files) == len(refused) + 1:
+                raise ConfigError(message) from error
+            refused.append(f"{name}: {message}")
+    return parsed, refused
+
+
+def check_named_once(named: Sequence[str] | None, options: Sequence[str]) -> None:
+    """Refuses methods that are named by `--methods` and by the options."""
+    own = class_path(full_spelling(with_found_configs(options)), "model")
+    if own is not None and named:
+        raise ConfigError(f"the options name the method {own}; leave out --methods, or name its file there")
 
 
 def add_fit(

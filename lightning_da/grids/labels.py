@@ -1,6 +1,7 @@
 """The grid over the number of labels: its cells, tables and picture."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,31 +15,31 @@ from lightning_da.tracking import client
 METRIC = "test/target/acc"
 
 
-def cells_table(results: Sequence[Result], methods: Sequence[str]) -> pd.DataFrame:
+def cells_table(results: Sequence[Result], shown: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """One row per finished cell: labels (0 if the method reads none), method, seed, accuracy, class accuracy, run.
 
     Args:
         results: The finished cells.
-        methods: Names of the methods, in the order of the rows; cells of other methods, first stages, are left out.
+        shown: Keys of the cells of each method; other cells, of first stages or earlier settings, are left out.
     """
-    rows = table(results, {"accuracy": METRIC, "class accuracy": "test/target/class_acc"})
-    rows = rows[rows["method"].isin(methods)].drop(columns="settings")
-    place = rows["method"].map({name: place for place, name in enumerate(methods)})
-    return (
-        rows.assign(place=place).sort_values(["labels", "place", "seed"]).drop(columns="place").reset_index(drop=True)
-    )
+    key_of = {json.dumps(result.factors, sort_keys=True): result for result in results}
+    own = [key_of[key] for keys in shown.values() for key in keys if key in key_of]
+    rows = table(own, {"accuracy": METRIC, "class accuracy": "test/target/class_acc"})
+    place = rows["method"].map({name: place for place, name in enumerate(shown)})
+    rows = rows.drop(columns="settings").assign(place=place).sort_values(["labels", "place", "seed"])
+    return rows.drop(columns="place").reset_index(drop=True)
 
 
-def report(methods: Sequence[str], name: str, results: Sequence[Result], parent: str) -> pd.DataFrame:
+def report(shown: Mapping[str, Sequence[str]], name: str, results: Sequence[Result], parent: str) -> pd.DataFrame:
     """Prints the table, records metrics, cells and picture in the grid's run, and returns the cells.
 
     Args:
-        methods: Names of the methods.
+        shown: As for `cells_table`.
         name: Name of the grid's run.
         results: The finished cells.
         parent: Id of the grid's run.
     """
-    rows, tracked = cells_table(results, methods), client()
+    rows, tracked = cells_table(results, shown), client()
     means = summary(rows, ["labels", "method"], ["accuracy"])["accuracy"]
     text: dict[int, dict[str, Any]] = {}
     for (labels, method), mean, std, seeds in means.itertuples():
