@@ -135,6 +135,40 @@ def test_genders_are_spread_over_the_splits(tmp_path: Path) -> None:
         assert len({int(name) % 2 for name in speakers(data, "target", "test")}) == 2
 
 
+def uneven(folder: Path) -> None:
+    """Twelve speakers, each angry or sad throughout, four sounds each."""
+    for name in ("source", "target"):
+        rows = [
+            {"path": f"{name[0]}-{i}-{k}.wav", "speaker": f"{name[0]}-{i}", "gender": "",
+             "emotion": "angry" if i < 6 else "sad"}
+            for i in range(12) for k in range(4)
+        ]  # fmt: skip
+        for number, row in enumerate(rows):
+            voices.sound(folder / row["path"], 100.0 + number + (500 if name == "source" else 0))
+        voices.manifest(folder / f"{name}.csv", rows, ["path", "speaker", "gender", "emotion"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_emotions_are_spread_over_the_splits_as_far_as_speakers_allow(tmp_path: Path, seed: int) -> None:
+    uneven(tmp_path)
+    data = corpora(tmp_path, seed=seed, test_share=0.34, val_share=0.17)
+    for split in SPLITS:
+        y = torch.as_tensor(data._get("target.csv", split).y)
+        assert torch.bincount(y, minlength=2).float().std() == 0, split
+    others = {frozenset(speakers(corpora(tmp_path, seed=s, test_share=0.34, val_share=0.17), "target", "test"))
+              for s in range(4)}  # fmt: skip
+    assert len(others) > 1
+
+
+def test_the_counts_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_da.data.speech.rank_zero_info", said.append)
+    uneven(tmp_path)
+    corpora(tmp_path, test_share=0.34, val_share=0.17).check()
+    assert [line.split(":")[0] for line in said] == ["'source.csv', emotion", "'target.csv', emotion"]
+    assert said[1].endswith("train 24 (angry 12, sad 12), val 8 (angry 4, sad 4), test 16 (angry 8, sad 8)")
+
+
 def test_a_speaker_to_leave_out(pair: Path) -> None:
     data = corpora(pair, test_speakers=["t-2"])
     assert speakers(data, "target", "test") == {"2"}
@@ -304,11 +338,12 @@ def test_both_genders_are_tested_and_three_speakers_are_enough(pair: Path) -> No
 
 def test_a_class_that_is_never_trained_on_is_named(pair: Path) -> None:
     rows = voices.rows(pair / "target.csv")
-    tested = corpora(pair).names("target", "test")
+    data = corpora(pair, test_speakers=["t-2"])
+    tested = data.names("target", "test")
     voices.manifest(
         pair / "target.csv", [row | ({"emotion": "bored"} if row["path"] in tested else {}) for row in rows]
     )
-    data = corpora(pair)
+    data = corpora(pair, test_speakers=["t-2"])
     assert data.classes == ["angry", "bored", "sad"]
     module = FineTune(num_classes=3, input_shape=(964,), backbone=toy.BACKBONE, train_on="target", standardize=True)
     with pytest.warns(UserWarning, match="'target.csv': there is no sample of class .*'bored' in train"):

@@ -1,13 +1,14 @@
 """Speech corpora: sound files with speaker, gender and emotion labels."""
 
 import difflib
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
@@ -21,6 +22,10 @@ from lightning_da.speech.synthesis import CORPORA, write_corpus
 Label = Literal["speaker", "gender", "emotion"]
 LABELS: tuple[Label, ...] = ("speaker", "gender", "emotion")
 COLUMNS = ("path", *LABELS, "split")
+MANY = 12
+"""With more classes, speakers for example, the number of sounds of each is not printed."""
+DRAWS = 50
+"""Draws of speakers, of which the one with the most even emotions is taken."""
 NEW = "new"
 """Name of the split with the recordings that `predict` classifies."""
 
@@ -281,6 +286,20 @@ class SpeechCorpora(DomainPairDataModule):
                 f"{self.source!r}, which has speakers with the same names; rename them if they are different people"
             )
         super().check(roles)
+        for domain in dict.fromkeys((self.source, self.target)):
+            rank_zero_info(f"{domain!r}, {self.task}: {self._counts(domain)}")
+
+    def _counts(self, domain: str) -> str:
+        """The number of sounds of each class in each split."""
+        parts = []
+        for split in SPLITS:
+            y = torch.as_tensor(self._get(domain, split).y)
+            numbers = torch.bincount(y[y != UNKNOWN], minlength=self.num_classes).tolist()
+            named = ", ".join(f"{name} {number}" for name, number in zip(self.classes, numbers, strict=True) if number)
+            if self.num_classes > MANY:
+                named = f"{sum(number > 0 for number in numbers)} classes"
+            parts.append(f"{split} {len(y)} ({named or 'no labels'})")
+        return ", ".join(parts)
 
     def _check_pair(self) -> None:
         """Source and target may be the same corpus: first its speakers are learned, then its emotions."""
@@ -381,13 +400,12 @@ class SpeechCorpora(DomainPairDataModule):
                 f"{corpus.place}: {len(names)} speaker(s) cannot be split into training, validation and test; add a "
                 "column 'split', or remove the speaker labels"
             )
-        of_speakers = split_indices(
-            _codes(corpus.table["gender"].iloc[first]),
-            self.seed,
-            max(self.val_share, 1 / rest),
-            max(self.test_share, 1 / rest),
-            None if drawn else given_of,
-        )
+        genders = _codes(corpus.table["gender"].iloc[first])
+        shares = max(self.val_share, 1 / rest), max(self.test_share, 1 / rest)
+        seeds = [self.seed, *np.random.SeedSequence(abs(self.seed)).generate_state(DRAWS - 1).tolist()]
+        draws = [split_indices(genders, seed, *shares, None if drawn else given_of) for seed in seeds]
+        emotions = _counts_of(inverse, corpus.table["emotion"])
+        of_speakers = min(draws, key=partial(_unevenness, emotions))
         return {split: np.flatnonzero(np.isin(inverse, rows)) for split, rows in of_speakers.items()}
 
     def _left_out(self, domain: str) -> list[str]:
@@ -403,6 +421,27 @@ class SpeechCorpora(DomainPairDataModule):
             return []
         tested = self._read(self.target).table["speaker"].iloc[self._whole_splits(self.target)["test"]]
         return sorted(own & set(tested))
+
+
+def _counts_of(groups: Indices, emotions: pd.Series) -> NDArray[np.float64]:
+    """The number of sounds of each emotion in each group, shape (groups, emotions)."""
+    known = (emotions != "").to_numpy()
+    codes = _codes(emotions[known]) if known.any() else np.zeros(0, dtype=np.int64)
+    counts = np.zeros((groups.max() + 1, codes.max(initial=0) + 1))
+    np.add.at(counts, (groups[known], codes), 1)
+    return counts
+
+
+def _unevenness(counts: NDArray[np.float64], splits: dict[str, Indices]) -> float:
+    """How far the shares of the emotions in the splits are from those of the corpus: the sum of all differences.
+
+    Args:
+        counts: The number of sounds of each emotion of each speaker, shape (speakers, emotions).
+        splits: The speakers in each split.
+    """
+    parts = [counts[rows].sum(axis=0) for rows in (*splits.values(), np.arange(len(counts)))]
+    *shares, whole = (part / max(part.sum(), 1) for part in parts)
+    return round(sum(float(np.abs(share - whole).sum()) for share in shares), 6)
 
 
 def _sounds(corpus: Corpus, rows: Indices) -> dict[str, str]:
