@@ -133,3 +133,16 @@ def test_a_mistake_is_named_before_anything_is_trained(words: list[str], more: l
     with pytest.raises(SystemExit) as stop:
         main([*words, *more])
     assert message in str(stop.value.code)
+
+
+def test_a_sweep_of_one_domain_compares_the_methods_that_read_one(words: list[str], capsys: Any) -> None:
+    given = [
+        word for word in words if word not in ("--methods", "source_only", "mine.yaml", "--data.source", "one.npz")
+    ]
+    table = main(given)
+    assert table["method"].tolist() == ["linear_probe", "fine_tune"]
+    printed = capsys.readouterr().out
+    assert "\ntwo.npz, test split" in printed
+    assert "chosen without target labels" not in printed
+    with pytest.raises(SystemExit, match="the method reads a source and a target, but there is one domain"):
+        main([*given, "--methods", "dann"])
