@@ -1,6 +1,5 @@
 """`lightning-da compare`: prints the runs of an experiment as a table."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from lightning_da.grids.tables import mean_and_spread, print_table, summary
+from lightning_da.parser import CommandParser
 from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, client, search_runs, tracking_uri
 
 LOWER, UPPER = "source_only", "target_only"
@@ -38,7 +38,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     Args:
         args: The arguments after `compare`.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da compare",
         description="Print the tested runs of an experiment: mean and standard deviation over seeds.",
     )

@@ -1,6 +1,5 @@
 """`lightning-da curve`: draws the curves of existing networks, without training."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -14,6 +13,7 @@ from lightning_da.cli import TransferCLI
 from lightning_da.data.base import Roles
 from lightning_da.errors import ConfigError
 from lightning_da.methods import TransferModule
+from lightning_da.parser import CommandParser
 from lightning_da.paths import write_whole
 from lightning_da.tracking import Tracker, client, find_fit, parameters
 from lightning_da.transferability.depth import (
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     Raises:
         ConfigError: If an argument is wrong, a network or its data cannot be opened, or nothing can be measured.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da curve",
         description="Measure each layer of a network on the two domains, and draw the curves. Nothing is trained. "
         "With --ckpt_path, network and data come from a finished run. With two runs, both networks read the data of "
