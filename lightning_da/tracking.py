@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, one_line
 from lightning_da.paths import PROJECT
 
 EXPERIMENT = "lightning_da"
@@ -110,6 +110,16 @@ class Tracker(MLFlowLogger):
     def name_run(self, name: str) -> None:
         """Sets the name of the run, unless it has one."""
         self._run_name = self._run_name or name
+
+    def discard(self) -> None:
+        """Deletes the run if it was begun here: its configuration is refused."""
+        if self._run_id is not None and not self._joined:
+            self.experiment.delete_run(self._run_id)
+
+    def fail(self, error: Exception) -> None:
+        """Records why the run failed, if it was begun here."""
+        if self._run_id is not None and not self._joined:
+            self.experiment.set_tag(self._run_id, "failure", f"{type(error).__name__}: {one_line(error)}")
 
     def finalize(self, status: str = "success") -> None:
         # a failed test does not change the status of the fit's run

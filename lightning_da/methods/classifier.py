@@ -33,6 +33,8 @@ class Classifier(L.LightningModule):
     """Domains read without labels in training."""
     starts_from: tuple[str, ...] = ()
     """Checkpoint files of the earlier runs that initialise a fit."""
+    fewest_samples: int = 1
+    """The smallest batch of a domain that the network can be trained on."""
     reads_unlabelled: bool = False
     """Whether training reads the samples without a label, too, of the domains in `supervised`."""
     scales_per_domain: bool = False

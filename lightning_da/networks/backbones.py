@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_da.errors import ConfigError, list_choices
+from lightning_da.errors import ConfigError, check_range, list_choices
 from lightning_da.networks.layers import find_layers
 
 
@@ -58,6 +58,7 @@ class LeNet(Backbone):
                 "LeNet reads images of shape (channels, height, width) with at least 16 x 16 pixels, "
                 f"not {input_shape}; for vectors use FeedForward"
             )
+        check_range("dropout", dropout, 0, 1)
         channels, height, width = input_shape
         pooled = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
 
@@ -109,6 +110,8 @@ class FeedForward(Backbone):
         rates = dropout if isinstance(dropout, list) else [dropout] * len(hidden)
         if not hidden or len(rates) != len(hidden):
             raise ConfigError(f"FeedForward needs a hidden layer and one dropout rate per layer: {hidden=}, {dropout=}")
+        check_range("hidden", hidden, 1)
+        check_range("dropout", rates, 0, 1)
         width = 1
         for side in input_shape:
             width *= side
