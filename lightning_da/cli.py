@@ -1,6 +1,5 @@
 """Builds trainer, model and data from command-line arguments or a configuration."""
 
-import argparse
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,8 @@ from lightning_da.callbacks import CheckLeaks, RecordRun, StopAtDivergence, Writ
 from lightning_da.data import DomainPairDataModule, Roles
 from lightning_da.errors import ConfigError, check_range, one_line
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
-from lightning_da.parser import MISSING, Parser
+from lightning_da.networks.weights import read_checkpoint
+from lightning_da.parser import MISSING, CommandParser, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling
 from lightning_da.tracking import Fit, Tracker, find_fit, parameters
@@ -145,6 +145,7 @@ class TransferCLI(LightningCLI):
             self._start = _start_of(config.model.init_args.get("init_from"))
             return
         config.ckpt_path = fit.checkpoint
+        read_checkpoint(fit.checkpoint, ("state_dict", "pytorch-lightning_version"))
         if tracker and self.command != "fit":
             tracker.run_id = fit.run_id
 
@@ -297,7 +298,7 @@ def _start_of(named: str | None) -> str | None:
 
 def _named_fit(args: Sequence[str]) -> tuple[str, Fit] | None:
     """`--ckpt_path` and its fit, before the other arguments are parsed: its configuration comes first."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = CommandParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(full_spelling(args))[0]

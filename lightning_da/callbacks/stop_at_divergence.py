@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from lightning_da.errors import RunError
+from lightning_da.networks.weights import not_finite
 
 REMEDY = "try a smaller learning rate, a smaller weight of the domain loss, or --trainer.gradient_clip_val 1"
 
@@ -23,8 +24,7 @@ class StopAtDivergence(L.Callback):
         raise RunError(f"training diverged at step {trainer.global_step + 1}: {named}; {REMEDY}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        broken = [name for name, value in pl_module.state_dict().items() if not value.isfinite().all()]
-        if broken:
+        if broken := not_finite(pl_module.state_dict()):
             raise RunError(
                 f"training diverged by step {trainer.global_step}: {len(broken)} tensors of the network are not "
                 f"finite, the first is {broken[0]}; {REMEDY}"

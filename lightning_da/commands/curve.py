@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from lightning_da.callbacks.transfer_curve import network_name, record
@@ -13,6 +12,7 @@ from lightning_da.cli import TransferCLI
 from lightning_da.data.base import Roles
 from lightning_da.errors import ConfigError
 from lightning_da.methods import TransferModule
+from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import CommandParser
 from lightning_da.paths import write_whole
 from lightning_da.tracking import Tracker, client, find_fit, parameters
@@ -142,7 +142,7 @@ def _look(cli: TransferCLI, on: TransferCLI, layers: list[str] | None, samples: 
         return collect(trainer, module, data, names, samples)
 
     reference = cli.config.ckpt_path
-    checkpoint = None if reference is None else torch.load(reference, map_location="cpu", weights_only=True)
+    checkpoint = None if reference is None else read_checkpoint(reference)
     kind = network_name(module, checkpoint["global_step"] if checkpoint else 0)
     baseline = features() if alone and kind != "untrained" else {}
     if checkpoint is None:
