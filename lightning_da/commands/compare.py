@@ -9,7 +9,7 @@ from mlflow.entities import Run
 
 from lightning_da.grids.tables import mean_and_spread, print_table, summary
 from lightning_da.parser import CommandParser
-from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, client, search_runs, tracking_uri
+from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, client, search_runs, shown_uri
 
 LOWER, UPPER = "source_only", "target_only"
 """The methods whose target accuracies define `gap closed` = 0 and `gap closed` = 1."""
@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     experiment = client().get_experiment_by_name(given.experiment)
     if experiment is None:
         names = ", ".join(e.name for e in client().search_experiments())
-        raise TrackingError(f"no experiment {given.experiment!r} in {tracking_uri()}; there are: {names}")
+        raise TrackingError(f"no experiment {given.experiment!r} in {shown_uri()}; there are: {names}")
     return compare(tested_runs(experiment.experiment_id))
 
 
