@@ -36,6 +36,8 @@ LEAST = {
     "check_val_every_n_epoch": 1,
     "gradient_clip_val": 0,
     "log_every_n_steps": 0,
+    "min_epochs": 0,
+    "min_steps": 0,
 }
 ABOVE = {"limit_train_batches": 0, "val_check_interval": 0}
 """Bounds of the trainer options that Lightning does not check."""
@@ -128,6 +130,8 @@ class TransferCLI(LightningCLI):
         for key in (*LEAST, *ABOVE):
             if isinstance(value := config.trainer.get(key), int | float):
                 check_range(f"trainer.{key}", value, LEAST.get(key, -math.inf), above=ABOVE.get(key, -math.inf))
+        if config.published is not None:
+            check_range("published", config.published, 0, 1)
         if config.model is None or config.model.class_path.rsplit(".", 1)[-1] in _ABSTRACT:
             raise ConfigError(MISSING["model"])
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
@@ -248,7 +252,12 @@ class TransferCLI(LightningCLI):
         return trainer
 
     def run(self) -> "TransferCLI":
-        """Runs the command."""
+        """Runs the command.
+
+        Raises:
+            ConfigError: If the data, a checkpoint or an option of the trainer is wrong; a fit that has not begun leaves
+                no run.
+        """
         weights_only = None if self.command == "fit" else True
         if self.command == "fit":  # before the logger opens a run
             self.datamodule.check(Roles.of(self.model, self.trainer.world_size))
@@ -257,8 +266,10 @@ class TransferCLI(LightningCLI):
             function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=weights_only)
         except Exception as error:
             if isinstance(self.trainer.logger, Tracker) and self.trainer.is_global_zero:
-                refused = isinstance(error, ConfigError) and self.trainer.global_step == 0
+                refused = isinstance(error, ConfigError | MisconfigurationException) and self.trainer.global_step == 0
                 self.trainer.logger.discard() if refused else self.trainer.logger.fail(error)
+            if isinstance(error, MisconfigurationException):
+                raise ConfigError(one_line(error)) from error
             raise
         return self
 
@@ -278,10 +289,13 @@ def _names_ensemble(args: Sequence[str] | Mapping[str, Any]) -> bool:
 
 
 def _check_given(command: str, words: Sequence[str]) -> None:
-    """Asks for the data and the method first, and for the backbone after them."""
+    """Asks for the data and the method first, and for the backbone after them; refuses what the data give."""
     spelled = full_spelling(words)
     if any(word.startswith(("--help", "-h", "--print_config")) or ".help" in word for word in spelled):
         return
+    for key in ("num_classes", "input_shape"):
+        if any(word.startswith(f"--model.init_args.{key}") for word in spelled):
+            raise ConfigError(f"model.{key}: the data give it; leave it out")
     named = "" if command == "fit" else ", or name a run with --ckpt_path"
     for part in ("data", "model"):
         if class_path(spelled, part) is None and not any(word.startswith(f"--{part}=") for word in spelled):

@@ -1,6 +1,7 @@
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Real
 
 
 class ConfigError(ValueError):
@@ -45,11 +46,12 @@ def check_range(
         ConfigError: If a value is no finite number, or outside the bounds.
     """
     for number in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(number, int | float) or not math.isfinite(number):
+        if not isinstance(number, Real) or not math.isfinite(number):
             raise ConfigError(f"{name}: {number} is not a finite number")
-        if number < low:
+        size = float(number)
+        if size < low:
             raise ConfigError(f"{name}: {number} is less than {low}")
-        if number > high:
+        if size > high:
             raise ConfigError(f"{name}: {number} is more than {high}")
-        if number <= above:
+        if size <= above:
             raise ConfigError(f"{name}: {number} is not more than {above}")

@@ -122,7 +122,7 @@ def _plain_value(message: str) -> str:
     """The innermost key of an error, its value, and what is wanted."""
     message = re.sub(r"NestedArg\(key='[^']*', val='?(.*?)'?\)", r"\1", message)
     before, *parts = re.split(r'Parser key "([\w.]+)":', message)
-    key, cause = ".".join(parts[::2]), parts[-1] if parts else before
+    key, cause = ".".join(dict.fromkeys(parts[::2])), parts[-1] if parts else before
     prefix = f"{key}: " if key else ""
     if missing := _missing(message):
         return f"{prefix}{missing}"

@@ -270,24 +270,30 @@ VALUES = {
     "data.sorce": {"x": "did you mean 'source'"},
     "seed_everything": {"-1": "seed_everything: -1 is less than 0", "99999999999": "is more than 4294967295",
                         "1.5": "'1.5' is not", "abc": "'abc' is not", "null": "seed_everything: 'None' is not"},
-    "published": {"x": NUMBER, ".nan": "published: nan is not a finite number"},
+    "model.num_classes": {"7": "model.num_classes: the data give it"},
+    "model.input_shape": {"[3]": "model.input_shape: the data give it"},
+    "published": {"-3": "-3.0 is less than 0", "7": "7.0 is more than 1",
+                  "x": NUMBER, ".nan": "published: nan is not a finite number"},
     "after": {"nothing": "after: no method 'nothing'", "empty_folder": "after: no method 'empty_folder'"},
     "trainer.accumulate_grad_batches": {"0": "0 is less than 1", "-1": "-1 is less than 1", "1.5": WHOLE},
     "trainer.gradient_clip_val": {"-1": "-1.0 is less than 0", ".nan": "nan is not a finite number", "x": NUMBER},
     "trainer.gradient_clip_algorithm": {"foo": "gradient_clip_algorithm` foo is invalid"},
     "trainer.limit_train_batches": {"0": "0.0 is not more than 0", "-1": "-1.0 is not more than 0",
-                                    "2.5": "invalid value 2.5"},
+                                    "2.5": "invalid value 2.5",
+                                    "0.001": "increase the `limit_train_batches`"},
     "trainer.limit_val_batches": {"-1": "invalid value -1.0 for limit_val_batches"},
     "trainer.max_steps": {"-5": "max_steps` must be", "1.5": WHOLE, "many": "max_steps: 'many' is not a whole number",
                           "null": WHOLE, "1e99": WHOLE, "": "max_steps: '' is not a whole number"},
     "trainer.max_epochs": {"-5": "max_epochs` must be", "x": WHOLE},
+    "trainer.min_steps": {"-1": "-1 is less than 0"},
+    "trainer": {"nothing.yaml": "trainer: Unable to load config"},
     "trainer.max_time": {"x": "not a valid duration"},
     "trainer.log_every_n_steps": {"-1": "-1 is less than 0", "x": WHOLE},
     "trainer.check_val_every_n_epoch": {"0": "0 is less than 1", "-1": "-1 is less than 1"},
     "trainer.val_check_interval": {"-1": "-1 is not more than 0", "0": "0 is not more than 0"},
     "trainer.precision": {"17": "'17' is not a valid choice", "foo": "precision: 'foo' is neither"},
     "trainer.accelerator": {"foo": "invalid accelerator name", "tpu": "torch_xla"},
-    "trainer.devices": {"99": "trainer.devices: 99 are more than the", "0": "value is not a valid input",
+    "trainer.devices": {"9999": "trainer.devices: 9999 are more than the", "0": "value is not a valid input",
                         "-2": "int > 0",
                         "x": "int > 0", "[0,0]": "int > 0"},
     "trainer.strategy": {"ddpp": "invalid strategy name"},
@@ -335,6 +341,10 @@ def test_no_gpu(name: str, complaint: Complaint) -> None:
         ([*IMAGES, "--data.std=[0,0,0]"], "data.std: 0.0 is not more than 0"),
         ([*IMAGES, "--data.mean=[0]"], "data.mean: a list of 3 is needed"),
         ([*IMAGES, "--model.backbone.model=resnet51"], "timm has no model 'resnet51'; did you mean 'resnet"),
+        (
+            ["fit", "--config", "method/dann.yaml", "--config", "data/digits.yaml", "--data.seed=-1"],
+            "data.seed: -1 is less",
+        ),
         ([*SPEECH, "--data.rate=3"], "rate: 3 is not within 8000 and 48000"),
         ([*SPEECH, "--data.features=foo"], "no feature set 'foo'"),
         ([*SPEECH, "--data.task=foo"], "data.task: 'foo' is not a valid choice"),
@@ -619,6 +629,15 @@ def test_a_checkpoint_of_another_network(more: list[str], message: str, complain
     assert message in complaint([*other, "--ckpt_path=whole.ckpt"])
 
 
+@pytest.mark.parametrize(
+    ("path", "message"), [("nowhere/found.csv", "there is no folder"), ("empty_folder", "'empty_folder' is a folder")]
+)
+@pytest.mark.usefixtures("fitted")
+def test_a_place_for_predictions(path: str, message: str, complaint: Complaint) -> None:
+    words = ["predict", *FIT[1:], "--trainer.logger=false", "--ckpt_path=whole.ckpt", f"--predictions.path={path}"]
+    assert message in complaint(words)
+
+
 @pytest.mark.parametrize("name", ["cut.ckpt", "nan.ckpt", "mapping.ckpt"])
 @pytest.mark.usefixtures("fitted")
 def test_a_start_from_a_broken_checkpoint(name: str, complaint: Complaint) -> None:
@@ -679,7 +698,7 @@ def test_a_refused_sweep_leaves_no_run(complaint: Complaint) -> None:
         ("sqlite:////proc/nowhere/mlflow.db", "sqlite:////proc/nowhere/mlflow.db cannot be opened"),
         ("foo://bar", "foo://bar does not answer"),
         ("./mlruns", "./mlruns does not answer"),
-        ("http://me:secret@127.0.0.1:{closed}", "http://me:***@127.0.0.1:{closed} does not answer ([Errno 111]"),
+        ("http://me:secret@127.0.0.1:{closed}", "http://me:***@127.0.0.1:{closed} does not answer ([Errno "),
         ("http://me:secret@127.0.0.1:{silent}", "http://me:***@127.0.0.1:{silent} does not answer (timed out)"),
     ],
 )

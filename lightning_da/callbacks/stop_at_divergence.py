@@ -20,7 +20,8 @@ class StopAtDivergence(L.Callback):
             return
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("_loss")}
         broken = [f"{name} is {value}" for name, value in logged.items() if not torch.tensor(value).isfinite()]
-        named = ", ".join(broken) or f"the loss is {float(loss)}"
+        here = "in another process" if loss.isfinite().all() else f"the loss is {float(loss)}"
+        named = ", ".join(broken) or here
         raise RunError(f"training diverged at step {trainer.global_step + 1}: {named}; {REMEDY}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

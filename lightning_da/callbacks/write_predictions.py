@@ -24,6 +24,8 @@ class WritePredictions(BasePredictionWriter):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         if stage == "predict" and not self.path.absolute().parent.is_dir():
             raise ConfigError(f"predictions.path: there is no folder {str(self.path.absolute().parent)!r}")
+        if stage == "predict" and self.path.is_dir():
+            raise ConfigError(f"predictions.path: {str(self.path)!r} is a folder; name a file")
 
     def write_on_epoch_end(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_da.data.base import DataError, DomainPairDataModule, TensorDomain
-from lightning_da.errors import list_choices
+from lightning_da.errors import check_range, list_choices
 from lightning_da.paths import cache_folder, write_whole
 
 Digit = Literal["handwritten", "typeset", "photo", "mnist", "mnist-m", "usps", "svhn"]
@@ -87,8 +87,8 @@ class Digits(DomainPairDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(source, target, batch_size, **kwargs)
-        if num_typeset < 100:
-            raise DataError(f"data.num_typeset: {num_typeset} is less than 100, too few for three splits")
+        check_range("data.num_typeset", num_typeset, 100)
+        check_range("data.seed", seed, 0)
         self.num_typeset, self.root, self.download = num_typeset, root, download
         self.photographs, self.seed = photographs, seed
 
