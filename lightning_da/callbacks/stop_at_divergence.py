@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 
 from lightning_da.errors import RunError
-from lightning_da.networks.weights import not_finite
 
 REMEDY = "try a smaller learning rate, a smaller weight of the domain loss, or --trainer.gradient_clip_val 1"
 
@@ -25,7 +24,8 @@ class StopAtDivergence(L.Callback):
         raise RunError(f"training diverged at step {trainer.global_step + 1}: {named}; {REMEDY}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if broken := not_finite(pl_module.state_dict()):
+        broken = [name for name, value in pl_module.named_parameters() if not value.isfinite().all()]
+        if broken:
             raise RunError(
                 f"training diverged by step {trainer.global_step}: {len(broken)} tensors of the network are not "
                 f"finite, the first is {broken[0]}; {REMEDY}"

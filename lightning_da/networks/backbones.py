@@ -222,7 +222,7 @@ class TimmBackbone(Backbone):
                 f"backbone weights {self._weights!r}: {len(drawn) - len(left)} of the {len(drawn)} weight tensors of "
                 f"{self.name} are in the file; the first missing one is {left[0]}; give weights of the same model"
             )
-        if broken := not_finite(loaded):
+        if broken := not_finite(loaded, fresh):
             raise ConfigError(f"backbone weights {self._weights!r}: {broken[0]} holds NaN or infinite values")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -55,16 +55,21 @@ def check_weights(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], name
             f"{name}: its network differs from this one in {len(wrong)} of {len({**ours, **theirs})} tensors, the "
             f"first is {wrong[0]}: {there} there, {here} here; use the same method, backbone and bottleneck"
         )
-    if broken := not_finite(theirs):
+    if broken := not_finite(theirs, ours):
         raise ConfigError(
             f"{name}: {len(broken)} of its {len(theirs)} tensors are not finite, the first is {broken[0]}; its fit has "
             "diverged, so fit again, for example with a smaller learning rate"
         )
 
 
-def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors with NaN or infinite values."""
-    return [name for name, value in state.items() if not value.isfinite().all()]
+def not_finite(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors with NaN or infinite values; a buffer that begins with infinity, as a mask does, is not one.
+
+    Args:
+        state: The tensors by name.
+        fresh: The tensors of the same network before training.
+    """
+    return [name for name, value in state.items() if not value.isfinite().all() and fresh[name].isfinite().all()]
 
 
 def load_weights(module: nn.Module, checkpoint: str, prefixes: tuple[str, ...]) -> dict[str, Any]:
