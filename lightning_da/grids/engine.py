@@ -3,40 +3,29 @@
 import copy
 import hashlib
 import json
-import os
 import re
-import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning.pytorch.accelerators import CUDAAccelerator
 from mlflow.entities import Run
 
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.grids.cell import Done, Order, run_cell
+from lightning_da.grids.pool import pool_for
 from lightning_da.paths import find_method, with_found_configs
-from lightning_da.process import cores
 from lightning_da.signatures import class_path, full_spelling, imported_modules, source_file
 from lightning_da.tracking import Tracker, TrackingError, client, find_fit, parameters, search_runs, tracking_uri
-
-PROCESSES = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-"""A server imports once and forks each process of a pool; it holds no GPU and no threads."""
-PROCESSES.set_forkserver_preload([run_cell.__module__])
 
 OF_NO_EFFECT = (
     *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
@@ -239,16 +228,11 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
     Raises:
         ConfigError: If another process runs the same grid, the grid is interrupted, or a cell failed.
     """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"jobs: {jobs} is less than 1")
     place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
     lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest}-{place}.lock")
-    devices = cli.trainer.world_size
-    gpus = _visible_gpus() if devices == 1 and isinstance(cli.trainer.accelerator, CUDAAccelerator) else []
-    at_once = 1 if devices > 1 else max(cores() // _threads(), 1)
     try:
-        with _ended_by_sigterm(), lock.acquire(timeout=0), _workers(jobs or len(gpus) or at_once, gpus) as pool:
-            return _run(grid, devices, pool)
+        with lock.acquire(timeout=0), pool_for(cli.trainer, jobs) as pool:
+            return _run(grid, cli.trainer.world_size, pool)
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
     except KeyboardInterrupt:
@@ -297,55 +281,6 @@ def _said(found: Done | BaseException, result: Result | None) -> str:
     if not isinstance(found, ConfigError):
         traceback.print_exception(found)
     return f"failed: {found}"
-
-
-# ---------------------------------------------------------------- the processes
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Makes SIGTERM end the block like Ctrl-C."""
-
-    def end(*_args: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _threads() -> int:
-    """Threads per training: `OMP_NUM_THREADS`, otherwise 1, so that results do not depend on `jobs`."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else 1
-
-
-def _start(counter: Any, gpus: list[str], environment: dict[str, str]) -> None:
-    """Readies a process of the pool: its environment, its threads, and a GPU of its own."""
-    os.environ.update(environment)
-    with counter.get_lock():
-        place = counter.value
-        counter.value += 1
-    torch.set_num_threads(_threads())
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(silence, stream)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _order(cell: Cell, bases: Sequence[Result], parent: str, is_base: bool, devices: int) -> Order:
@@ -415,25 +350,6 @@ def _run_missing(
             yield cell, killed
         for cell in waiting:
             yield cell, RuntimeError("not started, since the process of another training was killed")
-
-
-@contextmanager
-def _workers(jobs: int, gpus: list[str]) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with the block, at once if an exception leaves it."""
-    start = (PROCESSES.Value("i", 0), gpus, dict(os.environ))
-    with ProcessPoolExecutor(jobs, PROCESSES, _start, start) as pool:
-        try:
-            yield pool
-        except BaseException:
-            for worker in active_children():
-                worker.kill()
-            raise
-
-
-def _visible_gpus() -> list[str]:
-    """The GPUs of this process, in the notation of `CUDA_VISIBLE_DEVICES`."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",") if given else [str(gpu) for gpu in range(torch.cuda.device_count())]
 
 
 # ---------------------------------------------------------------- the store

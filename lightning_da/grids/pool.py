@@ -1,0 +1,101 @@
+"""The processes that run trainings side by side."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
+from typing import Any, NoReturn
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
+
+from lightning_da.errors import ConfigError
+from lightning_da.grids.cell import run_cell
+from lightning_da.process import cores
+
+PROCESSES = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+"""A server imports once and forks each process of a pool; it holds no GPU and no threads."""
+PROCESSES.set_forkserver_preload([run_cell.__module__])
+
+
+@contextmanager
+def pool_for(trainer: Trainer, jobs: int | None) -> Iterator[ProcessPoolExecutor]:
+    """Processes for trainings with the devices of a trainer; they end with the block.
+
+    Args:
+        trainer: The pattern of the trainers.
+        jobs: Number of parallel trainings; None means one per GPU, otherwise one per CPU core.
+
+    Raises:
+        ConfigError: If `jobs` is less than 1.
+        KeyboardInterrupt: In the block, if the process receives SIGTERM or Ctrl-C.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs: {jobs} is less than 1")
+    devices = trainer.world_size
+    gpus = _visible_gpus() if devices == 1 and isinstance(trainer.accelerator, CUDAAccelerator) else []
+    at_once = 1 if devices > 1 else max(cores() // _threads(), 1)
+    start = (PROCESSES.Value("i", 0), gpus, dict(os.environ))
+    with _ended_by_sigterm(), ProcessPoolExecutor(jobs or len(gpus) or at_once, PROCESSES, _start, start) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for worker in active_children():
+                worker.kill()
+            raise
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Makes SIGTERM end the block like Ctrl-C."""
+
+    def end(*_args: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _threads() -> int:
+    """Threads per training: `OMP_NUM_THREADS`, otherwise 1, so that results do not depend on `jobs`."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else 1
+
+
+def _start(counter: Any, gpus: list[str], environment: dict[str, str]) -> None:
+    """Readies a process of the pool: its environment, its threads, and a GPU of its own."""
+    os.environ.update(environment)
+    with counter.get_lock():
+        place = counter.value
+        counter.value += 1
+    torch.set_num_threads(_threads())
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs of this process, in the notation of `CUDA_VISIBLE_DEVICES`."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(gpu) for gpu in range(torch.cuda.device_count())]
