@@ -32,6 +32,12 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT / 'mlruns' / 'mlflow.db'}"
 
 
+def store_folder() -> Path:
+    """The folder of an sqlite store; for a store on a server, the project's folder `mlruns`."""
+    uri = tracking_uri()
+    return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else PROJECT / "mlruns"
+
+
 @cache
 def _client(uri: str) -> mlflow.MlflowClient:
     if not uri.startswith("sqlite:///"):

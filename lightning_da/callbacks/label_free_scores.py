@@ -45,8 +45,9 @@ class LabelFreeScores(L.Callback):
         self._last: int | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        due = self._last is None or trainer.global_step >= self._last + self.every_n_steps
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and due:
+        training = trainer.state.fn == "fit"
+        due = not training or self._last is None or trainer.global_step >= self._last + self.every_n_steps
+        if due and not trainer.sanity_checking:
             pl_module.log_dict(self._compute(trainer, pl_module), sync_dist=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

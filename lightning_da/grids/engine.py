@@ -242,7 +242,7 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
 
 def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
     experiment_id, parents = _runs_of(grid)
-    done, failed = _finished(experiment_id, parents, grid.cells), list(grid.refused)
+    done, failed = finished_cells(experiment_id, parents, grid.cells), list(grid.refused)
     place = sum(cell.key in done for cell in grid.cells)
     if place:
         print(f"{place} of {len(grid.cells)} trainings are already finished")
@@ -283,14 +283,25 @@ def _said(found: Done | BaseException, result: Result | None) -> str:
     return f"failed: {found}"
 
 
-def _order(cell: Cell, bases: Sequence[Result], parent: str, is_base: bool, devices: int) -> Order:
-    """The `Order` for a cell, whose run is a child of the grid's run."""
+def order_of(
+    cell: Cell, bases: Sequence[Result], parent: str, is_base: bool, devices: int, validates: bool = False
+) -> Order:
+    """The `Order` for a cell, whose run is a child of the grid's run.
+
+    Args:
+        cell: The cell.
+        bases: Results of the cells that it starts from.
+        parent: Id of the grid's run.
+        is_base: Whether another cell starts from it, so that it keeps its weights.
+        devices: Number of devices for the training.
+        validates: Whether it is validated while it trains, even if no checkpoint depends on that.
+    """
     config = copy.deepcopy(cell.config)
     trainer = config["trainer"]
     trainer |= {"enable_progress_bar": False}
-    if not cell.joins and not _keeps_checkpoint(trainer):
+    if not cell.joins and not validates and not _keeps_checkpoint(trainer):
         trainer |= {"limit_val_batches": 0, "enable_checkpointing": is_base}
-        trainer["callbacks"] = [*(trainer["callbacks"] or []), *([_last_weights(trainer)] if is_base else [])]
+        trainer["callbacks"] = [*_callbacks(trainer), *([_last_weights(trainer)] if is_base else [])]
     tags = {"mlflow.parentRunId": parent, "cell": json.dumps(cell.factors)}
     trainer["logger"]["init_args"] |= {"run_name": cell.name, "run_id": None, "tags": tags}
     if cell.joins:
@@ -307,7 +318,13 @@ CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
 
 
 def _keeps_checkpoint(trainer: dict[str, Any]) -> bool:
-    return any(callback["class_path"] == CHECKPOINT for callback in trainer["callbacks"] or [])
+    return any(callback["class_path"] == CHECKPOINT for callback in _callbacks(trainer))
+
+
+def _callbacks(trainer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The callbacks in a configuration, where one callback needs no list."""
+    given = trainer["callbacks"] or []
+    return [given] if isinstance(given, dict) else list(given)
 
 
 def _last_weights(trainer: dict[str, Any]) -> dict[str, Any]:
@@ -329,7 +346,7 @@ def _run_missing(
             ready = [cell for cell in waiting if all(base.key in done for base in cell.bases)]
             for cell in ready:
                 results = [done[base.key] for base in cell.bases]
-                running[pool.submit(run_cell, _order(cell, results, parent, cell.key in bases, devices))] = cell
+                running[pool.submit(run_cell, order_of(cell, results, parent, cell.key in bases, devices))] = cell
             waiting = [cell for cell in waiting if cell not in ready]
             if not running:
                 break
@@ -339,7 +356,7 @@ def _run_missing(
                     raise error
                 cell = running.pop(future)
                 if error is None:
-                    done[cell.key] = _result(client().get_run(future.result().run_id))
+                    done[cell.key] = result_of(client().get_run(future.result().run_id))
                 yield cell, error or future.result()
         for cell in waiting:
             missing = next(base.name for base in cell.bases if base.key not in done)
@@ -366,12 +383,13 @@ def _runs_of(grid: Grid) -> tuple[str, list[Run]]:
     return found.experiment_id, search_runs(found.experiment_id, f"tags.grid = '{grid.digest}'")
 
 
-def _result(run: Run) -> Result:
+def result_of(run: Run) -> Result:
+    """The result in the run of a finished cell."""
     metrics = {key: value for key, value in run.data.metrics.items() if key.startswith("test/")}
     return Result(json.loads(run.data.tags["cell"]), metrics, float(run.data.tags["seconds"]), run.info.run_id)
 
 
-def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell]) -> dict[str, Result]:
+def finished_cells(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell]) -> dict[str, Result]:
     """The finished cells by their key; marks unfinished runs of an interrupted call as killed.
 
     Args:
@@ -384,7 +402,7 @@ def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell])
     cells = list(cells)
     for run in (run for parent in parents for run in _children(experiment_id, parent.info.run_id)):
         if run.data.tags.get("whole"):
-            result = _result(run)
+            result = result_of(run)
             done[json.dumps(result.factors, sort_keys=True)] = result
     _end_unfinished(experiment_id, [parent.info.run_id for parent in parents])
     gone = {cell.key for cell in cells}
@@ -405,7 +423,7 @@ def _end_unfinished(experiment_id: str, parents: Sequence[str]) -> None:
 def _close(grid: Grid) -> None:
     """Marks the unfinished runs of an interrupted grid as killed."""
     experiment_id, parents = _runs_of(grid)
-    _finished(experiment_id, parents, grid.cells)
+    finished_cells(experiment_id, parents, grid.cells)
     for run in parents:
         if run.info.status == "RUNNING":
             client().set_terminated(run.info.run_id, "KILLED")

@@ -22,25 +22,35 @@ PROCESSES = get_context("forkserver" if "forkserver" in get_all_start_methods() 
 PROCESSES.set_forkserver_preload([run_cell.__module__])
 
 
+def count_workers(trainer: Trainer, jobs: int | None) -> int:
+    """Number of parallel trainings.
+
+    Args:
+        trainer: The pattern of the trainers.
+        jobs: The number, if it is given; None means one per GPU, otherwise one per CPU core.
+
+    Raises:
+        ConfigError: If `jobs` is less than 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs: {jobs} is less than 1")
+    return jobs or len(_gpus_of(trainer)) or (1 if trainer.world_size > 1 else max(cores() // _threads(), 1))
+
+
 @contextmanager
 def pool_for(trainer: Trainer, jobs: int | None) -> Iterator[ProcessPoolExecutor]:
     """Processes for trainings with the devices of a trainer; they end with the block.
 
     Args:
         trainer: The pattern of the trainers.
-        jobs: Number of parallel trainings; None means one per GPU, otherwise one per CPU core.
+        jobs: As for `count_workers`.
 
     Raises:
         ConfigError: If `jobs` is less than 1.
         KeyboardInterrupt: In the block, if the process receives SIGTERM or Ctrl-C.
     """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"jobs: {jobs} is less than 1")
-    devices = trainer.world_size
-    gpus = _visible_gpus() if devices == 1 and isinstance(trainer.accelerator, CUDAAccelerator) else []
-    at_once = 1 if devices > 1 else max(cores() // _threads(), 1)
-    start = (PROCESSES.Value("i", 0), gpus, dict(os.environ))
-    with _ended_by_sigterm(), ProcessPoolExecutor(jobs or len(gpus) or at_once, PROCESSES, _start, start) as pool:
+    start = (PROCESSES.Value("i", 0), _gpus_of(trainer), dict(os.environ))
+    with _ended_by_sigterm(), ProcessPoolExecutor(count_workers(trainer, jobs), PROCESSES, _start, start) as pool:
         try:
             yield pool
         except BaseException:
@@ -95,7 +105,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _visible_gpus() -> list[str]:
-    """The GPUs of this process, in the notation of `CUDA_VISIBLE_DEVICES`."""
+def _gpus_of(trainer: Trainer) -> list[str]:
+    """The GPUs for trainings on one GPU each, in the notation of `CUDA_VISIBLE_DEVICES`."""
+    if trainer.world_size > 1 or not isinstance(trainer.accelerator, CUDAAccelerator):
+        return []
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",") if given else [str(gpu) for gpu in range(torch.cuda.device_count())]
