@@ -537,6 +537,16 @@ def log(experiment: str, method: str, seed: int, target: float, data: str = "d",
     return str(run.info.run_id)
 
 
+def test_a_target_only_of_few_labels_is_no_upper_bound() -> None:
+    log("few", "source_only", 0, 0.4, target_labels=10)
+    log("few", "dann", 0, 0.7, target_labels=10)
+    log("few", "target_only", 0, 0.6, target_labels=10)
+    assert main(["compare", "--experiment", "few"])["gap closed"].isna().all()
+    log("few", "target_only", 0, 1.0)
+    frame = main(["compare", "--experiment", "few"]).set_index("method")
+    assert frame.loc["dann", "gap closed"] == pytest.approx(0.5)
+
+
 def test_compare_has_mean_deviation_and_gap_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
     for seed, (lower, middle, upper) in enumerate([(0.4, 0.7, 1.0), (0.5, 0.6, 0.9)]):
         log("table", "source_only", seed, lower)

@@ -64,7 +64,8 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     """Prints and returns one row per configuration: mean and standard deviation over seeds.
 
     If several runs have the same configuration and seed, the latest is used. The gap closed is (acc - source-only) /
-    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length.
+    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length. A
+    target-only of few labels (`target_labels`) is no bound.
 
     Args:
         runs: Tested runs, the latest first.
@@ -136,6 +137,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "configuration": key,
             "seed": seed,
             "terms": _terms(run),
+            "few labels": run.data.params.get("target_labels", "None") != "None",
             "method": run.data.params["method"]
             + (" (oracle)" if "oracle" in run.data.tags.get("selection", "") else ""),
             "pair": _pair(run.data.params),
@@ -150,7 +152,8 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
         }
         for (key, seed), run in reversed(latest.items())
     )
-    ends = {(row["terms"], row["method"]): row["target acc"] for row in frame.to_dict("records")}
+    bounds = frame[(frame["method"] != UPPER) | ~frame.pop("few labels")]
+    ends = {(row["terms"], row["method"]): row["target acc"] for row in bounds.to_dict("records")}
     lower = [ends.get((terms, LOWER)) for terms in frame["terms"]]
     upper = [ends.get((terms, UPPER)) for terms in frame["terms"]]
     frame["gap closed"] = [
