@@ -82,7 +82,6 @@ class LabelFreeScores(L.Callback):
             self._answers = {
                 "predicted": probabilities.argmax(dim=1).tolist(),
                 "neighbours": outputs.votes.tolist(),
-                "confidence": [round(p, 4) for p in probabilities.amax(dim=1).tolist()],
             }
         with one_thread():
             return {f"score/{name}": SCORES[name](outputs) for name in self.scores}
