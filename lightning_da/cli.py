@@ -1,19 +1,23 @@
 """Builds trainer, model and data from command-line arguments or a configuration."""
 
-import argparse
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_da.callbacks import CheckLeaks, RecordRun, WritePredictions
+from lightning_da.callbacks import CheckLeaks, RecordRun, StopAtDivergence, WritePredictions
 from lightning_da.data import DomainPairDataModule, Roles
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, check_range, one_line
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
-from lightning_da.parser import MISSING, Parser
+from lightning_da.networks.weights import read_checkpoint
+from lightning_da.parser import MISSING, CommandParser, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling
 from lightning_da.tracking import Fit, Tracker, find_fit, parameters
@@ -27,6 +31,14 @@ DESCRIPTIONS = {
 OPTIONS_USAGE = "--config method/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]"
 IMAGES = "data/image_folders.yaml"
 """The data file of a command that names a folder (`--data.root`) and no data file."""
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+}
+ABOVE = {"limit_train_batches": 0, "val_check_interval": 0}
+"""Bounds of the trainer options that Lightning does not check."""
 _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
 
 
@@ -41,8 +53,7 @@ class TransferCLI(LightningCLI):
         args: The arguments after the command, or a whole configuration.
 
     Raises:
-        ConfigError: If a file or a run is missing.
-        SystemExit: With a message, if the arguments cannot be parsed.
+        ConfigError: If a file or a run is missing, or an argument is wrong.
     """
 
     config: Any
@@ -70,7 +81,7 @@ class TransferCLI(LightningCLI):
             DomainPairDataModule,
             save_config_callback=RecordRun,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults={"callbacks": CheckLeaks()},
+            trainer_defaults={"callbacks": [CheckLeaks(), StopAtDivergence()]},
             seed_everything_default=0,
             parser_kwargs={
                 "prog": f"lightning-da {command}",
@@ -105,9 +116,18 @@ class TransferCLI(LightningCLI):
         parser.link_arguments("data.input_shape", "model.init_args.input_shape", apply_on="instantiate")
         parser.describe()  # type: ignore[attr-defined]  # a `Parser`
 
+    def _set_seed(self) -> None:
+        check_range("seed_everything", self.config.seed_everything, 0, 2**32 - 1)
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Completes the configuration: name, checkpoint to start from, run to test."""
         config = self.config
+        for key, value in config.items():
+            _check_finite(key.replace(".init_args", ""), value)
+        for key in (*LEAST, *ABOVE):
+            if isinstance(value := config.trainer.get(key), int | float):
+                check_range(f"trainer.{key}", value, LEAST.get(key, -math.inf), above=ABOVE.get(key, -math.inf))
         if config.model is None or config.model.class_path.rsplit(".", 1)[-1] in _ABSTRACT:
             raise ConfigError(MISSING["model"])
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
@@ -125,6 +145,7 @@ class TransferCLI(LightningCLI):
             self._start = _start_of(config.model.init_args.get("init_from"))
             return
         config.ckpt_path = fit.checkpoint
+        read_checkpoint(fit.checkpoint, ("state_dict", "pytorch-lightning_version"))
         if tracker and self.command != "fit":
             tracker.run_id = fit.run_id
 
@@ -204,18 +225,27 @@ class TransferCLI(LightningCLI):
             super().instantiate_classes()
             if isinstance(self.trainer.logger, Tracker):
                 self.trainer.logger.name_run(self.run_name)
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             # The argument parser wraps the exceptions of constructors.
             cause: BaseException = error
             while (inner := cause.__cause__ or cause.__context__) is not None and not isinstance(cause, ConfigError):
                 cause = inner
-            raise ConfigError(str(cause)) from error
+            raise ConfigError(str(cause) if isinstance(cause, ConfigError) else one_line(cause)) from error
         return self
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         # The model starts from a file, but the recorded configuration keeps the reference from the command line.
         self.config = self._recorded
-        return super().instantiate_trainer(**kwargs)
+        given = self.config.trainer
+        if given.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ConfigError(
+                f"trainer.accelerator: there is no GPU, only a CPU with {os.cpu_count()} cores; set it to cpu"
+            )
+        trainer = super().instantiate_trainer(**kwargs)
+        cores = os.cpu_count() or 1
+        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+            raise ConfigError(f"trainer.devices: {given.devices} are more than the {cores} cores of the CPU")
+        return trainer
 
     def run(self) -> "TransferCLI":
         """Runs the command."""
@@ -223,8 +253,21 @@ class TransferCLI(LightningCLI):
         if self.command == "fit":  # before the logger opens a run
             self.datamodule.check(Roles.of(self.model, self.trainer.world_size))
         function = getattr(self.trainer, self.command)
-        function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=weights_only)
+        try:
+            function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=weights_only)
+        except Exception as error:
+            if isinstance(self.trainer.logger, Tracker) and self.trainer.is_global_zero:
+                refused = isinstance(error, ConfigError) and self.trainer.global_step == 0
+                self.trainer.logger.discard() if refused else self.trainer.logger.fail(error)
+            raise
         return self
+
+
+def _check_finite(key: str, value: Any) -> None:
+    """Refuses NaN and infinity in a value of the configuration."""
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, float) and not math.isfinite(part):
+            raise ConfigError(f"{key}: {part} is not a finite number")
 
 
 def _names_ensemble(args: Sequence[str] | Mapping[str, Any]) -> bool:
@@ -255,7 +298,7 @@ def _start_of(named: str | None) -> str | None:
 
 def _named_fit(args: Sequence[str]) -> tuple[str, Fit] | None:
     """`--ckpt_path` and its fit, before the other arguments are parsed: its configuration comes first."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = CommandParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(full_spelling(args))[0]

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning_da.commands import COMMANDS
-from lightning_da.errors import ConfigError, list_choices
+from lightning_da.errors import ConfigError, RunError, list_choices
 from lightning_da.paths import with_found_configs
 from lightning_da.process import prepare
 from lightning_da.signatures import check_options
@@ -33,7 +33,8 @@ def main(args: Sequence[str] | None = None) -> Any:
         for the other commands a table.
 
     Raises:
-        SystemExit: With a message, if the arguments or the data are wrong.
+        SystemExit: After an error message, with code 2 if arguments, configuration or data are wrong, and with code 1
+            if the command failed while it ran.
     """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
@@ -41,12 +42,22 @@ def main(args: Sequence[str] | None = None) -> Any:
         return None
     name, words = args[0], args[1:]
     if name not in COMMANDS:
-        sys.exit(f"lightning-da: error: no command {name!r}; {list_choices(name, COMMANDS)}")
+        _stop(f"no command {name!r}; {list_choices(name, COMMANDS)}", code=2)
     prepare()
     try:
         check_options(with_found_configs(words), all_known=name in ("fit", "validate", "test", "predict"))
         return import_module(f"lightning_da.commands.{name.replace('-', '_')}").run(words)
     except ConfigError as error:
-        sys.exit(f"lightning-da: error: {error}")
+        _stop(str(error), code=2)
+    except RunError as error:
+        _stop(str(error), code=1)
     except KeyboardInterrupt:
-        sys.exit("lightning-da: interrupted")
+        _stop("interrupted", code=1)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    """Prints an error message and ends the command."""
+    stop = SystemExit(f"lightning-da: error: {message}")
+    print(stop, file=sys.stderr)
+    stop.code = code
+    raise stop

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_da.errors import list_choices
+from lightning_da.errors import ConfigError, list_choices, one_line
 from lightning_da.signatures import arguments, unknown_key
 
 HELP = {
@@ -40,6 +40,26 @@ MISSING = {
     "data": "no data are given; add --config data/NAME.yaml (files of the folder conf)",
     "backbone": "no backbone is given; add --config backbone/NAME.yaml, or a data file with one, such as digits.yaml",
 }
+
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "path": "an import path",
+}
+"""What a value is called that the parser wants."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command's own options: a mistake is a `ConfigError`, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
 
 
 class Parser(LightningArgumentParser):
@@ -76,13 +96,14 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        sys.exit(f"lightning-da: error: {_plain(message, self)}")
+        raise ConfigError(_plain(message, self)) from ex
 
 
 def _plain(message: str, parser: Parser) -> str:
     """The cause of a parser error in one short message, with the nearest known name."""
     unknown = re.search(
-        r"Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected|unrecognized arguments: --([\w.]+)",
+        r"Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected|unrecognized arguments: --([\w.]+)|"
+        r"does not accept option '([\w.]+)'",
         message,
     )
     required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)\b", message)
@@ -91,33 +112,55 @@ def _plain(message: str, parser: Parser) -> str:
     if unknown:
         owner = _owner(unknown.group(0), message)
         key = next(group for group in unknown.groups() if group)
+        group = re.search(r"Group '([\w.]+)' does not", message)
+        key = f"{group.group(1)}.{key}" if group else key
         return unknown_key(key, arguments(owner) if owner else _keys(parser), owner)
     return _plain_value(message)
 
 
 def _plain_value(message: str) -> str:
-    choice = re.search(r'Parser key "(\w+)":\s+Expected a typing.Literal\[(.*?)\]. Got value: (\S+)', message)
-    if choice:
-        key, known, value = choice.group(1), re.findall(r"'([^']*)'", choice.group(2)), choice.group(3)
-        return f"{key}: {value!r} is not a valid choice; {list_choices(value, known)}"
-    nested = re.findall(r'Parser key "(\w+)":\s+Does not validate', message)
-    either = re.search(r"Subtypes: \[typing\.Literal\[(.*?)\], (.*)\]\n", message)
-    given = re.search(r"val='?(.*?)'?\)$", message)
-    if nested and either and given:
-        known, value = re.findall(r"'([^']*)'", either.group(1)), given.group(1)
-        other = either.group(2).replace("<class 'bool'>", "true nor false")
-        return f"{nested[-1]}: {value!r} is neither {other} nor a valid choice; {list_choices(value, known)}"
-    wanted = re.search(r"Expected a <class '(?:str|(list))'>(?:\. Got value: (\S+))?", message)
-    if nested and wanted:
-        text = f"YAML reads {wanted.group(2)}, which is not text; put text into quotes, as in '[\"007\"]'"
-        return f"{nested[-1]}: " + ("a list is needed, as in '[A, B]'" if wanted.group(1) else text)
-    missing = re.search(r"(?:module '[\w.]+' has no attribute|No module named) '([\w.]+)'", message)
-    if missing:
-        module = re.search(r"module '([\w.]+)' has no", missing.group(0))
-        there = [name for name in vars(sys.modules[module.group(1)]) if name[0].isupper()] if module else []
-        return missing.group(0) + (f"; {list_choices(missing.group(1), there)}" if there else "")
-    lines = [line for line in message.splitlines() if "NoneType" not in line and "Given value" not in line]
-    return "\n".join(lines)
+    """The innermost key of an error, its value, and what is wanted."""
+    before, *parts = re.split(r'Parser key "([\w.]+)":', message)
+    key, cause = ".".join(parts[::2]), parts[-1] if parts else before
+    prefix = f"{key}: " if key else ""
+    if missing := _missing(message):
+        return f"{prefix}{missing}"
+    given = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value: .*)?$", cause, re.MULTILINE)
+    value = given.group(1).strip("'") if given else ""
+    base = re.search(r"subclass of (?:<class ')?(\w+)", cause)
+    if base:
+        named = re.search(r"class_path='([\w.]+)'", value)
+        return f"{prefix}{named.group(1) if named else value} is no {base.group(1)}; name a class that is one"
+    return f"{prefix}{_unlike_kind(cause, value)}"
+
+
+def _missing(message: str) -> str | None:
+    """The module or the name in a module that is not there, with the nearest name."""
+    found = re.search(r"(?:module '([\w.]+)' has no attribute|No module named) '([\w.]+)'", message)
+    if found is None:
+        return None
+    there = [name for name in vars(sys.modules[found.group(1)]) if name[0].isupper()] if found.group(1) else []
+    return found.group(0) + (f"; {list_choices(found.group(2), there)}" if there else "")
+
+
+def _unlike_kind(cause: str, value: str) -> str:
+    """A value, and the kind of value that is wanted instead."""
+    choices = [name for known in re.findall(r"Expected a typing.Literal\[(.*?)\]", cause) for name in _names(known)]
+    found = re.findall(r"Expected a (?:<class '(\w+)'>|(tuple) with|dot import (path))", cause)
+    kinds = [KINDS[name] for name in dict.fromkeys("".join(names) for names in found) if name in KINDS]
+    if choices:
+        other = f"neither {' nor '.join(kinds)} nor ".replace("true or", "true nor") if kinds else "not "
+        return f"{value!r} is {other}a valid choice; {list_choices(value, choices)}"
+    if kinds == ["text"]:
+        return f"YAML reads {value}, which is not text; put text into quotes, as in '[\"007\"]'"
+    if kinds == ["a list"]:
+        many = re.search(r"tuple with (\d+)", cause)
+        return f"a list {f'of {many.group(1)} ' if many else ''}is needed, as in '[A, B]', not {value}"
+    return f"{value!r} is not {' or '.join(kinds)}" if kinds else one_line(cause)
+
+
+def _names(choices: str) -> list[str]:
+    return [name.strip(" '") for name in choices.split(",")]
 
 
 def _owner(unknown: str, message: str) -> str | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_da.errors import ConfigError, list_choices
+from lightning_da.yaml_files import check_yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONF = PROJECT / "conf"
@@ -20,11 +21,14 @@ def find_config(name: str) -> Path:
             working folder.
 
     Raises:
-        ConfigError: If the file does not exist.
+        ConfigError: If the file does not exist, or holds no options.
     """
     for path in (Path(name), CONF / name, PROJECT / name):
         if path.is_file():
+            check_yaml(path)
             return path
+    if name and Path(name).is_dir():
+        raise ConfigError(f"config: {name!r} is a folder; name a YAML file")
     known = [path.relative_to(CONF).as_posix() for path in CONF.glob("**/*.yaml")]
     raise ConfigError(f"config: no file {name!r}; in conf {list_choices(name.removeprefix('conf/'), known)}")
 

@@ -29,6 +29,7 @@ def prepare() -> None:
     seed = "lightning.fabric.utilities.seed"  # the seed is in the recorded configuration
     for logger in (seed, "mlflow.store.db.utils", "alembic.runtime.migration", "alembic"):
         logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # `TimmBackbone` says what does not fit
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 
 

@@ -5,6 +5,27 @@ or for the weight of a domain loss, and a function of one's own is named in the 
 """
 
 import math
+from collections.abc import Callable
+
+from lightning_da.errors import ConfigError, check_range, one_line
+
+
+def check_schedule(name: str, schedule: Callable[[float], float]) -> None:
+    """Checks a function of progress at the start and the end of training.
+
+    Args:
+        name: Name of the option in the error message.
+        schedule: The function.
+
+    Raises:
+        ConfigError: If it does not take a number, or does not return a finite number of at least 0.
+    """
+    for p in (0.0, 1.0):
+        try:
+            factor = float(schedule(p))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{name}: no function of the progress of training ({one_line(error)})") from error
+        check_range(f"{name} at progress {p:.0f}", factor, 0)
 
 
 def constant(p: float) -> float:  # noqa: ARG001

@@ -103,7 +103,7 @@ def class_path(words: Sequence[str], part: str) -> str | None:
 
 
 def _with_next(words: Sequence[str]) -> Iterable[tuple[str, str]]:
-    return zip(words, [*words[1:], ""], strict=True)
+    return zip(words, [*words, ""][1:], strict=True)
 
 
 def _class_in(path: str, part: str) -> str | None:

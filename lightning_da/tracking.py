@@ -1,14 +1,16 @@
 """MLflow tracking: the store, the recorded parameters, and the search for earlier runs."""
 
 import os
+import re
+import sqlite3
 import tempfile
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlparse
 
 import mlflow
-import torch
 from filelock import FileLock
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -16,11 +18,14 @@ from lightning.pytorch.loggers import MLFlowLogger
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, one_line
+from lightning_da.networks.weights import read_checkpoint
 from lightning_da.paths import PROJECT
 
 EXPERIMENT = "lightning_da"
 PRIMARY_METRIC = "test/target/acc"
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+"""Settings of MLflow for the first call of a store, unless they are set: a dead server is named within seconds."""
 
 
 class TrackingError(ConfigError):
@@ -38,16 +43,45 @@ def store_folder() -> Path:
     return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else PROJECT / "mlruns"
 
 
+def shown_uri() -> str:
+    """`tracking_uri()` for messages: without the password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", tracking_uri())
+
+
 @cache
 def _client(uri: str) -> mlflow.MlflowClient:
     if not uri.startswith("sqlite:///"):
-        return mlflow.MlflowClient(uri)
+        return _answering(uri)
     path = Path(uri.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # two processes must not create the tables at the same time
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path)) as store:
+            store.execute("PRAGMA schema_version")
+        with FileLock(f"{path}.lock"):  # two processes must not create the tables at the same time
+            return _answering(uri)
+    except (OSError, sqlite3.Error) as error:
+        raise TrackingError(
+            f"the MLflow store {shown_uri()} cannot be opened ({error}); correct MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _answering(uri: str) -> mlflow.MlflowClient:
+    """A client of a store that answers: the first call does not wait and retry for minutes."""
+    patient = {name: os.environ.get(name) for name in IMPATIENT}
+    os.environ.update({name: value for name, value in IMPATIENT.items() if patient[name] is None})
+    try:
         made = mlflow.MlflowClient(uri)
         made.search_experiments(max_results=1)
         return made
+    except Exception as error:  # each kind of store has exceptions of its own
+        short = re.search(r"\[Errno -?\d+\] [^\"')]*|timed out", str(error))
+        cause = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", short.group(0) if short else one_line(error))
+        raise TrackingError(
+            f"the MLflow store {shown_uri()} does not answer ({cause}); start it, or correct MLFLOW_TRACKING_URI"
+        ) from error
+    finally:
+        for name in (name for name in IMPATIENT if patient[name] is None):
+            del os.environ[name]
 
 
 def client() -> mlflow.MlflowClient:
@@ -116,6 +150,16 @@ class Tracker(MLFlowLogger):
     def name_run(self, name: str) -> None:
         """Sets the name of the run, unless it has one."""
         self._run_name = self._run_name or name
+
+    def discard(self) -> None:
+        """Deletes the run if it was begun here: its configuration is refused."""
+        if self._run_id is not None and not self._joined:
+            self.experiment.delete_run(self._run_id)
+
+    def fail(self, error: Exception) -> None:
+        """Records why the run failed, if it was begun here."""
+        if self._run_id is not None and not self._joined:
+            self.experiment.set_tag(self._run_id, "failure", f"{type(error).__name__}: {one_line(error)}")
 
     def finalize(self, status: str = "success") -> None:
         # a failed test does not change the status of the fit's run
@@ -220,13 +264,13 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
         TrackingError: If the file or run does not exist, or the run has no checkpoint or other parameters.
     """
     if Path(reference).is_file():
-        state = torch.load(reference, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {})
+        state = read_checkpoint(reference).get("callbacks", {})
         # A file that holds weights only is known by its place below the artifacts of its run.
         run = _run(state.get("RecordRun", {}).get("run_id") or Path(reference).absolute().parent.parent.parent.name)
         return Fit(reference, run.info.run_id if run else None, _config(run) if run else None)
     run = _run(reference) or _latest(reference, experiment, settings or {})
     if run is None:
-        place = f"experiment {experiment!r} of {tracking_uri()}" if experiment else tracking_uri()
+        place = f"experiment {experiment!r} of {shown_uri()}" if experiment else shown_uri()
         raise TrackingError(
             f"{reference!r} is no checkpoint file, and neither id nor name of a run in {place}; fit it first, or give "
             "an existing run"

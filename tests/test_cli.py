@@ -807,6 +807,6 @@ def test_as_a_module() -> None:
         env=os.environ | {"PYTHONPATH": str(PROJECT)},
         check=False,
     )
-    assert found.returncode == 1
+    assert found.returncode == 2
     assert found.stderr.strip().endswith("unknown key 'modle'; did you mean 'model'?")
     assert json.dumps(found.stdout) == '""'

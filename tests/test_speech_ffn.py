@@ -335,7 +335,7 @@ def test_from_two_stages_to_an_ensemble_and_a_sound(pair: Path, monkeypatch: pyt
 def complaint(args: list[str]) -> str:
     with pytest.raises(SystemExit) as stop:
         main(args)
-    return str(stop.value.code)
+    return str(stop.value)
 
 
 def test_a_sound_is_classified_without_the_corpora(pair: Path) -> None:

@@ -223,4 +223,5 @@ def test_other_labels_or_sizes_are_another_experiment(pair: Path) -> None:
 def test_what_is_refused(pair: Path, more: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words(pair, *more))
-    assert message in str(stop.value.code)
+    assert message in str(stop.value)
+    assert stop.value.code == 2

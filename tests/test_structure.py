@@ -12,6 +12,7 @@ from lightning_da.paths import CONF, PROJECT
 PACKAGE = PROJECT / "lightning_da"
 FLOORS = (
     {"errors"},
+    {"yaml_files"},
     {"paths", "process", "gather", "schedules", "signatures"},
     {"losses", "speech"},
     {"networks"},

@@ -132,7 +132,8 @@ def test_options_that_one_method_does_not_take_leave_out_that_method(words: list
 def test_a_mistake_is_named_before_anything_is_trained(words: list[str], more: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*words, *more])
-    assert message in str(stop.value.code)
+    assert message in str(stop.value)
+    assert stop.value.code == 2
 
 
 def test_a_sweep_of_one_domain_compares_the_methods_that_read_one(words: list[str], capsys: Any) -> None:

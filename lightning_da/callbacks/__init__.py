@@ -1,8 +1,17 @@
 from lightning_da.callbacks.check_leaks import CheckLeaks
 from lightning_da.callbacks.label_free_scores import LabelFreeScores
 from lightning_da.callbacks.record_run import RecordRun
+from lightning_da.callbacks.stop_at_divergence import StopAtDivergence
 from lightning_da.callbacks.test_figures import TestFigures
 from lightning_da.callbacks.transfer_curve import TransferCurve
 from lightning_da.callbacks.write_predictions import WritePredictions
 
-__all__ = ["CheckLeaks", "LabelFreeScores", "RecordRun", "TestFigures", "TransferCurve", "WritePredictions"]
+__all__ = [
+    "CheckLeaks",
+    "LabelFreeScores",
+    "RecordRun",
+    "StopAtDivergence",
+    "TestFigures",
+    "TransferCurve",
+    "WritePredictions",
+]

@@ -38,6 +38,11 @@ class WritePredictions(BasePredictionWriter):
         rows = []
         for split, batches, places in zip(data.predicted, predictions, batch_indices, strict=True):
             for probabilities, indices in zip(batches, places, strict=True):
+                if not probabilities.isfinite().all():
+                    raise ConfigError(
+                        f"the network gives no finite probability to samples of the split {split}: it has diverged, or "
+                        "the samples hold NaN or infinite values"
+                    )
                 best = probabilities.float().max(dim=1)
                 for index, label, probability in zip(indices, best.indices, best.values, strict=True):
                     rows.append((split, int(index), data.classes[int(label)], f"{float(probability):.4f}"))

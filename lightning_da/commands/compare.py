@@ -1,6 +1,5 @@
 """`lightning-da compare`: prints the runs of an experiment as a table."""
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_da.callbacks.label_free_scores import ANSWERS
 from lightning_da.grids.tables import mean_and_spread, print_table, summary
+from lightning_da.parser import CommandParser
 from lightning_da.tracking import (
     EXPERIMENT,
     PRIMARY_METRIC,
@@ -20,7 +20,7 @@ from lightning_da.tracking import (
     artifact_file,
     client,
     search_runs,
-    tracking_uri,
+    shown_uri,
 )
 from lightning_da.transferability.verdict import Answers, Verdict, verdict
 
@@ -51,7 +51,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     Args:
         args: The arguments after `compare`.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da compare",
         description="Print the tested runs of an experiment: mean and standard deviation over seeds.",
     )
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     experiment = client().get_experiment_by_name(given.experiment)
     if experiment is None:
         names = ", ".join(e.name for e in client().search_experiments())
-        raise TrackingError(f"no experiment {given.experiment!r} in {tracking_uri()}; there are: {names}")
+        raise TrackingError(f"no experiment {given.experiment!r} in {shown_uri()}; there are: {names}")
     return compare(tested_runs(experiment.experiment_id))
 
 

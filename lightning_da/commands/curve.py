@@ -1,12 +1,10 @@
 """`lightning-da curve`: draws the curves of existing networks, without training."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from lightning_da.callbacks.transfer_curve import network_name, record
@@ -14,6 +12,8 @@ from lightning_da.cli import TransferCLI
 from lightning_da.data.base import Roles
 from lightning_da.errors import ConfigError
 from lightning_da.methods import TransferModule
+from lightning_da.networks.weights import read_checkpoint
+from lightning_da.parser import CommandParser
 from lightning_da.paths import write_whole
 from lightning_da.tracking import Tracker, client, find_fit, parameters
 from lightning_da.transferability.depth import (
@@ -60,7 +60,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     Raises:
         ConfigError: If an argument is wrong, a network or its data cannot be opened, or nothing can be measured.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da curve",
         description="Measure each layer of a network on the two domains, and draw the curves. Nothing is trained. "
         "With --ckpt_path, network and data come from a finished run. With two runs, both networks read the data of "
@@ -142,7 +142,7 @@ def _look(cli: TransferCLI, on: TransferCLI, layers: list[str] | None, samples: 
         return collect(trainer, module, data, names, samples)
 
     reference = cli.config.ckpt_path
-    checkpoint = None if reference is None else torch.load(reference, map_location="cpu", weights_only=True)
+    checkpoint = None if reference is None else read_checkpoint(reference)
     kind = network_name(module, checkpoint["global_step"] if checkpoint else 0)
     baseline = features() if alone and kind != "untrained" else {}
     if checkpoint is None:

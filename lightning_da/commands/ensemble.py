@@ -1,12 +1,12 @@
 """`lightning-da ensemble`: combines the networks of earlier runs."""
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.grids.ensembles import join
+from lightning_da.parser import CommandParser
 from lightning_da.tracking import Tracker, client, find_fit
 
 
@@ -19,7 +19,7 @@ def run(args: Sequence[str]) -> Any:
     Returns:
         The trainer of the ensemble.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da ensemble",
         description="Combine the networks of earlier runs: the network with the largest margin classifies each sample. "
         "The data come from the first run. All options of `fit` are accepted too.",

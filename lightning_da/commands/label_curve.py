@@ -24,6 +24,7 @@ from lightning_da.grids.engine import (
 )
 from lightning_da.grids.labels import report
 from lightning_da.methods import AdaptationModule
+from lightning_da.parser import CommandParser
 from lightning_da.paths import find_method, methods
 
 EXPERIMENT = "label_curve"
@@ -95,7 +96,7 @@ def _number(data: DomainPairDataModule, wanted: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da label-curve",
         description="Train methods on a few labels of the target, for several numbers of labels, and draw the accuracy "
         "over that number. Methods of adaptation read the labels of the source and the few of the target (train_on "

@@ -20,6 +20,7 @@ from lightning_da.errors import ConfigError, list_choices
 from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_grid
 from lightning_da.grids.layers import TREATMENTS, Layers, report
 from lightning_da.methods import FineTune
+from lightning_da.parser import CommandParser
 
 EXPERIMENT = "layer_transfer"
 RESERVED = {
@@ -65,7 +66,7 @@ def _check_data(data: DomainPairDataModule, cells: Sequence[Cell], domains: tupl
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da layer-transfer",
         description="Train networks on two tasks, A and B. Copy the first n layers of each network and train the other "
         "layers on B. The copied layers are frozen (AnB, BnB) or fine-tuned (AnB+, BnB+); for comparison, random "

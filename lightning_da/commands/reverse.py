@@ -17,6 +17,7 @@ from lightning_da.data.base import SPLITS
 from lightning_da.errors import ConfigError
 from lightning_da.grids.engine import Cell, Grid, Result, add_fit, digest, run_grid
 from lightning_da.grids.tables import print_table
+from lightning_da.parser import CommandParser
 from lightning_da.tracking import Fit, TrackingError, client, find_fit, store_folder
 
 EXPERIMENT = "reverse"
@@ -124,7 +125,7 @@ def _report(scored: Sequence[str], results: Sequence[Result], parent: str) -> pd
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da reverse",
         description="Reverse validation (Zhong et al., ECML 2010; Ganin et al., JMLR 2016, section 5.1.2). The target "
         "gets the labels that a run predicts, and the same method is trained back, from the target to the source. Its "

@@ -14,6 +14,7 @@ from lightning_da.errors import ConfigError, list_choices
 from lightning_da.grids.engine import check_trainable, digest
 from lightning_da.grids.search import Search, run_search
 from lightning_da.grids.space import as_words, corners, read_space
+from lightning_da.parser import CommandParser
 from lightning_da.paths import find_config
 from lightning_da.tracking import store_folder
 from lightning_da.transferability.scores import SCORES
@@ -46,9 +47,8 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     for values in corners(space):
         try:
             TransferCLI("fit", [*words, *as_words(values)])
-        except (ConfigError, SystemExit) as error:
-            message = str(error).removeprefix("lightning-da: error: ")
-            raise ConfigError(f"space: {file} does not match the method or the data: {message}") from error
+        except ConfigError as error:
+            raise ConfigError(f"space: {file} does not match the method or the data: {error}") from error
     seed = cli.config.seed_everything
     cli.build()
     cli.config.seed_everything = None
@@ -88,7 +88,7 @@ def _check_scored(cli: TransferCLI, score: str | None, oracle: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da search",
         description="Search settings of a method: train with different values of some options, and print the values "
         "with the highest score. The scores read no target labels. Trainings that are worse than the others are ended "

@@ -21,6 +21,7 @@ from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_g
 from lightning_da.grids.speech import SOURCE_TASKS, plan, report
 from lightning_da.methods import FineTune
 from lightning_da.networks import FeedForward
+from lightning_da.parser import CommandParser
 from lightning_da.paths import with_found_configs
 from lightning_da.signatures import full_spelling
 
@@ -78,7 +79,7 @@ def _check_data(cells: Sequence[Cell]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da speech-transfer",
         description="Train networks on the speakers or genders of the source, replace the output layer, and fine-tune "
         "them on the emotions of the target. The baseline is trained on emotions only. An ensemble combines the "

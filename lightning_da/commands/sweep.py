@@ -22,6 +22,7 @@ from lightning_da.grids.engine import (
     run_grid,
 )
 from lightning_da.grids.tables import bars
+from lightning_da.parser import CommandParser
 from lightning_da.paths import methods
 from lightning_da.tracking import charts_url, client
 
@@ -72,7 +73,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
 
 def _parser() -> argparse.ArgumentParser:
     available = methods()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lightning-da sweep",
         description="Fit and test several methods and seeds, then print a comparison. After an interruption, the same "
         "command runs only the unfinished trainings. All options of `fit` are accepted too.",

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_da.data.labels import draw_labelled
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, check_range
 
 DOMAINS = ("source", "target")
 SPLITS = ("train", "val", "test")
@@ -35,6 +35,7 @@ class Roles(NamedTuple):
         processes: Number of training processes.
         units_differ: Whether the domains may have different units, because each is scaled by itself.
         reads_unlabelled: Whether training reads the samples without a label, too, of the domains in `supervised`.
+        fewest_samples: The smallest batch of a domain, on each process.
     """
 
     supervised: tuple[str, ...] = ("source",)
@@ -42,6 +43,7 @@ class Roles(NamedTuple):
     processes: int = 1
     units_differ: bool = False
     reads_unlabelled: bool = False
+    fewest_samples: int = 1
 
     @classmethod
     def of(cls, module: Any, processes: int) -> "Roles":
@@ -53,6 +55,7 @@ class Roles(NamedTuple):
             processes,
             getattr(module, "scales_per_domain", False),
             getattr(module, "reads_unlabelled", False),
+            getattr(module, "fewest_samples", 1),
         )
 
 
@@ -221,8 +224,7 @@ class DomainPairDataModule(L.LightningDataModule):
         target_labels: int | str | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise DataError(f"data.batch_size: {batch_size} is less than 1")
+        check_range("data.batch_size", batch_size, 1)
         if source is None and target is None:
             raise DataError("data: no domain is given; set --data.source and --data.target, or one of them")
         self.source, self.target, self.batch_size = str(source or target), str(target or source), batch_size
@@ -340,6 +342,13 @@ class DomainPairDataModule(L.LightningDataModule):
             for split in SPLITS:
                 in_batches = split == "train" and (role in read or len(self.domains) < 2)
                 self._check_size(getattr(self, role), split, roles.processes if in_batches else 0)
+        if read and self.batch_size < roles.fewest_samples:
+            raise DataError(
+                f"data.batch_size: {self.batch_size} is fewer than the {roles.fewest_samples} samples that batch norm "
+                "or the domain loss needs; give more"
+            )
+        if len(self.classes) == 1:
+            raise DataError(f"there is only one class, {self.classes[0]!r}; a classifier needs two or more")
         for role in self.domains:
             self._warn_of_missing_classes(getattr(self, role))
         if len(self.domains) < 2:
@@ -360,6 +369,15 @@ class DomainPairDataModule(L.LightningDataModule):
         """Refuses fewer labels than processes, and says which labels of the target are read."""
         for role in roles.supervised:
             rows = self._few(role)
+            if (
+                rows is not None
+                and len(rows) // roles.processes < roles.fewest_samples
+                and not (roles.reads_unlabelled and role == "target")
+            ):
+                raise DataError(
+                    f"domain {getattr(self, role)!r}: {len(rows)} training samples with a label are too few for batch "
+                    f"norm on {roles.processes} process(es), which needs {roles.fewest_samples} on each"
+                )
             if rows is not None and len(rows) < roles.processes:
                 raise DataError(
                     f"domain {getattr(self, role)!r}: {len(rows)} training samples with a label are fewer than the "

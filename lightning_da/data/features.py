@@ -12,7 +12,7 @@ from sklearn.datasets import load_svmlight_files
 
 from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.splits import Indices, split_indices
-from lightning_da.errors import list_choices
+from lightning_da.errors import list_choices, one_line
 
 SUFFIXES = (".npz", ".mat", ".npy", ".csv", ".svmlight", ".libsvm")
 SVMLIGHT = (".svmlight", ".libsvm")
@@ -167,6 +167,8 @@ class FeatureTables(DomainPairDataModule):
 
     def _open(self, path: Path, name: str) -> "_Table":
         """Reads a domain from a file in the format of its suffix."""
+        if path.is_dir():
+            raise DataError(f"{str(path)!r} is a folder; name a file in it (--data.root, --data.source, --data.target)")
         if not path.is_file() and not _svmlight_parts(path):
             there = [entry.name for entry in path.parent.glob("*.*")]
             raise DataError(
@@ -189,7 +191,7 @@ class FeatureTables(DomainPairDataModule):
         except DataError:
             raise
         except Exception as error:  # the parsers raise exceptions of many kinds
-            raise DataError(f"{path}: not a readable {suffix} file ({error}); create it again") from error
+            raise DataError(f"{path}: not a readable {suffix} file ({one_line(error)}); create it again") from error
 
 
 class _Table(NamedTuple):
@@ -256,8 +258,20 @@ def _open_csv(path: Path, label_column: str) -> _Table:
                 f"{path}: column {column!r} holds {value!r}, which is not a number; remove the column, or, if it holds "
                 f"the labels, set --data.label_column {column!r}"
             )
-    entries[""] = features.to_numpy(dtype=np.float32)
+    values = features.to_numpy(dtype=np.float64)
+    if (wrong := _first_not_finite(values)) is not None:
+        raise DataError(
+            f"{path}, line {wrong[0] + 2}: column {features.columns[wrong[1]]!r} holds {values[wrong]}, which is no "
+            "finite 32-bit number; remove the line or replace the value"
+        )
+    entries[""] = values.astype(np.float32)
     return _Table(entries, "", label_column, names)
+
+
+def _first_not_finite(values: Array) -> tuple[int, ...] | None:
+    """The place of the first value that is NaN, infinite or too large for 32 bits."""
+    wrong = ~(np.abs(values) <= np.finfo(np.float32).max)
+    return tuple(int(place) for place in np.argwhere(wrong)[0]) if wrong.any() else None
 
 
 def _samples(path: Path, key: str, entry: Any, samples_last: bool) -> Array:
@@ -270,6 +284,13 @@ def _samples(path: Path, key: str, entry: Any, samples_last: bool) -> Array:
         )
     if samples_last:
         x = np.moveaxis(x, -1, 0)
+    if 0 in x.shape[1:]:
+        raise DataError(f"{path}: {key!r} has shape {x.shape}, so its samples hold no values; write the file anew")
+    if x.dtype.kind == "f" and (wrong := _first_not_finite(x)) is not None:
+        raise DataError(
+            f"{path}: sample {wrong[0]} of {key!r}, counted from 0, holds {x[wrong]}, which is no finite 32-bit "
+            "number; remove the sample or replace the value"
+        )
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] <= 4:

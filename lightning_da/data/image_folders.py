@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles
 from lightning_da.data.splits import Indices, split_indices
-from lightning_da.errors import list_choices
+from lightning_da.errors import check_range, list_choices
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -121,12 +121,19 @@ class ImageFolders(DomainPairDataModule):
         test_share: float = 0.2,
         **kwargs: Any,
     ) -> None:
+        check_range("data.image_size", image_size, 1)
+        check_range("data.num_workers", num_workers, 0)
+        check_range("data.std", std, above=0)
         folder = Path(root).absolute()
         self._one_folder = source is None and target is None
         if self._one_folder:
             target, folder = folder.name, folder.parent
         super().__init__(source, target, batch_size, **kwargs)
-        self.root, self.image_size, self.resize = folder, image_size, resize or round(image_size * 8 / 7)
+        self.root, self.image_size, self.resize = (
+            folder,
+            image_size,
+            round(image_size * 8 / 7) if resize is None else resize,
+        )
         if self.resize < image_size:
             raise DataError(f"data.resize ({resize}) is less than data.image_size ({image_size}), the size of the crop")
         self.mean, self.std, self.augment, self.protocol = mean, std, augment, protocol

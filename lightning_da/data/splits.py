@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_da.data.base import SPLITS, DataError
+from lightning_da.errors import check_range
 
 Indices = NDArray[np.int64]
 
@@ -30,15 +31,16 @@ def split_indices(
         Ascending indices for each of `train`, `val` and `test`; together they contain all samples.
 
     Raises:
-        DataError: If the shares leave nothing to train on, or the seed is negative.
+        ConfigError: If the shares leave nothing to train on, or the seed is negative.
     """
+    check_range("data.val_share", val_share)
+    check_range("data.test_share", test_share)
     if min(val_share, test_share) < 0 or val_share + test_share >= 1:
         raise DataError(
             f"data.val_share ({val_share}) and data.test_share ({test_share}) must be at least 0 and add up to less "
             "than 1: the remaining samples are the training split"
         )
-    if seed < 0:
-        raise DataError(f"data.seed: {seed} is less than 0")
+    check_range("data.seed", seed, 0)
     generator = np.random.default_rng(seed)
     if given is None:
         rest, test = _draw(np.arange(len(labels)), labels, round(test_share * len(labels)), generator)

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import re
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from mlflow.entities import Run
 
 from lightning_da.cli import TransferCLI
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, RunError, check_range, one_line
 from lightning_da.grids.cell import Done, Order, run_cell
 from lightning_da.grids.pool import pool_for
 from lightning_da.paths import find_method, with_found_configs
@@ -209,8 +210,7 @@ def check_trainable(
         raise ConfigError("trainer.logger: the grid is recorded in MLflow; leave it out")
     if "devices" in options and cli.trainer.world_size > 1:
         raise ConfigError(f"trainer.devices: each training runs on one, not {cli.trainer.world_size}; leave it out")
-    if min(seeds) < 0:
-        raise ConfigError(f"seeds: {min(seeds)} is less than 0")
+    check_range("seeds", list(seeds), 0, 2**32 - 1)
     return config
 
 
@@ -226,7 +226,8 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
         The table of the report.
 
     Raises:
-        ConfigError: If another process runs the same grid, the grid is interrupted, or a cell failed.
+        ConfigError: If another process runs the same grid, or no cell can run.
+        RunError: If the grid is interrupted, or a cell failed.
     """
     place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
     lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest}-{place}.lock")
@@ -237,7 +238,7 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
     except KeyboardInterrupt:
         _close(grid)
-        raise ConfigError("interrupted; run the same command again to continue") from None
+        raise RunError("interrupted; run the same command again to continue") from None
 
 
 def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
@@ -248,24 +249,28 @@ def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
         print(f"{place} of {len(grid.cells)} trainings are already finished")
     parent = _open(grid, experiment_id, parents, grows=place < len(grid.cells))
     try:
-        broken = 0
+        broken: list[str] = []
         for cell, found in _run_missing(grid, done, parent, devices, pool):
             place += 1
             print(f"[{place}/{len(grid.cells)}] {cell.name} {_said(found, done.get(cell.key))}", flush=True)
             if isinstance(found, BaseException):
-                failed.append(f"{cell.name}: {found}")
-                broken += not isinstance(found, ConfigError)
+                failed.append(f"{cell.name}: {reason(found)}")
+                broken += [] if isinstance(found, ConfigError) else failed[-1:]
         missing = [cell for cell in grid.cells if cell.key not in done]
         if missing and (grid.needs_all or len(missing) == len(grid.cells)):
-            raise ConfigError(f"{len(missing)} of {len(grid.cells)} trainings are missing; the first: {failed[0]}")
+            kind = RunError if broken else ConfigError
+            raise kind(f"{len(missing)} of {len(grid.cells)} trainings are missing; the first: {failed[0]}")
         rows = grid.report(list(done.values()), parent)
         if failed:
             print("\nnot run:\n  " + "\n  ".join(failed), file=sys.stderr)
         if broken:
-            raise ConfigError(f"{broken} training(s) broke off; run the same command again for them")
-    except Exception:
+            raise RunError(f"{len(broken)} of {len(grid.cells)} trainings failed; the first: {broken[0]}")
+    except Exception as error:
         _end_unfinished(experiment_id, [parent])
+        client().set_tag(parent, "failure", one_line(error))
         client().set_terminated(parent, "FAILED")
+        if isinstance(error, ConfigError) and not _children(experiment_id, parent):
+            client().delete_run(parent)
         raise
     client().set_terminated(parent)
     return rows
@@ -278,9 +283,14 @@ def _said(found: Done | BaseException, result: Result | None) -> str:
         accuracies = [f"{d} {result.metrics[f'test/{d}/acc']:.3f}" for d in ("source", "target")
                       if f"test/{d}/acc" in result.metrics]  # fmt: skip
         return "\n  ".join([f"{', '.join(accuracies)} ({result.seconds:.0f} s)", *found.warnings])
-    if not isinstance(found, ConfigError):
+    if os.environ.get("LIGHTNING_DA_DEBUG") and not isinstance(found, ConfigError | RunError):
         traceback.print_exception(found)
-    return f"failed: {found}"
+    return f"failed: {reason(found)}"
+
+
+def reason(error: BaseException) -> str:
+    """The error of a training in one line."""
+    return str(error) if isinstance(error, ConfigError | RunError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def order_of(

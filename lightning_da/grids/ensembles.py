@@ -4,13 +4,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_da.callbacks.record_run import RecordRun, keep_checkpoint
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
+from lightning_da.networks.weights import read_checkpoint
 from lightning_da.tracking import Fit, Tracker, artifacts_folder, client
 
 
@@ -31,7 +31,7 @@ def join(members: Sequence[str], fits: Sequence[Fit], config: dict[str, Any]) ->
     """
     if len({fit.checkpoint for fit in fits}) < max(2, len(fits)):
         raise ConfigError(f"members: an ensemble needs two runs or more, each once, not {list(members)}")
-    contents = [torch.load(fit.checkpoint, map_location="cpu", weights_only=True) for fit in fits]
+    contents = [read_checkpoint(fit.checkpoint) for fit in fits]
     networks = []
     for member, content in zip(members, contents, strict=True):
         settings = content.get("hyper_parameters", {})

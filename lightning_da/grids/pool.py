@@ -13,7 +13,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from lightning_da.errors import ConfigError
+from lightning_da.errors import check_range
 from lightning_da.grids.cell import run_cell
 from lightning_da.process import cores
 
@@ -32,8 +32,8 @@ def count_workers(trainer: Trainer, jobs: int | None) -> int:
     Raises:
         ConfigError: If `jobs` is less than 1.
     """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"jobs: {jobs} is less than 1")
+    if jobs is not None:
+        check_range("jobs", jobs, 1)
     return jobs or len(_gpus_of(trainer)) or (1 if trainer.world_size > 1 else max(cores() // _threads(), 1))
 
 

@@ -23,9 +23,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lightning_da.callbacks.prune_trial import PruneTrial
 from lightning_da.cli import TransferCLI
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, RunError
 from lightning_da.grids.cell import run_cell
-from lightning_da.grids.engine import Cell, Result, add_fit, order_of, result_of
+from lightning_da.grids.engine import Cell, Result, add_fit, order_of, reason, result_of
 from lightning_da.grids.pool import count_workers, pool_for
 from lightning_da.grids.space import as_words, as_yaml, value_of
 from lightning_da.tracking import artifact_file, client, is_local, parameters, search_runs
@@ -81,7 +81,7 @@ def run_search(search: Search, cli: TransferCLI, jobs: int | None) -> pd.DataFra
         One row per trial: its number, state, score, options and run.
 
     Raises:
-        ConfigError: If the search is interrupted, a process is killed, or no trial has a score.
+        RunError: If the search is interrupted, a process is killed, or no trial has a score.
     """
     experiment = client().get_experiment_by_name(cli.config.trainer.logger.init_args.experiment_name)
     assert experiment is not None  # created by the logger
@@ -98,10 +98,10 @@ def run_search(search: Search, cli: TransferCLI, jobs: int | None) -> pd.DataFra
             table = _report(search, study, parent)
         except KeyboardInterrupt:
             client().set_terminated(parent, "KILLED")
-            raise ConfigError("interrupted; run the same command again to continue") from None
+            raise RunError("interrupted; run the same command again to continue") from None
         except BrokenExecutor as error:
             client().set_terminated(parent, "FAILED")
-            raise ConfigError(
+            raise RunError(
                 "the process of a trial was killed; if memory ran out, run again with fewer --jobs"
             ) from error
         except Exception:
@@ -129,7 +129,7 @@ def _run_missing(
             while len(running) < count_workers(cli.trainer, jobs) and (trial := ask()) is not None:
                 try:
                     cell = _cell(search, trial)
-                except (ConfigError, SystemExit) as error:
+                except ConfigError as error:
                     _end(search, study, trial, parent, error)
                     continue
                 future = pool.submit(run_trial, cell, parent, search.journal, trial._trial_id, search.metric)
@@ -251,7 +251,7 @@ def _end(search: Search, study: optuna.Study, trial: Trial, parent: str, outcome
     place = len(_ended(study)) + 1
     values = ", ".join(f"{_short(key)} {_text(value)}" for key, value in search.values(trial).items())
     if isinstance(outcome, BaseException):
-        said = str(outcome).removeprefix("lightning-da: error: ")
+        said = reason(outcome)
         trial.set_user_attr(REASON, said)
         study.tell(trial, state=TrialState.FAIL)
         print(f"[{place}/{search.trials}] failed: {said}  {values}", flush=True)
@@ -320,7 +320,7 @@ def _report(search: Search, study: optuna.Study, parent: str) -> pd.DataFrame:
     table = trials_table(search, study)
     if table["score"].isna().all():
         reasons = [trial.user_attrs[REASON] for trial in _ended(study) if REASON in trial.user_attrs]
-        raise ConfigError(f"no trial has a score; the first: {(reasons or ['it was ended early'])[0]}")
+        raise RunError(f"no trial has a score; the first: {(reasons or ['it was ended early'])[0]}")
     best = study.best_trial
     values = search.values(best)
     head = f"# Trial {best.number} of {len(table)}, chosen by {search.chosen_by}: {best.value:.4f}\n"

@@ -1,21 +1,21 @@
 """The base of the methods with a domain loss."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
-from lightning_da.errors import ConfigError, list_choices
+from lightning_da.errors import ConfigError, check_range, list_choices
 from lightning_da.gather import gather, total, world_size
 from lightning_da.losses.adversarial import scale_gradient
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.hooks import essential
 from lightning_da.methods.signs import Signs, largest_share
 from lightning_da.networks.norms import split_norms
-from lightning_da.schedules import ramp
+from lightning_da.schedules import check_schedule, ramp
 
 
 class DomainBatch(NamedTuple):
@@ -51,10 +51,12 @@ class AdaptationModule(TransferModule):
         **kwargs: Arguments of `TransferModule`.
 
     Raises:
-        ConfigError: If the network has no layer of such a name, or one is named twice.
+        ConfigError: If the network has no layer of such a name, one is named twice, or a number is out of range.
     """
 
     reads_unlabelled = True
+    fewest_for_domain_loss: ClassVar[int] = 1
+    """The smallest batch of a domain from which the domain loss can be computed."""
 
     def __init__(
         self,
@@ -75,10 +77,17 @@ class AdaptationModule(TransferModule):
         self._batch_norm = batch_norm
         if batch_norm == "per_domain":
             split_norms(self)
+        check_range("domain_weight", domain_weight, 0)
+        check_schedule("domain_schedule", domain_schedule)
         self._domain_weight, self._domain_schedule = domain_weight, domain_schedule
         self.signs = Signs()
         self._watched: dict[str, Tensor] = {}
         self._gradients: list[Tensor] = []
+
+    @property
+    def fewest_samples(self) -> int:  # type: ignore[override]
+        """The smallest batch of a domain, for the network and the domain loss."""
+        return max(super().fewest_samples, self.fewest_for_domain_loss)
 
     def adapted_widths(self) -> list[int]:
         """Width of the activations of each adapted layer."""

@@ -9,11 +9,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, check_range, one_line
 from lightning_da.gather import total, world_size
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.hooks import essential
@@ -24,7 +25,7 @@ from lightning_da.networks.layers import as_vectors, capture
 from lightning_da.networks.norms import set_domain
 from lightning_da.networks.standardize import FAR, Standardize
 from lightning_da.networks.weights import load_weights
-from lightning_da.schedules import constant
+from lightning_da.schedules import check_schedule, constant
 
 
 class TransferModule(Classifier):
@@ -55,7 +56,8 @@ class TransferModule(Classifier):
         label_smoothing: Share of the label that is spread over all classes, in the training loss.
 
     Raises:
-        ConfigError: If `freeze` exceeds the number of layers, or `unfreeze_by` has nothing to release.
+        ConfigError: If `freeze` exceeds the number of layers, `unfreeze_by` has nothing to release, or a number is out
+            of range.
     """
 
     initialised: tuple[str, ...] = ("backbone.", "bottleneck.")
@@ -101,9 +103,25 @@ class TransferModule(Classifier):
 
         self._optimizer, self._lr_schedule = optimizer, lr_schedule
         self._lr_scales = (backbone_lr_scale, layer_lr_decay, head_lr_scale)
+        for name, scale in zip(("backbone_lr_scale", "layer_lr_decay", "head_lr_scale"), self._lr_scales, strict=True):
+            check_range(name, scale, 0)
+        check_schedule("lr_schedule", lr_schedule)
+        self._check_optimizer()
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"label_smoothing: {label_smoothing} is not in [0, 1)")
         self._label_smoothing = label_smoothing
+
+    def _check_optimizer(self) -> None:
+        """Refuses values that the optimizer refuses, before training begins."""
+        try:
+            self._optimizer([{"name": "head", "lr_scale": 1.0, "params": [nn.Parameter(torch.zeros(1, 1))]}])
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"optimizer: {one_line(error)}") from error
+
+    @property
+    def fewest_samples(self) -> int:  # type: ignore[override]
+        """The smallest batch of a domain that the network can be trained on: batch norm needs two samples."""
+        return 2 if any(isinstance(module, _BatchNorm) and module.training for module in self.modules()) else 1
 
     @property
     def progress(self) -> float:

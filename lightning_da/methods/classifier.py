@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.methods.hooks import check_super, essential
+from lightning_da.networks.weights import check_weights
 
 
 class Classifier(L.LightningModule):
@@ -33,6 +34,8 @@ class Classifier(L.LightningModule):
     """Domains read without labels in training."""
     starts_from: tuple[str, ...] = ()
     """Checkpoint files of the earlier runs that initialise a fit."""
+    fewest_samples: int = 1
+    """The smallest batch of a domain that the network can be trained on."""
     reads_unlabelled: bool = False
     """Whether training reads the samples without a label, too, of the domains in `supervised`."""
     scales_per_domain: bool = False
@@ -83,6 +86,11 @@ class Classifier(L.LightningModule):
         domain = self.evaluated[dataloader_idx]
         self.set_domain(domain)
         features, logits = self.classify(x)
+        if stage == "test" and not logits.isfinite().all():
+            raise ConfigError(
+                f"the outputs of the network for domain {domain!r} are not finite: it has diverged, so fit again, for "
+                "example with a smaller learning rate"
+            )
         self.confusion(stage, domain).update(logits.argmax(dim=1), y)
         return {"features": features, "y": y}
 
@@ -134,6 +142,10 @@ class Classifier(L.LightningModule):
     @essential
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_shapes(checkpoint.get("hyper_parameters", {}), "the checkpoint")
+        path = getattr(self._trainer, "ckpt_path", None)
+        if "state_dict" in checkpoint:
+            name = f"checkpoint {path!r}" if path else "the checkpoint"
+            check_weights(checkpoint["state_dict"], self.state_dict(), name)
 
     def check_shapes(self, settings: dict[str, Any], name: str) -> None:
         """Checks that another classifier has the same input shape and number of classes.

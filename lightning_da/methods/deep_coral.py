@@ -11,5 +11,7 @@ class DeepCORAL(AdaptationModule):
     Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equation 6. The paper adapts the `head` only.
     """
 
+    fewest_for_domain_loss = 2
+
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         return torch.stack([coral(s, t) for s, t in zip(source.layers, target.layers, strict=True)]).sum()

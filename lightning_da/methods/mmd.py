@@ -16,6 +16,8 @@ class MMDModule(AdaptationModule):
         **kwargs: Arguments of `AdaptationModule`.
     """
 
+    fewest_for_domain_loss = 2
+
     def __init__(
         self, layers: tuple[str, ...] = ("bottleneck", "head"), estimator: Estimator = "unbiased", **kwargs: Any
     ) -> None:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_da.errors import ConfigError, list_choices
+from lightning_da.errors import ConfigError, check_range, list_choices, one_line
 from lightning_da.networks.layers import find_layers
+from lightning_da.networks.weights import not_finite
 
 
 class Backbone(nn.Module):
@@ -58,6 +59,7 @@ class LeNet(Backbone):
                 "LeNet reads images of shape (channels, height, width) with at least 16 x 16 pixels, "
                 f"not {input_shape}; for vectors use FeedForward"
             )
+        check_range("dropout", dropout, 0, 1)
         channels, height, width = input_shape
         pooled = [((side - 4) // 2 - 4) // 2 for side in (height, width)]
 
@@ -109,6 +111,8 @@ class FeedForward(Backbone):
         rates = dropout if isinstance(dropout, list) else [dropout] * len(hidden)
         if not hidden or len(rates) != len(hidden):
             raise ConfigError(f"FeedForward needs a hidden layer and one dropout rate per layer: {hidden=}, {dropout=}")
+        check_range("hidden", hidden, 1)
+        check_range("dropout", rates, 0, 1)
         width = 1
         for side in input_shape:
             width *= side
@@ -192,8 +196,34 @@ class TimmBackbone(Backbone):
                     f"backbone weights: no file {self._weights!r}; give a path, or `pretrained` to download them"
                 )
             overlay = {"file": self._weights}
-        donor = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
+        with torch.random.fork_rng(devices=[]):
+            fresh = timm.create_model(self.name, pretrained=False, **self._args).state_dict()
+        try:
+            donor = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
+        except Exception as error:  # a broken file raises exceptions of many kinds
+            raise ConfigError(
+                f"backbone weights {self._weights!r}: the file is cut off, or has no weights of {self.name} "
+                f"({type(error).__name__}: {one_line(error)})"
+            ) from error
+        self._check_loaded(fresh, donor.state_dict())
         self.model.load_state_dict(donor.state_dict())
+
+    def _check_loaded(self, fresh: dict[str, Tensor], loaded: dict[str, Tensor]) -> None:
+        """Refuses weights that leave a part of the network random, or that are not finite.
+
+        Args:
+            fresh: Parameters and buffers of the network with the same random weights, before the weights are loaded.
+            loaded: The same afterwards.
+        """
+        drawn = [name for name, value in fresh.items() if value.ndim > 1]
+        left = [name for name in drawn if torch.equal(fresh[name], loaded[name])]
+        if left:
+            raise ConfigError(
+                f"backbone weights {self._weights!r}: {len(drawn) - len(left)} of the {len(drawn)} weight tensors of "
+                f"{self.name} are in the file; the first missing one is {left[0]}; give weights of the same model"
+            )
+        if broken := not_finite(loaded):
+            raise ConfigError(f"backbone weights {self._weights!r}: {broken[0]} holds NaN or infinite values")
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes features (B, num_features) of images (B, C, H, W)."""

@@ -1,12 +1,70 @@
-"""Loads the weights of an earlier fit from its checkpoint file."""
+"""Reads the weights of an earlier fit from its checkpoint file."""
 
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, one_line
+
+
+def read_checkpoint(path: str, needed: tuple[str, ...] = ("state_dict",)) -> dict[str, Any]:
+    """Content of the checkpoint file of a fit; the tensors are read from the file as they are used.
+
+    Args:
+        path: The file.
+        needed: Keys that the checkpoint must have.
+
+    Raises:
+        ConfigError: If the file is missing or no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"{path!r} is no checkpoint file; give the path of a checkpoint file")
+    if not zipfile.is_zipfile(path):
+        raise ConfigError(f"{path!r} is not a checkpoint of a fit: it is empty, cut off or another kind of file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a file of another kind raises exceptions of many kinds
+        raise ConfigError(f"{path!r} is not a checkpoint of a fit ({one_line(error)})") from error
+    missing = [key for key in needed if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ConfigError(f"{path!r} is not a checkpoint of a fit: it has no {missing[0]!r}")
+    found: dict[str, Any] = content
+    return found
+
+
+def check_weights(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], name: str) -> None:
+    """Checks that weights fit a network.
+
+    Args:
+        theirs: The weights by name.
+        ours: The network's own parameters and buffers by name.
+        name: Name of the weights in the error message.
+
+    Raises:
+        ConfigError: If a tensor is missing, has another shape, or is not finite.
+    """
+    shapes = [{key: tuple(value.shape) for key, value in part.items()} for part in (theirs, ours)]
+    wrong = [key for key in {**ours, **theirs} if shapes[0].get(key) != shapes[1].get(key)]
+    if wrong:
+        there, here = (shape.get(wrong[0], "missing") for shape in shapes)
+        raise ConfigError(
+            f"{name}: its network differs from this one in {len(wrong)} of {len({**ours, **theirs})} tensors, the "
+            f"first is {wrong[0]}: {there} there, {here} here; use the same method, backbone and bottleneck"
+        )
+    if broken := not_finite(theirs):
+        raise ConfigError(
+            f"{name}: {len(broken)} of its {len(theirs)} tensors are not finite, the first is {broken[0]}; its fit has "
+            "diverged, so fit again, for example with a smaller learning rate"
+        )
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors with NaN or infinite values."""
+    return [name for name, value in state.items() if not value.isfinite().all()]
 
 
 def load_weights(module: nn.Module, checkpoint: str, prefixes: tuple[str, ...]) -> dict[str, Any]:
@@ -21,25 +79,16 @@ def load_weights(module: nn.Module, checkpoint: str, prefixes: tuple[str, ...]) 
         The arguments of the earlier fit's method; empty if the checkpoint has none.
 
     Raises:
-        ConfigError: If the file is missing, is not a checkpoint, or has different layers.
+        ConfigError: If the file is missing, is not a checkpoint, has different layers, or weights that are not finite.
     """
-    if not Path(checkpoint).is_file():
-        raise ConfigError(f"init_from: {checkpoint!r} is no checkpoint file; give the path of a checkpoint file")
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = content["state_dict"]
-    except Exception as error:  # a file of another kind raises exceptions of many kinds
-        raise ConfigError(f"init_from: {checkpoint!r} is not a checkpoint of a fit ({error})") from error
+        content = read_checkpoint(checkpoint)
+    except ConfigError as error:
+        raise ConfigError(f"init_from: {error}") from error
+    state = content["state_dict"]
     theirs = {key: value for key, value in state.items() if key.startswith(prefixes)}
     ours = {key: value for key, value in module.state_dict().items() if key.startswith(prefixes)}
-    shapes = [{key: tuple(value.shape) for key, value in part.items()} for part in (theirs, ours)]
-    wrong = [key for key in {**ours, **theirs} if shapes[0].get(key) != shapes[1].get(key)]
-    if wrong:
-        there, here = (shape.get(wrong[0], "missing") for shape in shapes)
-        raise ConfigError(
-            f"init_from {checkpoint!r}: its network differs from this one in {len(wrong)} tensors, the first is "
-            f"{wrong[0]}: {there} there, {here} here; use the same backbone and bottleneck"
-        )
+    check_weights(theirs, ours, f"init_from {checkpoint!r}")
     module.load_state_dict(theirs, strict=False)
     settings: dict[str, Any] = content.get("hyper_parameters", {})
     return settings
