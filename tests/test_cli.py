@@ -180,7 +180,7 @@ def test_a_resumed_second_stage_does_not_repeat_the_first() -> None:
     path = main(["fit", *args]).trainer.checkpoint_callback.last_model_path
     cli = main(["fit", *args, "--trainer.max_steps=4", "--ckpt_path", path])
     assert cli.trainer.global_step == 4
-    assert len(runs("resumed stage")) == 3
+    assert len(runs("resumed stage")) == 2
 
 
 def test_ddc_is_the_squared_distance_of_the_means() -> None:
@@ -485,7 +485,13 @@ def test_resume() -> None:
     path = client().download_artifacts(run_of(cli).info.run_id, "checkpoints/last.ckpt")
     resumed = main(["fit", *args, "--trainer.max_epochs=2", "--ckpt_path", path])
     assert resumed.trainer.global_step == 2 * cli.trainer.global_step
-    assert run_of(resumed).data.tags["resumed_from"] == path
+    run = run_of(resumed)
+    assert run.info.run_id == run_of(cli).info.run_id
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags["resumed_from"], run.data.tags["extended.max_epochs"]) == (path, "2")
+    for key in run.data.metrics:  # in one line, nothing twice
+        steps = [point.step for point in client().get_metric_history(run.info.run_id, key)]
+        assert steps == sorted(set(steps)), key
 
 
 def test_test_refuses_other_data_and_other_settings(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
