@@ -25,6 +25,7 @@ class StopAtSignal(L.Callback):
 
     def __init__(self) -> None:
         self._asked = False
+        self._said: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
@@ -38,16 +39,25 @@ class StopAtSignal(L.Callback):
             return  # half of a step cannot be saved
         if not trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             return
+        said = f"interrupted at step {trainer.global_step}"
         checkpoint = deciding_checkpoint(trainer)
         if checkpoint is None or checkpoint.dirpath is None:
-            raise InterruptionError(f"interrupted at step {trainer.global_step}; there is no checkpoint to go on from")
+            self._said = f"{said}; there is no checkpoint to go on from"
+            return
         path = str(Path(checkpoint.dirpath) / CHECKPOINT)
         trainer.save_checkpoint(path)
-        named = trainer.logger.run_id if isinstance(trainer.logger, Tracker) else path
-        raise InterruptionError(
-            f"interrupted at step {trainer.global_step}; to go on: lightning-da fit --ckpt_path {named}"
-            + ("" if isinstance(trainer.logger, Tracker) else ", with the same options")
-        )
+        named = trainer.logger.run_id if isinstance(trainer.logger, Tracker) else f"{path}, with the same options"
+        self._said = f"{said}; to go on: lightning-da fit --ckpt_path {named}"
+
+    def on_train_batch_start(self, *args: Any) -> None:  # noqa: ARG002
+        self._stop()  # by now the metrics of the step are logged
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._said is not None:
+            raise InterruptionError(self._said)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._restore()

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_da.callbacks.prune_trial import PruneTrial
 from lightning_da.cli import TransferCLI
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, InterruptionError
 from lightning_da.grids.ensembles import join
 from lightning_da.paths import write_whole
 from lightning_da.process import prepare
@@ -67,7 +67,7 @@ def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
     with warnings.catch_warnings(record=True) as caught:
         try:
             trainer = _fit_and_test(order, trial)
-        except SIGTERMException:
+        except (SIGTERMException, InterruptionError):
             raise KeyboardInterrupt from None
         except SystemExit as stop:
             raise ConfigError(str(stop).removeprefix("lightning-da: error: ")) from stop
