@@ -120,6 +120,7 @@ def _plain(message: str, parser: Parser) -> str:
 
 def _plain_value(message: str) -> str:
     """The innermost key of an error, its value, and what is wanted."""
+    message = re.sub(r"NestedArg\(key='[^']*', val='?(.*?)'?\)", r"\1", message)
     before, *parts = re.split(r'Parser key "([\w.]+)":', message)
     key, cause = ".".join(parts[::2]), parts[-1] if parts else before
     prefix = f"{key}: " if key else ""

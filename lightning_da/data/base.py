@@ -271,6 +271,8 @@ class DomainPairDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
+        if "" in (source, target):
+            raise DataError(f"data.{'source' if source == '' else 'target'}: the name is empty; name a domain")
         if source is None and target is None:
             raise DataError("data: no domain is given; set --data.source and --data.target, or one of them")
         self.source, self.target, self.batch_size = str(source or target), str(target or source), batch_size
@@ -318,7 +320,13 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes.
+
+        Raises:
+            DataError: If there is only one.
+        """
+        if len(self.classes) == 1:
+            raise DataError(f"there is only one class, {self.classes[0]!r}; a classifier needs two or more")
         return len(self.classes)
 
     @property
@@ -393,8 +401,6 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"data.batch_size: {self.batch_size} is fewer than the {roles.fewest_samples} samples that batch norm "
                 "or the domain loss needs; give more"
             )
-        if len(self.classes) == 1:
-            raise DataError(f"there is only one class, {self.classes[0]!r}; a classifier needs two or more")
         for role in self.domains:
             self._warn_of_missing_classes(getattr(self, role))
         if len(self.domains) < 2:

@@ -168,7 +168,7 @@ def _compute(missing: dict[Path, Path], features: str, rate: int, jobs: int | No
     try:
         with (
             parallel_config("loky", inner_max_num_threads=1),
-            tqdm(total=len(missing), desc=f"features {features}", unit="file", delay=1, disable=not missing) as bar,
+            tqdm(total=len(missing), desc=f"features {features}", unit="file", disable=not missing) as bar,
         ):
             for entry, row in Parallel(processes, return_as="generator_unordered")(calls):
                 rows[entry] = row
