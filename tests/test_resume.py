@@ -273,3 +273,12 @@ def test_a_second_signal_ends_at_once() -> None:
     stop._note()
     with pytest.raises(KeyboardInterrupt):
         stop._note()
+
+
+def test_the_last_step_is_kept_between_two_checkpoints(words: list[str]) -> None:
+    keep = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_top_k: 0, save_last: true, "
+    cli = main(["fit", *words, f"--trainer.callbacks=[{keep}every_n_train_steps: 7}}}}]"])
+    path = client().download_artifacts(cli.trainer.logger.run_id, "checkpoints/last.ckpt")
+    kept = torch.load(path, weights_only=True)
+    assert kept["global_step"] == 20
+    assert all(torch.equal(kept["state_dict"][key], value) for key, value in cli.model.state_dict().items())

@@ -121,8 +121,11 @@ class RecordRun(SaveConfigCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         checkpoint = deciding_checkpoint(trainer)
-        if checkpoint is not None and trainer.global_step == 0:
-            # Lightning saves no checkpoint for a fit of 0 steps; this saves the initial network.
+        if checkpoint is None:
+            return
+        # Lightning saves nothing at the end of a fit of 0 steps, or between two steps of `every_n_train_steps`.
+        behind = checkpoint.monitor is None and checkpoint._last_global_step_saved != trainer.global_step
+        if trainer.global_step == 0 or behind:
             checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
             trainer.save_checkpoint(checkpoint.last_model_path, weights_only=False)
 
