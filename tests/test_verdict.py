@@ -40,3 +40,15 @@ def test_more_seeds_make_a_small_gain_certain() -> None:
 def test_a_tie_is_the_baseline() -> None:
     same = [answers(0.6, 0.8, 1)]
     assert verdict({"dann": same, "source_only": same}, "source_only").best == "source_only"
+
+
+def test_the_estimate_is_the_agreement_with_other_methods() -> None:
+    runs = {name: [answers(accuracy, score, seed)] for seed, (name, accuracy, score) in enumerate(
+        [("source_only", 0.5, 0.5), ("dann", 0.9, 0.9), ("dan", 0.85, 0.7), ("adda", 0.8, 0.7)])}  # fmt: skip
+    found = verdict(runs, "source_only")
+    agreements = [
+        float(np.mean(runs["dann"][0].predicted == runs[name][0].predicted)) for name in runs if name != "dann"
+    ]
+    assert found.method == "dann"
+    assert found.estimate == pytest.approx(np.median(agreements))
+    assert (found.low, found.high) == pytest.approx((min(agreements) - 0.15, max(agreements) + 0.15))

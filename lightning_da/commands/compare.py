@@ -143,8 +143,8 @@ def describe(found: Verdict, bound: str) -> str:
     if found.estimate is None:
         return text
     return (
-        f"{text}\nits target accuracy is estimated as {found.estimate:.2f}, between {found.low:.2f} and "
-        f"{found.high:.2f}: so often it agrees with the other methods"
+        f"{text}\nits target accuracy is about {found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}, judged "
+        "by its agreement with the other methods"
     )
 
 
@@ -182,7 +182,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "published": float(run.data.params.get("published", "nan")),
             "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
             "seconds": run.data.metrics.get("fit/seconds"),
-            "answers": _answers(run),
+            "answers": answers_of(run),
         }
         for (key, seed), run in reversed(latest.items())
     )
@@ -203,7 +203,7 @@ def _pair(params: Mapping[str, str]) -> str:
     return " -> ".join(names or [Path(params.get("root", "")).name])
 
 
-def _answers(run: Run) -> Answers | None:
+def answers_of(run: Run) -> Answers | None:
     """What the network answers for the target's sample; None if it has read target labels, or has not been asked."""
     reads = run.data.params.get("train_on", "source") != "source" or "oracle" in run.data.tags.get("selection", "")
     if reads or f"score/{CHOOSES}" not in run.data.metrics:
