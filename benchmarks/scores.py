@@ -5,7 +5,9 @@
 
 For each score: the rank correlation with the target accuracy over the methods of a pair and a seed; the regret, which
 is the best accuracy less that of the chosen method; the difference of the chosen method to source-only, its mean and
-its worst; and how often source-only is chosen. Means over seeds and pairs, for each group and for all.
+its worst; and how often source-only is chosen. Means over seeds and pairs, for each group and for all. Then the same of
+the verdict of `sweep`, and its estimate: the mean absolute difference to the target accuracy of the chosen method, and
+how often that lies in the range.
 """
 
 import argparse
@@ -14,9 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from lightning_da.commands.compare import tested_runs
+from lightning_da.commands.compare import answers_of, tested_runs
 from lightning_da.tracking import client
 from lightning_da.transferability.scores import SCORES
+from lightning_da.transferability.verdict import verdict
 
 BASELINE = "source_only"
 
@@ -30,6 +33,7 @@ def outcomes() -> pd.DataFrame:
             row = {"group": experiment.name.removeprefix("no_harm-"), "acc": metrics["test/target/acc"]}
             row |= {"pair": f"{params['source']} -> {params['target']}", "seed": params["seed"]}
             row |= {"method": params["method"]}
+            row["answers"] = answers_of(run)
             rows.append(row | {name: metrics.get(f"score/{name}") for name in SCORES})
     return pd.DataFrame(rows)
 
@@ -57,17 +61,46 @@ def choices(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """The verdict over the methods of a pair and a seed, beside the target accuracies."""
+    found = []
+    for (group, _, _), part in rows.groupby(["group", "pair", "seed"]):
+        accuracy = part.set_index("method")["acc"]
+        answers = {name: [own] for name, own in zip(part["method"], part["answers"], strict=True) if own is not None}
+        if BASELINE not in answers or len(answers) < len(part):
+            continue
+        said = verdict(answers, BASELINE)
+        row = {
+            "group": group,
+            "regret": accuracy.max() - accuracy[said.method],
+            "to source-only": accuracy[said.method] - accuracy[BASELINE],
+            "source-only chosen": float(said.method == BASELINE),
+        }
+        if said.estimate is not None and said.low is not None and said.high is not None:
+            row["error of the estimate"] = abs(said.estimate - accuracy[said.method])
+            row["in the range"] = float(said.low <= accuracy[said.method] <= said.high)
+        found.append(row)
+    return pd.DataFrame(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder that no_harm.py wrote to")
     given = parser.parse_args()
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.absolute() / 'mlflow.db'}"
-    found = choices(outcomes())
+    rows = outcomes()
+    found = choices(rows)
     for title, part in (*found.groupby("group"), ("all", found)):
         table = part.groupby("score").mean(numeric_only=True)
         table["worst"] = part.groupby("score")["to source-only"].min()
         print(f"{title}: {len(part) // found['score'].nunique()} choices")
         print(table.sort_values("regret").to_string(float_format="%.3f"), "\n")
+    said = verdicts(rows)
+    if len(said):
+        table = said.groupby("group").mean(numeric_only=True)
+        table["worst"] = said.groupby("group")["to source-only"].min()
+        table["pairs"] = said.groupby("group").size()
+        print("the verdict of sweep\n" + table.to_string(float_format="%.3f"))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_da.callbacks import CheckLeaks, RecordRun, StopAtDivergence, WritePredictions
+from lightning_da.callbacks import (
+    CheckLeaks,
+    KeepRandomState,
+    RecordRun,
+    StopAtDivergence,
+    StopAtSignal,
+    WritePredictions,
+)
 from lightning_da.data import DomainPairDataModule, Roles
 from lightning_da.errors import ConfigError, check_range, one_line
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
@@ -20,7 +27,7 @@ from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import MISSING, CommandParser, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling
-from lightning_da.tracking import Fit, Tracker, find_fit, parameters
+from lightning_da.tracking import Fit, Tracker, find_fit, find_resumable, parameters
 
 DESCRIPTIONS = {
     "fit": "Train a method on a pair of domains.",
@@ -41,6 +48,10 @@ LEAST = {
 }
 ABOVE = {"limit_train_batches": 0, "val_check_interval": 0}
 """Bounds of the trainer options that Lightning does not check."""
+LAST = "last"
+"""`--ckpt_path` of a fit that goes on with the latest run of the same settings."""
+LENGTHS = ("max_steps", "max_epochs")
+"""Settings that may grow when a fit goes on."""
 _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
 
 
@@ -65,8 +76,7 @@ class TransferCLI(LightningCLI):
         self._named: tuple[str, Fit] | None = None
         if not isinstance(args, Mapping):
             args = with_found_configs(args)
-            if command != "fit":
-                self._named = _named_fit(args)
+            self._named = _named_fit(command, args)
             if self._named is not None and (file := self._named[1].config) is not None:
                 args = ["--config", str(file), *args]
             if class_path(full_spelling(args), "data") is None and any(
@@ -83,7 +93,7 @@ class TransferCLI(LightningCLI):
             DomainPairDataModule,
             save_config_callback=RecordRun,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults={"callbacks": [CheckLeaks(), StopAtDivergence()]},
+            trainer_defaults={"callbacks": [CheckLeaks(), StopAtDivergence(), KeepRandomState(), StopAtSignal()]},
             seed_everything_default=0,
             parser_kwargs={
                 "prog": f"lightning-da {command}",
@@ -141,16 +151,20 @@ class TransferCLI(LightningCLI):
         if config.ckpt_path is not None:
             reference, fit = self._named or (None, None)
             if fit is None or reference != config.ckpt_path:
-                fit = find_fit(config.ckpt_path, experiment)
+                find = find_resumable if self.command == "fit" else find_fit
+                named = self.run_name if config.ckpt_path == LAST else config.ckpt_path
+                fit = find(named, experiment, parameters(self.plain()) if config.ckpt_path == LAST else None)
         elif self.command != "fit":
             name = (tracker.run_name if tracker else None) or self.run_name
             fit = find_fit(name, experiment, parameters(self.plain(), ("model",)))
         else:
             self._start = _start_of(config.model.init_args.get("init_from"))
             return
+        if self.command == "fit" and fit.config is not None:
+            _check_same(yaml.safe_load(fit.config.read_text()), self.plain())
         config.ckpt_path = fit.checkpoint
         read_checkpoint(fit.checkpoint, ("state_dict", "pytorch-lightning_version"))
-        if tracker and self.command != "fit":
+        if tracker:
             tracker.run_id = fit.run_id
 
     def _tracked(self) -> bool:
@@ -258,12 +272,14 @@ class TransferCLI(LightningCLI):
             ConfigError: If the data, a checkpoint or an option of the trainer is wrong; a fit that has not begun leaves
                 no run.
         """
-        weights_only = None if self.command == "fit" else True
         if self.command == "fit":  # before the logger opens a run
             self.datamodule.check(Roles.of(self.model, self.trainer.world_size))
+            logger = self.trainer.logger
+            if isinstance(logger, Tracker) and self.config.trainer.logger.init_args.run_id is not None:
+                logger.resume(self.config.ckpt_path)
         function = getattr(self.trainer, self.command)
         try:
-            function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=weights_only)
+            function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         except Exception as error:
             if isinstance(self.trainer.logger, Tracker) and self.trainer.is_global_zero:
                 refused = isinstance(error, ConfigError | MisconfigurationException) and self.trainer.global_step == 0
@@ -302,6 +318,25 @@ def _check_given(command: str, words: Sequence[str]) -> None:
             raise ConfigError(MISSING[part] + named)
 
 
+def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to go on with other settings.
+
+    Args:
+        before: Configuration of the run.
+        now: Configuration of the fit that goes on.
+    """
+    now_set, before_set = (parameters(config | {"ckpt_path": None}) for config in (now, before))
+    for key in sorted(now_set.keys() | before_set.keys()):
+        old, new = before_set.get(key, "not set"), now_set.get(key, "not set")
+        if old == new or (key in LENGTHS and (new == "-1" or int(new) > int(old) > 0)):
+            continue
+        shorter = ", and a run cannot get shorter" if key in LENGTHS else ""
+        raise ConfigError(
+            f"{key}: it is {new}, but the run was fitted with {old}{shorter}; leave it out to go on, or leave out "
+            "--ckpt_path to start a new fit"
+        )
+
+
 def _start_of(named: str | None) -> str | None:
     """The checkpoint file of the run that `init_from` names."""
     try:
@@ -310,10 +345,13 @@ def _start_of(named: str | None) -> str | None:
         raise ConfigError(f"init_from: {error}") from error
 
 
-def _named_fit(args: Sequence[str]) -> tuple[str, Fit] | None:
+def _named_fit(command: str, args: Sequence[str]) -> tuple[str, Fit] | None:
     """`--ckpt_path` and its fit, before the other arguments are parsed: its configuration comes first."""
     parser = CommandParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.logger.init_args.experiment_name", dest="experiment")
     given = parser.parse_known_args(full_spelling(args))[0]
-    return None if given.ckpt_path is None else (given.ckpt_path, find_fit(given.ckpt_path, given.experiment))
+    if given.ckpt_path is None or (command == "fit" and given.ckpt_path == LAST):
+        return None
+    find = find_resumable if command == "fit" else find_fit
+    return given.ckpt_path, find(given.ckpt_path, given.experiment)

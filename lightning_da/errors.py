@@ -12,6 +12,10 @@ class RunError(RuntimeError):
     """A command that failed while it ran, on valid input; the message names the cause and what to try."""
 
 
+class InterruptionError(RunError):
+    """A fit that was asked to end; the message says how to go on."""
+
+
 def one_line(error: object) -> str:
     """The text of an error without line breaks, at most 400 characters."""
     text = " ".join(str(error).split())

@@ -4,6 +4,7 @@ import os
 import re
 import sqlite3
 import tempfile
+from collections.abc import Mapping
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -15,10 +16,11 @@ from filelock import FileLock
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lightning_da.errors import ConfigError, one_line
+from lightning_da.errors import ConfigError, InterruptionError, one_line
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.paths import PROJECT
 
@@ -35,6 +37,12 @@ class TrackingError(ConfigError):
 def tracking_uri() -> str:
     """`MLFLOW_TRACKING_URI`, or the sqlite store in the project's folder `mlruns`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT / 'mlruns' / 'mlflow.db'}"
+
+
+def store_folder() -> Path:
+    """The folder of an sqlite store; for a store on a server, the project's folder `mlruns`."""
+    uri = tracking_uri()
+    return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else PROJECT / "mlruns"
 
 
 def shown_uri() -> str:
@@ -140,6 +148,28 @@ class Tracker(MLFlowLogger):
                     raise
         super().__init__(experiment_name, run_name, uri, tags, run_id=run_id, synchronous=synchronous)
         self._joined = run_id is not None
+        self.resumed: dict[str, int] | None = None
+
+    def resume(self, checkpoint: str) -> None:
+        """Goes on with the run of `run_id`: what it has logged already is not logged twice.
+
+        Args:
+            checkpoint: The checkpoint file that the fit goes on from.
+        """
+        self._joined, self.resumed = False, {}
+        self.experiment.update_run(self.run_id, "RUNNING")
+        self.experiment.set_tag(self.run_id, "resumed_from", checkpoint)
+        if "failure" in self.experiment.get_run(str(self.run_id)).data.tags:
+            self.experiment.delete_tag(self.run_id, "failure")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.resumed is not None and step is not None:
+            for key in metrics.keys() - self.resumed.keys():
+                logged = self.experiment.get_metric_history(self.run_id, key)
+                self.resumed[key] = max((point.step for point in logged), default=-1)
+            metrics = {key: value for key, value in metrics.items() if step > self.resumed[key]}
+        super().log_metrics(metrics, step)
 
     def name_run(self, name: str) -> None:
         """Sets the name of the run, unless it has one."""
@@ -147,12 +177,14 @@ class Tracker(MLFlowLogger):
 
     def discard(self) -> None:
         """Deletes the run if it was begun here: its configuration is refused."""
-        if self._run_id is not None and not self._joined:
+        if self._run_id is not None and not self._joined and self.resumed is None:
             self.experiment.delete_run(self._run_id)
 
     def fail(self, error: Exception) -> None:
-        """Records why the run failed, if it was begun here."""
+        """Records why the fit of the run ended: it was interrupted, or it failed."""
         if self._run_id is not None and not self._joined:
+            if isinstance(error, InterruptionError):
+                self.experiment.set_terminated(self._run_id, "KILLED")
             self.experiment.set_tag(self._run_id, "failure", f"{type(error).__name__}: {one_line(error)}")
 
     def finalize(self, status: str = "success") -> None:
@@ -181,11 +213,8 @@ def is_local(uri: str) -> bool:
 def artifacts_folder(logger: Tracker) -> Path:
     """The local folder of a run's artifacts; for a remote store, a folder to upload from."""
     run = logger.experiment.get_run(logger.run_id)
-    return (
-        artifact_file(run, "")
-        if is_local(run.info.artifact_uri)
-        else PROJECT / "mlruns" / "upload" / str(logger.run_id)
-    )
+    local = is_local(run.info.artifact_uri)
+    return artifact_file(run, "") if local else _upload_folder(str(logger.run_id)).parent
 
 
 def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data")) -> dict[str, str]:
@@ -270,8 +299,7 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
             "an existing run"
         )
     if "checkpoint" not in run.data.tags:
-        left = sorted(artifact_file(run, "checkpoints").glob("*.ckpt")) if is_local(run.info.artifact_uri) else []
-        resume = f", or resume it with `lightning-da fit ... --ckpt_path {left[-1]}`" if left else ""
+        resume = f", or go on with `lightning-da fit --ckpt_path {run.info.run_id}`" if _left_of(run) else ""
         raise TrackingError(f"run {reference!r} has no checkpoint: its fit did not end; fit it again{resume}")
     differing = [key for key, value in (settings or {}).items() if run.data.params.get(key, value) != value]
     if differing:
@@ -284,6 +312,34 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
     if not path.is_file():
         raise TrackingError(f"run {reference!r}: its checkpoint {path} is gone; fit it again")
     return Fit(str(path), run.info.run_id, _config(run))
+
+
+def find_resumable(reference: str, experiment: str | None = None, settings: dict[str, str] | None = None) -> Fit:
+    """Finds a fit to go on with, and its latest checkpoint; for the arguments see `find_fit`.
+
+    Raises:
+        TrackingError: If the file or run does not exist, or the run has no checkpoint.
+    """
+    if Path(reference).is_file():
+        return find_fit(reference)
+    run = _run(reference) or _latest(reference, experiment, settings or {})
+    if run is None:
+        raise TrackingError(f"{reference!r} is no checkpoint file, and neither id nor name of a run in {shown_uri()}")
+    left = _left_of(run)
+    if not left:
+        raise TrackingError(f"run {reference!r} has no checkpoint to go on from; fit it again")
+    return Fit(str(max(left, key=lambda path: path.stat().st_mtime)), run.info.run_id, _config(run))
+
+
+def _left_of(run: Run) -> list[Path]:
+    """The checkpoint files of a run on this machine."""
+    folder = artifact_file(run, "checkpoints") if is_local(run.info.artifact_uri) else _upload_folder(run.info.run_id)
+    return sorted(folder.glob("*.ckpt"))
+
+
+def _upload_folder(run_id: str) -> Path:
+    """The folder for the checkpoints of a run in a remote store."""
+    return PROJECT / "mlruns" / "upload" / run_id / "checkpoints"
 
 
 def _run(run_id: str) -> Run | None:

@@ -180,7 +180,7 @@ def test_a_resumed_second_stage_does_not_repeat_the_first() -> None:
     path = main(["fit", *args]).trainer.checkpoint_callback.last_model_path
     cli = main(["fit", *args, "--trainer.max_steps=4", "--ckpt_path", path])
     assert cli.trainer.global_step == 4
-    assert len(runs("resumed stage")) == 3
+    assert len(runs("resumed stage")) == 2
 
 
 def test_ddc_is_the_squared_distance_of_the_means() -> None:
@@ -485,7 +485,13 @@ def test_resume() -> None:
     path = client().download_artifacts(run_of(cli).info.run_id, "checkpoints/last.ckpt")
     resumed = main(["fit", *args, "--trainer.max_epochs=2", "--ckpt_path", path])
     assert resumed.trainer.global_step == 2 * cli.trainer.global_step
-    assert run_of(resumed).data.tags["resumed_from"] == path
+    run = run_of(resumed)
+    assert run.info.run_id == run_of(cli).info.run_id
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags["resumed_from"], run.data.tags["extended.max_epochs"]) == (path, "2")
+    for key in run.data.metrics:  # in one line, nothing twice
+        steps = [point.step for point in client().get_metric_history(run.info.run_id, key)]
+        assert steps == sorted(set(steps)), key
 
 
 def test_test_refuses_other_data_and_other_settings(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -537,6 +543,16 @@ def log(experiment: str, method: str, seed: int, target: float, data: str = "d",
     return str(run.info.run_id)
 
 
+def test_a_target_only_of_few_labels_is_no_upper_bound() -> None:
+    log("few", "source_only", 0, 0.4, target_labels=10)
+    log("few", "dann", 0, 0.7, target_labels=10)
+    log("few", "target_only", 0, 0.6, target_labels=10)
+    assert main(["compare", "--experiment", "few"])["gap closed"].isna().all()
+    log("few", "target_only", 0, 1.0)
+    frame = main(["compare", "--experiment", "few"]).set_index("method")
+    assert frame.loc["dann", "gap closed"] == pytest.approx(0.5)
+
+
 def test_compare_has_mean_deviation_and_gap_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
     for seed, (lower, middle, upper) in enumerate([(0.4, 0.7, 1.0), (0.5, 0.6, 0.9)]):
         log("table", "source_only", seed, lower)
@@ -577,20 +593,28 @@ def test_compare_shows_class_accuracy_where_classes_are_uneven(capsys: pytest.Ca
     ("dann", "said"),
     [
         (0.9, "dann (score neighbours 0.900; source_only has 0.800)"),
-        (0.8, "source_only (score neighbours 0.800; none is"),
+        (0.81, "source_only (score neighbours 0.800; dann has 0.810, which is not clearly higher)"),
+        (0.8, "source_only (score neighbours 0.800; none is higher"),
     ],
 )
 def test_compare_chooses_a_method_without_target_labels(
     dann: float, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither by the target accuracy, nor a method that has read target labels; a tie is source-only's."""
+    rng = np.random.default_rng(0)
     values = {"source_only": (0.9, 0.8), "dann": (0.3, dann), "dan": (0.99, 0.5), "target_only": (1.0, 1.0)}
-    for seed, off in ((0, 0.05), (1, -0.05)):
+    for seed in (0, 1):
         for method, (accuracy, score) in values.items():
             read = {"train_on": "target"} if method == "target_only" else {}
-            client().log_metric(log("choice", method, seed, accuracy, **read), "score/neighbours", score + off)
+            run_id = log("choice", method, seed, accuracy, **read)
+            client().log_metric(run_id, "score/neighbours", score)
+            other = np.isin(np.arange(400), rng.choice(400, round(400 * (1 - score)), replace=False))
+            answers = {"predicted": [0] * 400, "neighbours": other.astype(int).tolist()}
+            client().log_dict(run_id, answers, "target_sample.json")
     main(["compare", "--experiment", "choice"])
-    assert f"chosen without target labels: {said}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"chosen without target labels: {said}" in printed
+    assert "its target accuracy is about 1.00, from 0.85 to 1.00" in printed  # all predict class 0
 
 
 def test_compare_says_which_runs_showed_signs_of_failure(capsys: pytest.CaptureFixture[str]) -> None:

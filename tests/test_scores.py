@@ -119,16 +119,17 @@ def test_neighbours_equal_a_naive_vote(seed: int) -> None:
         cosines = [float(x @ s / x.norm() / s.norm()) for s in source]
         votes = [int(labels[i]) for i in np.argsort(cosines)[-5:]]
         hits += max(range(3), key=votes.count) == int(row.argmax())
-    assert scores.neighbours(source, labels, target, logits) == pytest.approx(hits / 30)
+    assert scores.neighbours(logits, scores.vote(source, labels, target, logits.shape[1])) == pytest.approx(hits / 30)
 
 
 def test_neighbours_see_that_classes_were_mixed_up() -> None:
     """The features of the domains are the same, but the classifier says other classes than the neighbours."""
     x, y = torch.cat([random(30, 4, seed=i) * 0.1 + 5 * torch.eye(4)[i] for i in range(3)]), torch.arange(90) // 30
     right = torch.eye(3)[y]
-    assert scores.neighbours(x, y, x, right) == 1
-    assert scores.neighbours(x, y, x, right.roll(1, dims=1)) == 0
-    assert scores.neighbours(x[:2], y[:2], x, right) == pytest.approx(1 / 3)  # fewer samples than five
+    votes = scores.vote(x, y, x, 3)
+    assert scores.neighbours(right, votes) == 1
+    assert scores.neighbours(right.roll(1, dims=1), votes) == 0
+    assert scores.neighbours(right, scores.vote(x[:2], y[:2], x, 3)) == pytest.approx(1 / 3)  # fewer samples than five
 
 
 # ---------------------------------------------------------------- in the course of training

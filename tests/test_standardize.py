@@ -186,7 +186,7 @@ def test_the_report_names_the_scaling_and_warns_of_what_is_far(monkeypatch: pyte
     monkeypatch.setattr("lightning_da.methods.base.rank_zero_info", said.append)
     with pytest.warns(UserWarning, match=r"features of the target 'noisy' are far.*per_domain"):
         toy.fit(network(standardize=True), 1, Shifted())
-    assert said == ["standardize: mean and deviation of both domains, clipped at 5 deviations"]
+    assert said == ["standardize: mean and deviation of all training samples, clipped at 5 deviations"]
 
 
 def test_words_of_one_distribution_are_not_far() -> None:

@@ -7,11 +7,14 @@ import lightning as L
 from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import TransferModule
+from lightning_da.tracking import Tracker
 from lightning_da.transferability.depth import FEWEST, one_thread
 from lightning_da.transferability.features import collect
 from lightning_da.transferability.scores import SCORES, Outputs
 
 DEFAULT_SCORES = tuple(SCORES)
+ANSWERS = "target_sample.json"
+"""Artifact with the answers of the trained network for the target's sample: the verdict of `sweep` compares them."""
 
 
 class LabelFreeScores(L.Callback):
@@ -43,10 +46,12 @@ class LabelFreeScores(L.Callback):
             )
         self.scores, self.samples, self.every_n_steps = tuple(scores), samples, every_n_steps
         self._last: int | None = None
+        self._answers: dict[str, list[Any]] | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        due = self._last is None or trainer.global_step >= self._last + self.every_n_steps
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and due:
+        training = trainer.state.fn == "fit"
+        due = not training or self._last is None or trainer.global_step >= self._last + self.every_n_steps
+        if due and not trainer.sanity_checking:
             pl_module.log_dict(self._compute(trainer, pl_module), sync_dist=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,10 +60,12 @@ class LabelFreeScores(L.Callback):
             values = self._compute(trainer, pl_module)
             if trainer.logger is not None and values:
                 trainer.logger.log_metrics(values, trainer.global_step)
+        if isinstance(trainer.logger, Tracker) and trainer.is_global_zero and self._answers is not None:
+            trainer.logger.experiment.log_dict(trainer.logger.run_id, self._answers, ANSWERS)
 
     def _compute(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
         """The scores of the present weights; none if there are too few samples or the network has diverged."""
-        self._last = trainer.global_step
+        self._last, self._answers = trainer.global_step, None
         data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         if len(data.domains) < 2:
             return {}
@@ -70,6 +77,12 @@ class LabelFreeScores(L.Callback):
         if not all(part.isfinite().all() for part in numbers):
             return {}
         outputs = Outputs(features.source, logits.source, features.y_source, features.target, logits.target)
+        probabilities = logits.target.softmax(dim=1)
+        if outputs.known.any():
+            self._answers = {
+                "predicted": probabilities.argmax(dim=1).tolist(),
+                "neighbours": outputs.votes.tolist(),
+            }
         with one_thread():
             return {f"score/{name}": SCORES[name](outputs) for name in self.scores}
 

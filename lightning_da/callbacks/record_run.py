@@ -29,6 +29,7 @@ class RecordRun(SaveConfigCallback):
 
     _run_id: str | None = None
     _signs = 0
+    _seconds, _start = 0.0, 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
@@ -41,18 +42,29 @@ class RecordRun(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def _check_data(self, trainer: Trainer, stage: str) -> None:
-        """Refuses to add results on other data to a run."""
+        """Refuses to add results on other data to a run, and to go on with other data."""
         logger = cast(Tracker, trainer.logger)
         fitted_on = logger.experiment.get_run(logger.run_id).data.tags.get("data")
-        if stage in ("validate", "test") and fitted_on not in (None, trainer.datamodule.fingerprint()):  # type: ignore[attr-defined]
-            raise TrackingError(
-                f"run {logger.run_id} was fitted on other data, and these results would replace its own; add "
-                "--trainer.logger false to print them without recording"
-            )
+        if fitted_on is None or fitted_on == trainer.datamodule.fingerprint():  # type: ignore[attr-defined]
+            return
+        remedy = (
+            "go on with the same data"
+            if stage == "fit"
+            else ("these results would replace its own; add --trainer.logger false to print them without recording")
+        )
+        raise TrackingError(f"run {logger.run_id} was fitted on other data; {remedy}")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(trainer.logger, Tracker):
+        if stage != "fit" or not isinstance(trainer.logger, Tracker):
+            return
+        if trainer.logger.resumed is None:
             self.record(trainer, pl_module, getattr(pl_module, "starts_from", ()))
+        else:  # its parameters are recorded; a longer fit is said
+            length = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
+            params = trainer.logger.experiment.get_run(trainer.logger.run_id).data.params
+            for key, value in length.items():
+                if params.get(key) not in (None, str(value)):
+                    trainer.logger.experiment.set_tag(trainer.logger.run_id, f"extended.{key}", str(value))
 
     def record(
         self,
@@ -84,7 +96,7 @@ class RecordRun(SaveConfigCallback):
                 sorted({*getattr(pl_module, "supervised", ()), *getattr(pl_module, "unlabelled", ())})
             ),
         }
-        if config["ckpt_path"] is not None:
+        if config["ckpt_path"] is not None:  # of a run in another store
             tags["resumed_from"] = config["ckpt_path"]
         elif starts := [find_fit(checkpoint) for checkpoint in starts_from]:
             tags["started_from"] = ", ".join(start.run_id or start.checkpoint for start in starts)
@@ -92,7 +104,7 @@ class RecordRun(SaveConfigCallback):
             logger.experiment.set_tag(logger.run_id, key, value)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self._start = time.monotonic()
+        self._start = time.monotonic() - self._seconds
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ARG002
         signs = getattr(pl_module, "signs", None)
@@ -109,8 +121,11 @@ class RecordRun(SaveConfigCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         checkpoint = deciding_checkpoint(trainer)
-        if checkpoint is not None and trainer.global_step == 0:
-            # Lightning saves no checkpoint for a fit of 0 steps; this saves the initial network.
+        if checkpoint is None:
+            return
+        # Lightning saves nothing at the end of a fit of 0 steps, or between two steps of `every_n_train_steps`.
+        behind = checkpoint.monitor is None and checkpoint._last_global_step_saved != trainer.global_step
+        if trainer.global_step == 0 or behind:
             checkpoint.last_model_path = str(Path(str(checkpoint.dirpath)) / "last.ckpt")
             trainer.save_checkpoint(checkpoint.last_model_path, weights_only=False)
 
@@ -123,7 +138,10 @@ class RecordRun(SaveConfigCallback):
 
     def state_dict(self) -> dict[str, Any]:
         # The checkpoint stores its run id, so that a later `test` adds its results to that run.
-        return {"run_id": self._run_id}
+        return {"run_id": self._run_id, "seconds": time.monotonic() - self._start if self._start else 0.0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = state_dict.get("seconds", 0.0)
 
 
 def keep_checkpoint(logger: Tracker, path: str, selection: str) -> None:

@@ -6,6 +6,8 @@ COMMANDS = {
     "test": "evaluate a fit on the test splits; the results are added to its run",
     "predict": "classify the target and write a CSV file",
     "sweep": "fit and test several methods and seeds, and print a comparison",
+    "search": "find settings of a method by a score without target labels",
+    "reverse": "score runs by reverse validation, which reads no target labels",
     "compare": "print the runs of an experiment as a table",
     "ensemble": "combine earlier runs: the network with the largest margin classifies each sample",
     "curve": "draw the transferability of each layer of a network, without training",

@@ -1,15 +1,28 @@
 """`lightning-da compare`: prints the runs of an experiment as a table."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
+from lightning_da.callbacks.label_free_scores import ANSWERS
 from lightning_da.grids.tables import mean_and_spread, print_table, summary
 from lightning_da.parser import CommandParser
-from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, TrackingError, client, search_runs, shown_uri
+from lightning_da.tracking import (
+    EXPERIMENT,
+    PRIMARY_METRIC,
+    TrackingError,
+    artifact_file,
+    client,
+    search_runs,
+    shown_uri,
+)
+from lightning_da.transferability.verdict import Answers, Verdict, verdict
 
 LOWER, UPPER = "source_only", "target_only"
 """The methods whose target accuracies define `gap closed` = 0 and `gap closed` = 1."""
@@ -64,7 +77,8 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     """Prints and returns one row per configuration: mean and standard deviation over seeds.
 
     If several runs have the same configuration and seed, the latest is used. The gap closed is (acc - source-only) /
-    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length.
+    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length. A
+    target-only of few labels (`target_labels`) is no bound.
 
     Args:
         runs: Tested runs, the latest first.
@@ -76,14 +90,15 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
         print("no tested runs: run `fit` and `test` first")
         return pd.DataFrame()
     frame = rows_of(runs)
-    means = summary(frame, ["pair", "configuration"], [*FORMATS, CHOOSES])
+    means = summary(frame, ["pair", "configuration"], list(FORMATS))
     first = frame.groupby(["pair", "configuration"], sort=False)["method"].first()
     table = pd.DataFrame({"method": first, "seeds": frame.groupby(["pair", "configuration"], sort=False).size()})
     table = table.reset_index()
     table["settings"] = pd.Series([dict(configuration) for configuration in table.pop("configuration")])
     for column in FORMATS:
         table[column], table[f"{column} std"] = means[column, "mean"].to_numpy(), means[column, "std"].to_numpy()
-    table[CHOOSES] = means[CHOOSES, "mean"].to_numpy()
+    answers = frame.groupby(["pair", "configuration"], sort=False)["answers"].agg(list)
+    table["answers"] = [[own for own in found if own is not None] for found in answers]
     _tell_apart(table)
     for pair, group in table.groupby("pair", sort=False):
         text = group[["method", "seeds"]].copy()
@@ -94,21 +109,43 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
             pairs = zip(group[column], spreads, strict=True)
             text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
         print_table(f"{pair}, test split", text)
-        _print_choice(group)
+        _print_verdict(group)
     _print_warnings(runs)
-    return table
+    return table.drop(columns="answers")
 
 
-def _print_choice(group: pd.DataFrame) -> None:
+def _print_verdict(group: pd.DataFrame) -> None:
     """Prints the method that is chosen without target labels, if source-only is there to compare with."""
-    scored = {name: score for name, score in zip(group["method"], group[CHOOSES], strict=True) if pd.notna(score)}
-    lower = [name for name in scored if name.split(" ")[0] == LOWER]
-    if not lower or len(scored) == len(lower):
+    runs = {name: own for name, own in zip(group["method"], group["answers"], strict=True) if own}
+    lower = [name for name in runs if name.split(" ")[0] == LOWER]
+    sizes = {len(answers.hits) for own in runs.values() for answers in own}
+    if not lower or len(runs) == len(lower) or len(sizes) > 1:
         return
-    bound = max(lower, key=scored.__getitem__)
-    best = max([bound, *scored], key=scored.__getitem__)
-    others = "none is higher" if best == bound else f"{LOWER} has {scored[bound]:.3f}"
-    print(f"chosen without target labels: {best} (score {CHOOSES} {scored[best]:.3f}; {others})")
+    bound = max(lower, key=lambda name: float(np.mean([answers.hits.mean() for answers in runs[name]])))
+    print(describe(verdict(runs, bound), bound))
+
+
+def describe(found: Verdict, bound: str) -> str:
+    """The verdict in words.
+
+    Args:
+        found: The verdict.
+        bound: Name of the method without adaptation.
+    """
+    score, lower = found.scores[found.best], found.scores[bound]
+    if found.method != bound:
+        reason = f"score {CHOOSES} {score:.3f}; {bound} has {lower:.3f}"
+    elif found.best == bound:
+        reason = f"score {CHOOSES} {lower:.3f}; none is higher: adaptation does not seem to pay"
+    else:
+        reason = f"score {CHOOSES} {lower:.3f}; {found.best} has {score:.3f}, which is not clearly higher"
+    text = f"chosen without target labels: {found.method} ({reason})"
+    if found.estimate is None:
+        return text
+    return (
+        f"{text}\nits target accuracy is about {found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}, judged "
+        "by its agreement with the other methods"
+    )
 
 
 def _print_warnings(runs: Sequence[Run]) -> None:
@@ -136,6 +173,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "configuration": key,
             "seed": seed,
             "terms": _terms(run),
+            "few labels": run.data.params.get("target_labels", "None") != "None",
             "method": run.data.params["method"]
             + (" (oracle)" if "oracle" in run.data.tags.get("selection", "") else ""),
             "pair": _pair(run.data.params),
@@ -144,13 +182,12 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "published": float(run.data.params.get("published", "nan")),
             "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
             "seconds": run.data.metrics.get("fit/seconds"),
-            CHOOSES: run.data.metrics.get(f"score/{CHOOSES}")
-            if run.data.params.get("train_on", "source") == "source"
-            else None,
+            "answers": answers_of(run),
         }
         for (key, seed), run in reversed(latest.items())
     )
-    ends = {(row["terms"], row["method"]): row["target acc"] for row in frame.to_dict("records")}
+    bounds = frame[(frame["method"] != UPPER) | ~frame.pop("few labels")]
+    ends = {(row["terms"], row["method"]): row["target acc"] for row in bounds.to_dict("records")}
     lower = [ends.get((terms, LOWER)) for terms in frame["terms"]]
     upper = [ends.get((terms, UPPER)) for terms in frame["terms"]]
     frame["gap closed"] = [
@@ -164,6 +201,18 @@ def _pair(params: Mapping[str, str]) -> str:
     """The domains of a run; a folder that is the only domain is named once."""
     names = [name for role in ("source", "target") if (name := params.get(role, "None")) != "None"]
     return " -> ".join(names or [Path(params.get("root", "")).name])
+
+
+def answers_of(run: Run) -> Answers | None:
+    """What the network answers for the target's sample; None if it has read target labels, or has not been asked."""
+    reads = run.data.params.get("train_on", "source") != "source" or "oracle" in run.data.tags.get("selection", "")
+    if reads or f"score/{CHOOSES}" not in run.data.metrics:
+        return None
+    try:
+        given = json.loads(artifact_file(run, ANSWERS).read_text())
+    except (OSError, MlflowException):
+        return None
+    return Answers(given["predicted"], given["neighbours"])
 
 
 def _uneven(run: Run) -> bool:

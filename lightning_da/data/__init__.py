@@ -2,6 +2,7 @@ from lightning_da.data.base import DataError, DomainPairDataModule, Roles, Tenso
 from lightning_da.data.digits import Digits
 from lightning_da.data.features import FeatureTables
 from lightning_da.data.image_folders import ImageFolders
+from lightning_da.data.reversed import Reversed
 from lightning_da.data.speech import SpeechCorpora
 from lightning_da.data.task import Task
 
@@ -11,6 +12,7 @@ __all__ = [
     "DomainPairDataModule",
     "FeatureTables",
     "ImageFolders",
+    "Reversed",
     "Roles",
     "SpeechCorpora",
     "Task",

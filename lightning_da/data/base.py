@@ -5,15 +5,18 @@ import hashlib
 import itertools
 import math
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_da.data.labels import draw_labelled
@@ -133,7 +136,8 @@ class _Shuffle(DistributedSampler[Any]):
     """This process's share of an endless stream of permutations, continued from the current training step.
 
     The samples of a step depend on the step number only: not on the epoch length, which the other domain may set, and
-    not on resuming from a checkpoint. An epoch has `length` batches; None means one permutation.
+    not on resuming from a checkpoint. An epoch has `length` batches; None means one permutation. Sample i in pass p is
+    p * n + i, as `_Drawn` reads it.
     """
 
     def __init__(
@@ -159,11 +163,53 @@ class _Shuffle(DistributedSampler[Any]):
             read += min(self._batches - place, end - read)
             seed = np.random.SeedSequence([self.seed, passes]).generate_state(1)[0]
             order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(seed)))  # type: ignore[arg-type]
-            share = order.tolist()[self.rank : self.total_size : self.num_replicas]
-            yield from share[place * self.batch_size : (read - passes * self._batches) * self.batch_size]
+            share = order[self.rank : self.total_size : self.num_replicas] + passes * len(self.dataset)  # type: ignore[arg-type]
+            yield from share[place * self.batch_size : (read - passes * self._batches) * self.batch_size].tolist()
 
     def __len__(self) -> int:
         return self.length * self.batch_size
+
+
+class _Drawn(Dataset[Any]):
+    """A training split that is read again and again: index p * n + i is sample i of n in pass p.
+
+    What its transforms draw depends on the seeds, the sample and the pass, and not on the process that reads it.
+    """
+
+    def __init__(self, dataset: Any, *seeds: int) -> None:
+        self.dataset, self.seeds = dataset, seeds
+        whole = dataset
+        while isinstance(whole, Subset):
+            whole = whole.dataset
+        self._drawn = not isinstance(whole, TensorDomain)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        if self._drawn:
+            return [self[index] for index in indices]
+        return self.dataset.__getitems__([index % len(self.dataset) for index in indices])
+
+    def __getitem__(self, index: int) -> Any:
+        passes, sample = divmod(index, len(self.dataset))
+        # a process that loads samples draws for nothing else
+        with isolate_rng() if get_worker_info() is None else nullcontext():
+            own = np.random.SeedSequence([*self.seeds, passes, sample]).generate_state(1)
+            random.seed(int(own[0]))
+            np.random.seed(own)
+            torch.default_generator.manual_seed(int(own[0]))
+            return self.dataset[sample]
+
+
+class _Loader(DataLoader[Any]):
+    """A loader whose place follows from the training step (see `_Shuffle`), so that it has no state to keep."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 class _Share(DistributedSampler[Any]):
@@ -525,13 +571,14 @@ class DomainPairDataModule(L.LightningDataModule):
             length = max(len(dataset) // world // self.batch_size, 1)
             dataset, batch_size = Subset(dataset, rows.tolist()), min(batch_size, len(rows) // world)
         sampler = _Shuffle(dataset, world, rank, _seed(), batch_size, self._batches_read, length)
-        return self._load(dataset, sampler, batch_size, labels)
+        return self._load(_Drawn(dataset, _seed(), DOMAINS.index(role)), sampler, batch_size, labels)
 
     def _load(self, dataset: Any, sampler: DistributedSampler[Any], batch_size: int, labels: bool) -> DataLoader[Any]:
-        return DataLoader(
+        return _Loader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
+            generator=torch.Generator().manual_seed(_seed()),  # the global random state does not change
             drop_last=isinstance(sampler, _Shuffle),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_da.callbacks.prune_trial import PruneTrial
 from lightning_da.cli import TransferCLI
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, InterruptionError
 from lightning_da.grids.ensembles import join
 from lightning_da.paths import write_whole
 from lightning_da.process import prepare
@@ -49,8 +50,12 @@ class Done(NamedTuple):
     warnings: list[str]
 
 
-def run_cell(order: Order) -> Done:
+def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
     """Fits and tests one cell; sets the tag `whole` of its run at the end.
+
+    Args:
+        order: The cell.
+        trial: If the cell is a trial of a search: the callback that may end it. It is validated, not tested.
 
     Raises:
         ConfigError: If the cell cannot run.
@@ -61,8 +66,8 @@ def run_cell(order: Order) -> Done:
     start = time.monotonic()
     with warnings.catch_warnings(record=True) as caught:
         try:
-            trainer = _fit_and_test(order)
-        except SIGTERMException:
+            trainer = _fit_and_test(order, trial)
+        except (SIGTERMException, InterruptionError):
             raise KeyboardInterrupt from None
         except SystemExit as stop:
             raise ConfigError(str(stop).removeprefix("lightning-da: error: ")) from stop
@@ -74,13 +79,19 @@ def run_cell(order: Order) -> Done:
     return Done(run_id, list(dict.fromkeys(own)))
 
 
-def _fit_and_test(order: Order) -> Any:
+def _fit_and_test(order: Order, trial: PruneTrial | None) -> Any:
     if order.members:
         return join(order.members, [find_fit(member) for member in order.members], order.config)
-    cli = TransferCLI("fit", order.config).build(order.start).run()
-    path = chosen_checkpoint(cli.trainer) or None
-    cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
-    return cli.trainer
+    cli = TransferCLI("fit", order.config).build(order.start)
+    trainer = cli.trainer
+    if trial is not None:
+        trainer.callbacks.append(trial)  # type: ignore[attr-defined]
+    cli.run()
+    evaluate = trainer.test if trial is None else trainer.validate
+    if trial is None or not trial.pruned:
+        path = chosen_checkpoint(trainer) or None
+        evaluate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    return trainer
 
 
 def _in_its_own_processes(order: Order) -> Done:

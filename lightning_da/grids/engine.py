@@ -5,38 +5,28 @@ import hashlib
 import json
 import os
 import re
-import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning.pytorch.accelerators import CUDAAccelerator
 from mlflow.entities import Run
 
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError, RunError, check_range, one_line
 from lightning_da.grids.cell import Done, Order, run_cell
+from lightning_da.grids.pool import pool_for
 from lightning_da.paths import find_method, with_found_configs
-from lightning_da.process import cores
 from lightning_da.signatures import class_path, full_spelling, imported_modules, source_file
 from lightning_da.tracking import Tracker, TrackingError, client, find_fit, parameters, search_runs, tracking_uri
-
-PROCESSES = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-"""A server imports once and forks each process of a pool; it holds no GPU and no threads."""
-PROCESSES.set_forkserver_preload([run_cell.__module__])
 
 OF_NO_EFFECT = (
     *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
@@ -239,16 +229,11 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
         ConfigError: If another process runs the same grid, or no cell can run.
         RunError: If the grid is interrupted, or a cell failed.
     """
-    if jobs is not None:
-        check_range("jobs", jobs, 1)
     place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
     lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest}-{place}.lock")
-    devices = cli.trainer.world_size
-    gpus = _visible_gpus() if devices == 1 and isinstance(cli.trainer.accelerator, CUDAAccelerator) else []
-    at_once = 1 if devices > 1 else max(cores() // _threads(), 1)
     try:
-        with _ended_by_sigterm(), lock.acquire(timeout=0), _workers(jobs or len(gpus) or at_once, gpus) as pool:
-            return _run(grid, devices, pool)
+        with lock.acquire(timeout=0), pool_for(cli.trainer, jobs) as pool:
+            return _run(grid, cli.trainer.world_size, pool)
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
     except KeyboardInterrupt:
@@ -258,7 +243,7 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
 
 def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
     experiment_id, parents = _runs_of(grid)
-    done, failed = _finished(experiment_id, parents, grid.cells), list(grid.refused)
+    done, failed = finished_cells(experiment_id, parents, grid.cells), list(grid.refused)
     place = sum(cell.key in done for cell in grid.cells)
     if place:
         print(f"{place} of {len(grid.cells)} trainings are already finished")
@@ -269,7 +254,7 @@ def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
             place += 1
             print(f"[{place}/{len(grid.cells)}] {cell.name} {_said(found, done.get(cell.key))}", flush=True)
             if isinstance(found, BaseException):
-                failed.append(f"{cell.name}: {_reason(found)}")
+                failed.append(f"{cell.name}: {reason(found)}")
                 broken += [] if isinstance(found, ConfigError) else failed[-1:]
         missing = [cell for cell in grid.cells if cell.key not in done]
         if missing and (grid.needs_all or len(missing) == len(grid.cells)):
@@ -300,70 +285,33 @@ def _said(found: Done | BaseException, result: Result | None) -> str:
         return "\n  ".join([f"{', '.join(accuracies)} ({result.seconds:.0f} s)", *found.warnings])
     if os.environ.get("LIGHTNING_DA_DEBUG") and not isinstance(found, ConfigError | RunError):
         traceback.print_exception(found)
-    return f"failed: {_reason(found)}"
+    return f"failed: {reason(found)}"
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The error of a training in one line."""
     return str(error) if isinstance(error, ConfigError | RunError) else f"{type(error).__name__}: {one_line(error)}"
 
 
-# ---------------------------------------------------------------- the processes
+def order_of(
+    cell: Cell, bases: Sequence[Result], parent: str, is_base: bool, devices: int, validates: bool = False
+) -> Order:
+    """The `Order` for a cell, whose run is a child of the grid's run.
 
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Makes SIGTERM end the block like Ctrl-C."""
-
-    def end(*_args: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _threads() -> int:
-    """Threads per training: `OMP_NUM_THREADS`, otherwise 1, so that results do not depend on `jobs`."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else 1
-
-
-def _start(counter: Any, gpus: list[str], environment: dict[str, str]) -> None:
-    """Readies a process of the pool: its environment, its threads, and a GPU of its own."""
-    os.environ.update(environment)
-    with counter.get_lock():
-        place = counter.value
-        counter.value += 1
-    torch.set_num_threads(_threads())
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(silence, stream)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _order(cell: Cell, bases: Sequence[Result], parent: str, is_base: bool, devices: int) -> Order:
-    """The `Order` for a cell, whose run is a child of the grid's run."""
+    Args:
+        cell: The cell.
+        bases: Results of the cells that it starts from.
+        parent: Id of the grid's run.
+        is_base: Whether another cell starts from it, so that it keeps its weights.
+        devices: Number of devices for the training.
+        validates: Whether it is validated while it trains, even if no checkpoint depends on that.
+    """
     config = copy.deepcopy(cell.config)
     trainer = config["trainer"]
     trainer |= {"enable_progress_bar": False}
-    if not cell.joins and not _keeps_checkpoint(trainer):
+    if not cell.joins and not validates and not _keeps_checkpoint(trainer):
         trainer |= {"limit_val_batches": 0, "enable_checkpointing": is_base}
-        trainer["callbacks"] = [*(trainer["callbacks"] or []), *([_last_weights(trainer)] if is_base else [])]
+        trainer["callbacks"] = [*_callbacks(trainer), *([_last_weights(trainer)] if is_base else [])]
     tags = {"mlflow.parentRunId": parent, "cell": json.dumps(cell.factors)}
     trainer["logger"]["init_args"] |= {"run_name": cell.name, "run_id": None, "tags": tags}
     if cell.joins:
@@ -380,7 +328,13 @@ CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
 
 
 def _keeps_checkpoint(trainer: dict[str, Any]) -> bool:
-    return any(callback["class_path"] == CHECKPOINT for callback in trainer["callbacks"] or [])
+    return any(callback["class_path"] == CHECKPOINT for callback in _callbacks(trainer))
+
+
+def _callbacks(trainer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The callbacks in a configuration, where one callback needs no list."""
+    given = trainer["callbacks"] or []
+    return [given] if isinstance(given, dict) else list(given)
 
 
 def _last_weights(trainer: dict[str, Any]) -> dict[str, Any]:
@@ -402,7 +356,7 @@ def _run_missing(
             ready = [cell for cell in waiting if all(base.key in done for base in cell.bases)]
             for cell in ready:
                 results = [done[base.key] for base in cell.bases]
-                running[pool.submit(run_cell, _order(cell, results, parent, cell.key in bases, devices))] = cell
+                running[pool.submit(run_cell, order_of(cell, results, parent, cell.key in bases, devices))] = cell
             waiting = [cell for cell in waiting if cell not in ready]
             if not running:
                 break
@@ -412,7 +366,7 @@ def _run_missing(
                     raise error
                 cell = running.pop(future)
                 if error is None:
-                    done[cell.key] = _result(client().get_run(future.result().run_id))
+                    done[cell.key] = result_of(client().get_run(future.result().run_id))
                 yield cell, error or future.result()
         for cell in waiting:
             missing = next(base.name for base in cell.bases if base.key not in done)
@@ -423,25 +377,6 @@ def _run_missing(
             yield cell, killed
         for cell in waiting:
             yield cell, RuntimeError("not started, since the process of another training was killed")
-
-
-@contextmanager
-def _workers(jobs: int, gpus: list[str]) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with the block, at once if an exception leaves it."""
-    start = (PROCESSES.Value("i", 0), gpus, dict(os.environ))
-    with ProcessPoolExecutor(jobs, PROCESSES, _start, start) as pool:
-        try:
-            yield pool
-        except BaseException:
-            for worker in active_children():
-                worker.kill()
-            raise
-
-
-def _visible_gpus() -> list[str]:
-    """The GPUs of this process, in the notation of `CUDA_VISIBLE_DEVICES`."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",") if given else [str(gpu) for gpu in range(torch.cuda.device_count())]
 
 
 # ---------------------------------------------------------------- the store
@@ -458,12 +393,13 @@ def _runs_of(grid: Grid) -> tuple[str, list[Run]]:
     return found.experiment_id, search_runs(found.experiment_id, f"tags.grid = '{grid.digest}'")
 
 
-def _result(run: Run) -> Result:
+def result_of(run: Run) -> Result:
+    """The result in the run of a finished cell."""
     metrics = {key: value for key, value in run.data.metrics.items() if key.startswith("test/")}
     return Result(json.loads(run.data.tags["cell"]), metrics, float(run.data.tags["seconds"]), run.info.run_id)
 
 
-def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell]) -> dict[str, Result]:
+def finished_cells(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell]) -> dict[str, Result]:
     """The finished cells by their key; marks unfinished runs of an interrupted call as killed.
 
     Args:
@@ -476,7 +412,7 @@ def _finished(experiment_id: str, parents: Sequence[Run], cells: Iterable[Cell])
     cells = list(cells)
     for run in (run for parent in parents for run in _children(experiment_id, parent.info.run_id)):
         if run.data.tags.get("whole"):
-            result = _result(run)
+            result = result_of(run)
             done[json.dumps(result.factors, sort_keys=True)] = result
     _end_unfinished(experiment_id, [parent.info.run_id for parent in parents])
     gone = {cell.key for cell in cells}
@@ -497,7 +433,7 @@ def _end_unfinished(experiment_id: str, parents: Sequence[str]) -> None:
 def _close(grid: Grid) -> None:
     """Marks the unfinished runs of an interrupted grid as killed."""
     experiment_id, parents = _runs_of(grid)
-    _finished(experiment_id, parents, grid.cells)
+    finished_cells(experiment_id, parents, grid.cells)
     for run in parents:
         if run.info.status == "RUNNING":
             client().set_terminated(run.info.run_id, "KILLED")

@@ -188,6 +188,6 @@ class Standardize(nn.Module):
         return scaled.clamp(-CLIP, CLIP)
 
     def extra_repr(self) -> str:
-        origin = "each domain" if self.per_domain else "both domains"
+        origin = "each domain" if self.per_domain else "all training samples"
         shares = "square roots of the shares of counts, " if self._has_counts else ""
         return f"{shares}mean and deviation of {origin}, clipped at {CLIP:.0f} deviations"

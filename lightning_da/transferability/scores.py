@@ -27,7 +27,7 @@ from lightning_da.transferability import measures
 TEMPERATURE = 0.05
 """Temperature of `snd`."""
 NEIGHBOURS = 5
-"""Number of source samples that vote in `neighbours`."""
+"""Number of source samples in a `vote`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,12 @@ class Outputs:
         """Cross-entropies of the source samples with a label."""
         logits = self.source_logits[self.known].double()
         return cross_entropy(logits, self.source_labels[self.known], reduction="none")
+
+    @cached_property
+    def votes(self) -> Tensor:
+        """Classes of the target by `vote` of the source samples with a label, shape (n_t,)."""
+        known = self.known
+        return vote(self.source[known], self.source_labels[known], self.target, self.target_logits.shape[1])
 
     @cached_property
     def weights(self) -> Tensor:
@@ -197,30 +203,45 @@ def class_ami(features: Tensor, logits: Tensor, seed: int = 0) -> float:
     return float(adjusted_mutual_info_score(classes, clusters))
 
 
-def neighbours(source: Tensor, source_labels: Tensor, target: Tensor, target_logits: Tensor) -> float:
-    """How often the predicted class of a target sample is the most frequent label of its nearest source samples.
-
-    The nearest are the five of largest cosine. A network that moves target samples to other classes than its classifier
-    says, or between the classes, has a low score.
+def vote(source: Tensor, source_labels: Tensor, target: Tensor, classes: int) -> Tensor:
+    """The most frequent label of the `NEIGHBOURS` source samples with the largest cosine, for each target sample.
 
     Args:
         source: Features of source samples with a label, shape (n_s, d).
         source_labels: Their labels, shape (n_s,).
         target: Features of the target, shape (n_t, d).
-        target_logits: Shape (n_t, classes).
+        classes: Number of classes.
 
     Returns:
-        A number in [0, 1]. If several labels are the most frequent, the smallest counts.
+        Classes, shape (n_t,), int64. If several labels are the most frequent, the smallest counts.
 
     Example:
-        >>> source, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5, 1), torch.tensor([0, 1] * 5)
-        >>> neighbours(source, labels, torch.tensor([[2.0, 0.1]]), torch.tensor([[3.0, 0.0]]))
-        1.0
+        >>> vote(torch.eye(2), torch.tensor([0, 1]), torch.tensor([[2.0, 0.1]]), 2)
+        tensor([0])
     """
     s, t = (normalize(x.detach().double().cpu(), dim=1) for x in (source, target))
     near = source_labels.cpu()[(t @ s.T).topk(min(NEIGHBOURS, len(s)), dim=1).indices]
-    votes = one_hot(near, target_logits.shape[1]).sum(dim=1)
-    return float((votes.argmax(dim=1) == target_logits.detach().cpu().argmax(dim=1)).double().mean())
+    return one_hot(near, classes).sum(dim=1).argmax(dim=1)
+
+
+def neighbours(logits: Tensor, votes: Tensor) -> float:
+    """How often the predicted class of a target sample is the vote of its nearest source samples.
+
+    A network that moves target samples to other classes than its classifier says, or between the classes, has a low
+    score.
+
+    Args:
+        logits: Of the target.
+        votes: The result of `vote`, shape (n_t,).
+
+    Returns:
+        A number in [0, 1].
+
+    Example:
+        >>> neighbours(torch.tensor([[3.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+        0.5
+    """
+    return float((votes == logits.detach().cpu().argmax(dim=1)).double().mean())
 
 
 # ---------------------------------------------------------------- importance weights
@@ -305,11 +326,6 @@ def _source_acc(outputs: Outputs) -> float:
     return float(right[outputs.known].double().mean())
 
 
-def _neighbours(outputs: Outputs) -> float:
-    known = outputs.known
-    return neighbours(outputs.source[known], outputs.source_labels[known], outputs.target, outputs.target_logits)
-
-
 SCORES: dict[str, Callable[[Outputs], float]] = {
     "source_acc": _source_acc,
     "entropy": lambda outputs: entropy(outputs.target_logits),
@@ -318,7 +334,7 @@ SCORES: dict[str, Callable[[Outputs], float]] = {
     "bnm": lambda outputs: bnm(outputs.target_logits),
     "snd": lambda outputs: snd(outputs.target_logits),
     "class_ami": lambda outputs: class_ami(outputs.target, outputs.target_logits),
-    "neighbours": lambda outputs: _neighbours(outputs) if outputs.known.any() else math.nan,
+    "neighbours": lambda outputs: neighbours(outputs.target_logits, outputs.votes) if outputs.known.any() else math.nan,
     "iwv": lambda outputs: iwv(outputs.losses, outputs.weights) if outputs.known.any() else math.nan,
     "dev": lambda outputs: dev(outputs.losses, outputs.weights) if outputs.known.any() else math.nan,
     "mmd": lambda outputs: -measures.mmd_test(outputs.source, outputs.target, 0).value,

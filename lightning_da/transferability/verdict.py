@@ -1,0 +1,91 @@
+"""Does adaptation pay? The verdict over several methods, without target labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CERTAIN = 2.0
+"""A method is chosen if its score exceeds that of the baseline by so many standard errors."""
+MARGIN = 0.15
+"""So far an accuracy lies outside the agreements with other methods: the largest distance on the embedded digits."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a trained network for a fixed sample of the target.
+
+    Attributes:
+        predicted: Predicted classes, shape (n,).
+        neighbours: Classes by the vote of the nearest source samples, shape (n,).
+    """
+
+    predicted: ArrayLike
+    neighbours: ArrayLike
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """Whether the two agree, shape (n,); the mean is the score `neighbours`."""
+        return np.equal(self.predicted, self.neighbours)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The chosen method and an estimate of its target accuracy.
+
+    Attributes:
+        method: The chosen method.
+        best: The method with the highest score, which is not chosen if the score is not clearly higher.
+        scores: The score `neighbours` of each method, the mean over seeds.
+        estimate: Estimated accuracy of the chosen method; None with fewer than three methods.
+        low: Lower end of its range.
+        high: Upper end of its range.
+    """
+
+    method: str
+    best: str
+    scores: dict[str, float]
+    estimate: float | None
+    low: float | None
+    high: float | None
+
+
+def verdict(answers: Mapping[str, Sequence[Answers]], baseline: str) -> Verdict:
+    """Chooses a method, and estimates its accuracy.
+
+    The method with the highest score `neighbours` is chosen, or the baseline if the score is not at least two standard
+    errors higher on the same samples. The estimate is the median agreement of the chosen networks with the networks of
+    another method: networks with different errors agree on a sample mostly where they are right. The range goes from
+    the lowest to the highest agreement, `MARGIN` wider at both ends. It is no bound: errors that all methods share are
+    not seen.
+
+    Source: the estimate by disagreement is that of Jiang et al., "Assessing generalization of SGD via disagreement",
+    ICLR 2022, with other methods in place of other seeds.
+
+    Args:
+        answers: The answers of each method, one for each seed, all for the same samples.
+        baseline: The method without adaptation.
+
+    Example:
+        >>> right, wrong = Answers([0, 1] * 50, [0, 1] * 50), Answers([0, 0] * 50, [0, 1] * 50)
+        >>> verdict({"source_only": [wrong], "dann": [right]}, "source_only").method
+        'dann'
+    """
+    hits = {name: np.mean([own.hits for own in runs], axis=0) for name, runs in answers.items()}
+    scores = {name: float(own.mean()) for name, own in hits.items()}
+    best = max([baseline, *scores], key=scores.__getitem__)
+    gain = hits[best] - hits[baseline]
+    certain = gain.mean() > CERTAIN * gain.std() / len(gain) ** 0.5
+    method = best if certain else baseline
+    others = {name: _agreement(answers[method], runs) for name, runs in answers.items() if name != method}
+    if len(others) < 2:
+        return Verdict(method, best, scores, None, None, None)
+    agreements = list(others.values())
+    low, high = max(0.0, min(agreements) - MARGIN), min(1.0, max(agreements) + MARGIN)
+    return Verdict(method, best, scores, float(np.median(agreements)), low, high)
+
+
+def _agreement(one: Sequence[Answers], other: Sequence[Answers]) -> float:
+    """How often networks of two methods predict the same class, the mean over all pairs of seeds."""
+    return float(np.mean([np.equal(a.predicted, b.predicted).mean() for a in one for b in other]))

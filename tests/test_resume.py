@@ -1,0 +1,284 @@
+"""A fit that is interrupted and goes on equals an unbroken one, in the same run."""
+
+import os
+import random
+import re
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from mlflow.entities import Run
+
+from lightning_da.callbacks import KeepRandomState, StopAtSignal
+from lightning_da.data.base import _Drawn, _Loader
+from lightning_da.main import main
+from lightning_da.methods import DANN, FineTune
+from lightning_da.networks import FeedForward
+from lightning_da.schedules import inverse_decay
+from lightning_da.testing import build, equal, state, trainer
+from lightning_da.tracking import client
+from tests.test_image_folders import fill, folders
+from tests.toy import ADAM, Toy
+
+DROPOUT = {"backbone": partial(FeedForward, hidden=[16, 16], dropout=0.5), "optimizer": ADAM}
+
+
+# ---------------------------------------------------------------- the same weights
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 10])
+@pytest.mark.parametrize(
+    ("method", "arguments", "options"),
+    [
+        (DANN, {}, {}),
+        (FineTune, {"lr_schedule": inverse_decay}, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}),
+    ],
+    ids=["dann", "accumulate"],
+)
+def test_a_fit_with_dropout_goes_on_from_any_step(
+    method: Any, arguments: dict[str, Any], options: dict[str, Any], step: int, tmp_path: Path
+) -> None:
+    """Nine batches an epoch: the checkpoints are within an epoch, at its end, and after it."""
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=2)
+
+    def new(seed: int) -> Any:
+        return build(method, seed, **DROPOUT, **arguments)
+
+    def data() -> Toy:
+        return Toy(number=288)
+
+    unbroken = new(0)
+    L.seed_everything(5, verbose=False)
+    callbacks = [keep, KeepRandomState()]
+    trainer(14, enable_checkpointing=True, callbacks=callbacks, **options).fit(unbroken, data())
+    resumed = new(9)
+    L.seed_everything(5, verbose=False)
+    last = trainer(14, callbacks=[KeepRandomState()], **options)
+    last.fit(resumed, data(), ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
+    assert last.global_step == 14
+    assert equal(state(resumed, ("",)), state(unbroken, ("",)))
+
+
+def test_dropout_needs_the_random_state(tmp_path: Path) -> None:
+    """The test above can fail."""
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
+    unbroken, resumed = (build(FineTune, seed, **DROPOUT) for seed in (0, 9))
+    trainer(8, enable_checkpointing=True, callbacks=[keep]).fit(unbroken, Toy())
+    trainer(8).fit(resumed, Toy(), ckpt_path=tmp_path / "step=4.ckpt", weights_only=True)
+    assert not equal(state(resumed, ("",)), state(unbroken, ("",)))
+
+
+def test_random_states_of_python_and_numpy_are_kept() -> None:
+    callback = KeepRandomState()
+    kept = callback.state_dict()
+    drawn = random.random(), np.random.rand(), torch.rand(())
+    again = KeepRandomState()
+    again.load_state_dict(kept)
+    again.on_train_batch_start()
+    assert (random.random(), np.random.rand(), torch.rand(())) == drawn
+    again.on_train_batch_start()  # once alone
+    assert random.random() != drawn[0]
+
+
+# ---------------------------------------------------------------- the same images
+
+
+def test_augmentation_depends_on_seed_sample_and_pass_alone(tmp_path: Path) -> None:
+    fill(tmp_path / "art")
+    dataset = folders(tmp_path, target=None).dataset("art", "train")
+    drawn, number = _Drawn(dataset, 3, 0), len(dataset)
+    before = torch.get_rng_state()
+    first = [drawn[index][0] for index in (4, number + 4, 2 * number + 4)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(first[0], first[1])  # each pass crops anew
+    assert torch.equal(drawn[4][0], first[0])
+    assert not torch.equal(_Drawn(dataset, 4, 0)[4][0], first[0])
+    assert torch.equal(_Drawn(dataset, 3, 0).__getitems__([7, number + 4])[1][0], first[1])
+    orders = [[4, 7, number + 4, number + 2], [number + 4, 4]]
+    for workers in (0, 2):  # whichever process reads it, and whatever it has read before
+        for order in orders:
+            loader = _Loader(drawn, sampler=order, batch_size=2, num_workers=workers)
+            found = torch.cat([x for x, _ in loader])
+            assert torch.equal(found[order.index(number + 4)], first[1])
+
+
+def test_the_sampler_says_the_pass() -> None:
+    data = Toy(number=96)
+    fit = trainer(7)
+    fit.fit(build(FineTune, 0), data)
+    (loader,) = data.train_dataloader().iterables.values()
+    loader.sampler.batches_read = lambda: 0
+    passes = [[index // 96 for index in loader.sampler]]
+    loader.sampler.batches_read = lambda: 4
+    passes.append([index // 96 for index in loader.sampler])
+    assert passes == [[0] * 96, [1] * 64]
+
+
+# ---------------------------------------------------------------- the same run
+
+
+class At(L.Callback):
+    """Sends a signal to the own process after a step."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ARG002
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        y = np.arange(160) % 2
+        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(160, 5)) + 3 * y[:, None], y=y)
+    return [
+        *("--config", "method/dann.yaml", "--config", "data/features.yaml"),
+        *(
+            "--config",
+            str(Path(__file__).parent / "short.yaml"),
+            "--data.source",
+            "one.npz",
+            "--data.target",
+            "two.npz",
+        ),
+        *("--data.batch_size", "16", "--trainer.max_steps", "20", "--trainer.accelerator", "cpu"),
+        *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+        "--model.backbone={class_path: FeedForward, init_args: {hidden: [8], dropout: 0.5}}",
+        f"--trainer.logger.experiment_name={tmp_path.name}",
+    ]
+
+
+def runs(tmp_path: Path) -> list[Run]:
+    experiment = client().get_experiment_by_name(tmp_path.name)
+    assert experiment is not None
+    return list(client().search_runs([experiment.experiment_id]))
+
+
+def interrupt(
+    words: list[str], capsys: pytest.CaptureFixture[str], step: int = 11, number: int = signal.SIGTERM
+) -> str:
+    """Starts a fit that gets a signal; returns its message."""
+    at = [
+        f"--trainer.callbacks+={{class_path: tests.test_resume.At, init_args: {{step: {step}, number: {int(number)}}}}}"
+    ]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *words, *at])
+    assert stop.value.code == 1
+    assert {number: signal.getsignal(number) for number in before} == before
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_fit_after_the_step_and_it_goes_on(
+    number: int, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = interrupt(words, capsys, number=number)
+    (killed,) = runs(tmp_path)
+    assert killed.info.status == "KILLED"
+    assert said.endswith(f"interrupted at step 12; to go on: lightning-da fit --ckpt_path {killed.info.run_id}")
+
+    resumed = main(["fit", "--ckpt_path", killed.info.run_id])
+    unbroken = main(["fit", *words, f"--trainer.logger.experiment_name={tmp_path.name}-whole"])
+    assert equal(state(resumed.model, ("",)), state(unbroken.model, ("",)))
+    (run,) = runs(tmp_path)
+    assert (run.info.run_id, run.info.status) == (killed.info.run_id, "FINISHED")
+    assert "failure" not in run.data.tags
+    whole = client().get_run(unbroken.trainer.logger.run_id)
+    assert run.data.params == whole.data.params
+    assert run.data.metrics.keys() == whole.data.metrics.keys()
+    for key in whole.data.metrics.keys() - {"fit/seconds"}:
+        lines = [
+            [(point.step, point.value) for point in client().get_metric_history(one.info.run_id, key)]
+            for one in (run, whole)
+        ]
+        assert lines[0] == lines[1], key
+    assert run.data.metrics["fit/seconds"] > 0
+    left = sorted(path.name for path in Path(resumed.trainer.checkpoint_callback.dirpath).iterdir())
+    assert left == ["last.ckpt"]
+
+
+def test_last_is_the_run_with_these_settings(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(words, capsys)
+    other = [*words, "--model.domain_weight=0.7"]
+    interrupt(other, capsys)
+    main(["fit", *words, "--ckpt_path", "last"])
+    assert {run.data.params["domain_weight"]: run.info.status for run in runs(tmp_path)} == {
+        "0.1": "FINISHED",
+        "0.7": "KILLED",
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--model.optimizer.init_args.lr=0.5", r"optimizer\.lr: it is 0\.5, but the run was fitted with 0\.001"),
+        ("--data.batch_size=8", "batch_size: it is 8, but the run was fitted with 16"),
+        ("--seed_everything=3", "seed: it is 3, but the run was fitted with 0"),
+        ("--trainer.max_steps=15", "max_steps: it is 15, but the run was fitted with 20, and a run cannot get shorter"),
+        ("--trainer.accumulate_grad_batches=2", "accumulate_grad_batches: it is 2, but the run was fitted with 1"),
+        ("--data.source=three.npz", "source: it is three.npz, but the run was fitted with one.npz"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    more: str, message: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(words, capsys, step=3)
+    (killed,) = runs(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", killed.info.run_id, more])
+    assert re.search(message, capsys.readouterr().err)
+    (run,) = runs(tmp_path)
+    assert run.info.status == "KILLED"  # nothing is changed, and nothing is deleted
+
+
+def test_other_data_under_the_same_name_are_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(words, capsys, step=3)
+    (killed,) = runs(tmp_path)
+    y = np.arange(160) % 2
+    np.savez(tmp_path / "two.npz", x=np.random.default_rng(7).normal(size=(160, 5)), y=y)
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", killed.info.run_id])
+    assert "was fitted on other data; go on with the same data" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_cannot_go_on(words: list[str], tmp_path: Path, capsys: Any) -> None:
+    without = [*words, "--trainer.callbacks=null", "--trainer.enable_checkpointing=false"]
+    assert "there is no checkpoint to go on from" in interrupt(without, capsys, step=3)
+    (killed,) = runs(tmp_path)
+    for reference, message in (
+        (killed.info.run_id, "has no checkpoint to go on from"),
+        ("nobody", "no checkpoint file"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["fit", "--ckpt_path", reference])
+        assert message in capsys.readouterr().err
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    stop = StopAtSignal()
+    stop._note()
+    with pytest.raises(KeyboardInterrupt):
+        stop._note()
+
+
+def test_the_last_step_is_kept_between_two_checkpoints(words: list[str]) -> None:
+    keep = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_top_k: 0, save_last: true, "
+    cli = main(["fit", *words, f"--trainer.callbacks=[{keep}every_n_train_steps: 7}}}}]"])
+    path = client().download_artifacts(cli.trainer.logger.run_id, "checkpoints/last.ckpt")
+    kept = torch.load(path, weights_only=True)
+    assert kept["global_step"] == 20
+    assert all(torch.equal(kept["state_dict"][key], value) for key, value in cli.model.state_dict().items())

@@ -1,0 +1,54 @@
+"""The verdict over several methods: the choice and the estimate."""
+
+import numpy as np
+import pytest
+
+from lightning_da.transferability.verdict import Answers, verdict
+
+
+def answers(accuracy: float, score: float, seed: int, number: int = 600, classes: int = 10) -> Answers:
+    """A network that is right on a random part of the samples, whose neighbours agree on another."""
+    rng = np.random.default_rng(seed)
+    truth = np.arange(number) % classes
+    wrong = (truth + rng.integers(1, classes, number)) % classes
+    predicted = np.where(rng.random(number) < accuracy, truth, wrong)
+    return Answers(predicted, np.where(rng.random(number) < score, predicted, (predicted + 1) % classes))
+
+
+def test_the_highest_score_is_chosen_if_it_is_clearly_higher() -> None:
+    clear = {"source_only": [answers(0.6, 0.7, 1)], "dann": [answers(0.8, 0.9, 2)], "dan": [answers(0.9, 0.8, 3)]}
+    found = verdict(clear, "source_only")
+    assert (found.method, found.best) == ("dann", "dann")
+    assert found.scores == pytest.approx({"source_only": 0.7, "dann": 0.9, "dan": 0.8}, abs=0.04)
+    close = {"source_only": [answers(0.6, 0.80, 1)], "dann": [answers(0.8, 0.815, 2)]}
+    found = verdict(close, "source_only")
+    assert found.method == "source_only"
+    assert found.estimate is None  # one other method is too few
+
+
+def test_more_seeds_make_a_small_gain_certain() -> None:
+    def runs(number: int) -> dict[str, list[Answers]]:
+        return {
+            "source_only": [answers(0.6, 0.80, seed) for seed in range(number)],
+            "dann": [answers(0.6, 0.83, 50 + seed) for seed in range(number)],
+        }
+
+    assert verdict(runs(1), "source_only").method == "source_only"
+    assert verdict(runs(12), "source_only").method == "dann"
+
+
+def test_a_tie_is_the_baseline() -> None:
+    same = [answers(0.6, 0.8, 1)]
+    assert verdict({"dann": same, "source_only": same}, "source_only").best == "source_only"
+
+
+def test_the_estimate_is_the_agreement_with_other_methods() -> None:
+    runs = {name: [answers(accuracy, score, seed)] for seed, (name, accuracy, score) in enumerate(
+        [("source_only", 0.5, 0.5), ("dann", 0.9, 0.9), ("dan", 0.85, 0.7), ("adda", 0.8, 0.7)])}  # fmt: skip
+    found = verdict(runs, "source_only")
+    agreements = [
+        float(np.mean(runs["dann"][0].predicted == runs[name][0].predicted)) for name in runs if name != "dann"
+    ]
+    assert found.method == "dann"
+    assert found.estimate == pytest.approx(np.median(agreements))
+    assert (found.low, found.high) == pytest.approx((min(agreements) - 0.15, max(agreements) + 0.15))
