@@ -26,7 +26,7 @@ from lightning_da.tracking import client
 from tests.test_image_folders import fill, folders
 from tests.toy import ADAM, Toy
 
-DROPOUT = {"backbone": partial(FeedForward, hidden=[16, 16], dropout=0.5), "optimizer": ADAM}
+DROPOUT: dict[str, Any] = {"backbone": partial(FeedForward, hidden=[16, 16], dropout=0.5), "optimizer": ADAM}
 
 
 # ---------------------------------------------------------------- the same weights
@@ -62,6 +62,26 @@ def test_a_fit_with_dropout_goes_on_from_any_step(
     last = trainer(14, callbacks=[KeepRandomState()], **options)
     last.fit(resumed, data(), ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
     assert last.global_step == 14
+    assert equal(state(resumed, ("",)), state(unbroken, ("",)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmented_images_go_on_within_an_epoch(workers: int, tmp_path: Path) -> None:
+    """A schedule asks for the number of steps, so that Lightning makes the iterators before it restores its counts."""
+    for domain in ("art", "photo"):
+        fill(tmp_path / domain, number=20)
+    data = partial(folders, tmp_path, num_workers=workers)
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=3)
+
+    def new(seed: int) -> DANN:
+        L.seed_everything(seed, verbose=False)
+        return DANN(num_classes=2, input_shape=(3, 8, 8), **DROPOUT, lr_schedule=inverse_decay, domain_weight=0.1)
+
+    unbroken, resumed = new(0), new(9)
+    trainer(-1, max_epochs=3, enable_checkpointing=True, callbacks=[keep, KeepRandomState()]).fit(unbroken, data())
+    trainer(-1, max_epochs=3, callbacks=[KeepRandomState()]).fit(
+        resumed, data(), ckpt_path=tmp_path / "step=9.ckpt", weights_only=True
+    )
     assert equal(state(resumed, ("",)), state(unbroken, ("",)))
 
 

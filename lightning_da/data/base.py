@@ -282,6 +282,7 @@ class DomainPairDataModule(L.LightningDataModule):
         self.domains = DOMAINS if source is not None and target is not None else ("target",)
         self._datasets: dict[tuple[str, str], Any] = {}
         self._checked: Roles | None = None
+        self._resumed_at = 0
 
     def dataset(self, domain: str, split: str) -> Dataset[Any]:
         """One split of one domain. Subclasses implement this method.
@@ -350,7 +351,8 @@ class DomainPairDataModule(L.LightningDataModule):
         return digest.hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"classes": self.classes, "labels": self._rows("target").tolist() if self.target_labels else []}
+        labels = self._rows("target").tolist() if self.target_labels else []
+        return {"classes": self.classes, "labels": labels, "batches": self._batches_read()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         resumed = self.trainer is not None and self.trainer.state.fn == "fit"
@@ -359,14 +361,17 @@ class DomainPairDataModule(L.LightningDataModule):
                 "data.target_labels: the checkpoint was trained on other labels of the target; resume with the same "
                 "target_labels and seed_everything"
             )
-        for key, here in self.state_dict().items():
-            if key != "labels" and state_dict[key] != here:
-                raise DataError(f"the checkpoint was fitted with {key} {state_dict[key]}, but the data have {here}")
+        if state_dict["classes"] != self.classes:
+            raise DataError(
+                f"the checkpoint was fitted with classes {state_dict['classes']}, but the data have {self.classes}"
+            )
+        self._resumed_at = state_dict.get("batches", 0) if resumed else 0
 
     # ---------------------------------------------------------------- checks
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            self._resumed_at = 0
             if self._checked != self._roles():
                 self.check(self._roles())
             return
@@ -554,7 +559,8 @@ class DomainPairDataModule(L.LightningDataModule):
         return Roles.of(self.trainer.lightning_module, self.trainer.world_size)
 
     def _batches_read(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
+        # Lightning makes the iterators, which read ahead, before it restores its own count.
+        return max(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready, self._resumed_at) if self.trainer else 0
 
     def _loader(self, role: str, split: str) -> DataLoader[Any]:
         dataset = self._get(getattr(self, role), split)
