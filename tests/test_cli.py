@@ -474,9 +474,14 @@ def test_pretrained_weights_are_not_needed_after_the_fit(image_root: Path, tmp_p
 def test_fine_tune_from_a_run_by_name() -> None:
     earlier = main(["fit", *digits("source_only", "--seed_everything=21", experiment="lightning_da")])
     name = run_of(earlier).info.run_name
-    cli = main(["fit", *digits("fine_tune", f"--model.init_args.init_from={name}", "--trainer.max_steps=1")])
-    theirs, ours = earlier.model.backbone.state_dict(), cli.model.backbone.state_dict()
-    assert torch.equal(theirs["conv1.0.weight"], ours["conv1.0.weight"])
+    start = [f"--model.init_args.init_from={name}", "--trainer.max_steps"]
+    theirs = earlier.model.backbone.state_dict()
+    cli = main(["fit", *digits("fine_tune", *start, "0")])
+    assert torch.equal(theirs["conv1.0.weight"], cli.model.backbone.state_dict()["conv1.0.weight"])
+    cli = main(["fit", *digits("fine_tune", *start, "1")])
+    assert not torch.equal(theirs["conv1.0.weight"], cli.model.backbone.state_dict()["conv1.0.weight"])
+    rates = {group["name"]: group["initial_lr"] for group in cli.trainer.optimizers[0].param_groups}
+    assert rates["head"] == pytest.approx(10 * rates["backbone"])
 
 
 def test_resume() -> None:
