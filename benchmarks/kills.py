@@ -109,7 +109,7 @@ def case(root: Path, number: int, seed: int) -> dict[str, object]:
     options = [[*words, f"--trainer.logger.experiment_name={name}"] for name in names]
     finish(start(options[0]))
     process = start(options[1])
-    while latest(names[1])[1] < kill or (method == "adda" and _stages(names[1]) < 2):
+    while (method == "adda" and _stages(names[1]) < 2) or latest(names[1])[1] < kill:
         if process.poll() is not None:
             break
         time.sleep(0.05)
