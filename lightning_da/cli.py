@@ -50,6 +50,8 @@ ABOVE = {"limit_train_batches": 0, "val_check_interval": 0}
 """Bounds of the trainer options that Lightning does not check."""
 LAST = "last"
 """`--ckpt_path` of a fit that goes on with the latest run of the same settings."""
+LABELS = ("method", "published")
+"""Settings that only name a run."""
 LENGTHS = ("max_steps", "max_epochs")
 """Settings that may grow when a fit goes on."""
 _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
@@ -160,10 +162,10 @@ class TransferCLI(LightningCLI):
         else:
             self._start = _start_of(config.model.init_args.get("init_from"))
             return
-        if self.command == "fit" and fit.config is not None:
-            _check_same(yaml.safe_load(fit.config.read_text()), self.plain())
         config.ckpt_path = fit.checkpoint
         read_checkpoint(fit.checkpoint, ("state_dict", "pytorch-lightning_version"))
+        if self.command == "fit" and fit.config is not None:
+            _check_same(yaml.safe_load(fit.config.read_text()), self.plain())
         if tracker:
             tracker.run_id = fit.run_id
 
@@ -325,10 +327,11 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
         before: Configuration of the run.
         now: Configuration of the fit that goes on.
     """
-    now_set, before_set = (parameters(config | {"ckpt_path": None}) for config in (now, before))
-    for key in sorted(now_set.keys() | before_set.keys()):
+    now_set, before_set = parameters(now), parameters(before)
+    for key in sorted((now_set.keys() | before_set.keys()) - set(LABELS)):
         old, new = before_set.get(key, "not set"), now_set.get(key, "not set")
-        if old == new or (key in LENGTHS and (new == "-1" or int(new) > int(old) > 0)):
+        longer = key in LENGTHS and (new == "-1" or (old.isdecimal() and new.isdecimal() and int(new) > int(old)))
+        if old == new or longer:
             continue
         shorter = ", and a run cannot get shorter" if key in LENGTHS else ""
         raise ConfigError(

@@ -624,7 +624,11 @@ def test_a_checkpoint(command: str, name: str, message: str, complaint: Complain
     ],
 )
 @pytest.mark.usefixtures("fitted")
-def test_a_checkpoint_of_another_network(more: list[str], message: str, complaint: Complaint) -> None:
+def test_a_checkpoint_of_another_network(
+    more: list[str], message: str, complaint: Complaint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run is in another store, so that its settings are not known."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
     other = [*FIT, *more] if "DeepCORAL" not in more[0] else method("deep_coral")
     assert message in complaint([*other, "--ckpt_path=whole.ckpt"])
 
