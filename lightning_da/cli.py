@@ -21,13 +21,13 @@ from lightning_da.callbacks import (
     WritePredictions,
 )
 from lightning_da.data import DomainPairDataModule, Roles
-from lightning_da.errors import ConfigError, check_range, one_line
+from lightning_da.errors import ConfigError, InterruptionError, check_range, one_line
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import MISSING, CommandParser, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling
-from lightning_da.tracking import Fit, Tracker, find_fit, find_resumable, parameters
+from lightning_da.tracking import LENGTHS, Fit, Tracker, find_fit, find_resumable, parameters
 
 DESCRIPTIONS = {
     "fit": "Train a method on a pair of domains.",
@@ -52,8 +52,11 @@ LAST = "last"
 """`--ckpt_path` of a fit that goes on with the latest run of the same settings."""
 LABELS = ("method", "published")
 """Settings that only name a run."""
-LENGTHS = ("max_steps", "max_epochs")
-"""Settings that may grow when a fit goes on."""
+OF_NO_EFFECT = (
+    *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
+    *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
+)
+"""Trainer options that do not change the result of a training."""
 _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
 
 
@@ -131,6 +134,8 @@ class TransferCLI(LightningCLI):
         parser.describe()  # type: ignore[attr-defined]  # a `Parser`
 
     def _set_seed(self) -> None:
+        if isinstance(self.config.seed_everything, bool):
+            raise ConfigError(f"seed_everything: {self.config.seed_everything} is no number")
         check_range("seed_everything", self.config.seed_everything, 0, 2**32 - 1)
         super()._set_seed()
 
@@ -282,13 +287,16 @@ class TransferCLI(LightningCLI):
         function = getattr(self.trainer, self.command)
         try:
             function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-        except Exception as error:
+        except (Exception, SystemExit) as stop:
+            error: BaseException = stop
+            if isinstance(stop, SystemExit):  # Lightning's answer to Ctrl-C: before training, or the second one
+                error = InterruptionError(f"interrupted at step {self.trainer.global_step}, without a new checkpoint")
+            elif isinstance(stop, MisconfigurationException):
+                error = ConfigError(one_line(stop))
             if isinstance(self.trainer.logger, Tracker) and self.trainer.is_global_zero:
-                refused = isinstance(error, ConfigError | MisconfigurationException) and self.trainer.global_step == 0
+                refused = isinstance(error, ConfigError) and self.trainer.global_step == 0
                 self.trainer.logger.discard() if refused else self.trainer.logger.fail(error)
-            if isinstance(error, MisconfigurationException):
-                raise ConfigError(one_line(error)) from error
-            raise
+            raise error from stop.__cause__
         return self
 
 
@@ -327,7 +335,11 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
         before: Configuration of the run.
         now: Configuration of the fit that goes on.
     """
-    now_set, before_set = parameters(now), parameters(before)
+    now_set, before_set = (
+        {f"trainer.{k}": str(v) for k, v in config["trainer"].items() if k not in (*OF_NO_EFFECT, *LENGTHS)}
+        | parameters(config)
+        for config in (now, before)
+    )
     for key in sorted((now_set.keys() | before_set.keys()) - set(LABELS)):
         old, new = before_set.get(key, "not set"), now_set.get(key, "not set")
         longer = key in LENGTHS and (new == "-1" or (old.isdecimal() and new.isdecimal() and int(new) > int(old)))

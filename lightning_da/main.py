@@ -1,12 +1,13 @@
 """`lightning-da COMMAND ...`: finds and runs the command; slow imports come after the check of the arguments."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
 from lightning_da.commands import COMMANDS
-from lightning_da.errors import ConfigError, RunError, list_choices
+from lightning_da.errors import ConfigError, InterruptionError, RunError, list_choices
 from lightning_da.paths import with_found_configs
 from lightning_da.process import prepare
 from lightning_da.signatures import check_options
@@ -49,6 +50,10 @@ def main(args: Sequence[str] | None = None) -> Any:
         return import_module(f"lightning_da.commands.{name.replace('-', '_')}").run(words)
     except ConfigError as error:
         _stop(str(error), code=2)
+    except InterruptionError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            sys.exit(1)  # the first process says it for all
+        _stop(str(error), code=1)
     except RunError as error:
         _stop(str(error), code=1)
     except KeyboardInterrupt:

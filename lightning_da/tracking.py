@@ -26,6 +26,10 @@ from lightning_da.paths import PROJECT
 
 EXPERIMENT = "lightning_da"
 PRIMARY_METRIC = "test/target/acc"
+LENGTHS = ("max_steps", "max_epochs")
+"""Settings that may grow when a fit goes on."""
+EXTENDED = "extended."
+"""Prefix of the tags with the settings of a fit that was made longer."""
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
 """Settings of MLflow for the first call of a store, unless they are set: a dead server is named within seconds."""
 
@@ -180,7 +184,7 @@ class Tracker(MLFlowLogger):
         if self._run_id is not None and not self._joined and self.resumed is None:
             self.experiment.delete_run(self._run_id)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Records why the fit of the run ended: it was interrupted, or it failed."""
         if self._run_id is not None and not self._joined:
             if isinstance(error, InterruptionError):
@@ -314,15 +318,24 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
     return Fit(str(path), run.info.run_id, _config(run))
 
 
+def params_of(run: Run) -> dict[str, str]:
+    """The parameters of a run, with the length to which it was extended."""
+    longer = {key.removeprefix(EXTENDED): value for key, value in run.data.tags.items() if key.startswith(EXTENDED)}
+    return {**run.data.params, **longer}
+
+
 def find_resumable(reference: str, experiment: str | None = None, settings: dict[str, str] | None = None) -> Fit:
     """Finds a fit to go on with, and its latest checkpoint; for the arguments see `find_fit`.
+
+    If several runs have the name, the latest one is taken, with these settings but for its length.
 
     Raises:
         TrackingError: If the file or run does not exist, or the run has no checkpoint.
     """
     if Path(reference).is_file():
         return find_fit(reference)
-    run = _run(reference) or _latest(reference, experiment, settings or {})
+    same = {key: value for key, value in (settings or {}).items() if key not in LENGTHS}
+    run = _run(reference) or _latest(reference, experiment, same, finished_first=False)
     if run is None:
         raise TrackingError(f"{reference!r} is no checkpoint file, and neither id nor name of a run in {shown_uri()}")
     left = _left_of(run)
@@ -358,8 +371,8 @@ def artifact_file(run: Run, path: str) -> Path:
     return Path(client().download_artifacts(run.info.run_id, path, str(folder)))
 
 
-def _latest(name: str, experiment: str | None, settings: dict[str, str]) -> Run | None:
-    """The best match among the runs with a name: with these settings, then with a checkpoint, then the latest."""
+def _latest(name: str, experiment: str | None, settings: dict[str, str], finished_first: bool = True) -> Run | None:
+    """The best match among the runs with a name: with these settings, then finished if asked for, then the latest."""
     places = [e.experiment_id for e in client().search_experiments() if experiment in (None, e.name)]
     if not places:
         return None
@@ -368,7 +381,7 @@ def _latest(name: str, experiment: str | None, settings: dict[str, str]) -> Run 
 
     def fitness(run: Run) -> tuple[bool, bool]:
         alike = all(run.data.params.get(key, value) == value for key, value in settings.items())
-        return alike, "checkpoint" in run.data.tags
+        return alike, finished_first and "checkpoint" in run.data.tags
 
     return max(runs, key=fitness, default=None)
 

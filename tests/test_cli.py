@@ -606,7 +606,7 @@ def test_compare_chooses_a_method_without_target_labels(
     dann: float, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither by the target accuracy, nor a method that has read target labels; a tie is source-only's."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     values = {"source_only": (0.9, 0.8), "dann": (0.3, dann), "dan": (0.99, 0.5), "target_only": (1.0, 1.0)}
     for seed in (0, 1):
         for method, (accuracy, score) in values.items():

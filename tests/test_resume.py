@@ -240,9 +240,42 @@ def test_last_is_the_run_with_these_settings(
     }
 
 
+def test_the_latest_run_goes_on_not_an_earlier_finished_one(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", *words])
+    interrupt(words, capsys)
+    main(["fit", *words, "--ckpt_path", "last", "--trainer.max_steps=22"])
+    assert sorted((run.info.status, str(run.data.tags.get("extended.max_steps"))) for run in runs(tmp_path)) == [
+        ("FINISHED", "22"),
+        ("FINISHED", "None"),
+    ]
+
+
+def test_an_extended_fit_that_is_interrupted_goes_on_to_its_new_length(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = main(["fit", *words]).trainer.logger.run_id
+    at = "--trainer.callbacks+={class_path: tests.test_resume.At, init_args: {step: 24, number: 15}}"
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", run_id, "--trainer.max_steps=30", at])
+    assert "interrupted at step 25" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["fit", "--ckpt_path", run_id, "--trainer.max_steps=20"])
+    assert "max_steps: it is 20, but the run was fitted with 30" in capsys.readouterr().err
+    cli = main(["fit", "--ckpt_path", run_id, "--trainer.callbacks=[]"])
+    assert cli.trainer.global_step == 30
+    main(["test", "--ckpt_path", run_id])
+    assert main(["compare", "--experiment", tmp_path.name])["settings"][0]["max_steps"] == "30"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (
+            "--trainer.limit_train_batches=2",
+            r"trainer\.limit_train_batches: it is 2\.0, but the run was fitted with None",
+        ),
         ("--model.optimizer.init_args.lr=0.5", r"optimizer\.lr: it is 0\.5, but the run was fitted with 0\.001"),
         ("--data.batch_size=8", "batch_size: it is 8, but the run was fitted with 16"),
         ("--seed_everything=3", "seed: it is 3, but the run was fitted with 0"),
@@ -286,6 +319,20 @@ def test_a_run_without_a_checkpoint_cannot_go_on(words: list[str], tmp_path: Pat
         with pytest.raises(SystemExit):
             main(["fit", "--ckpt_path", reference])
         assert message in capsys.readouterr().err
+
+
+def test_a_signal_before_training_is_said(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DANN, "on_fit_start", lambda self: os.kill(os.getpid(), signal.SIGINT))  # noqa: ARG005
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *words])
+    signal.signal(signal.SIGINT, before)
+    assert stop.value.code == 1
+    assert "lightning-da: error: interrupted at step 0, without a new checkpoint" in capsys.readouterr().err
+    (run,) = runs(tmp_path)
+    assert run.info.status == "KILLED"
 
 
 def test_a_second_signal_ends_at_once() -> None:

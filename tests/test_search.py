@@ -123,6 +123,36 @@ def test_trials_of_a_dead_process_run_again_and_those_of_a_living_one_do_not(tmp
     assert not list(tmp_path.glob("*.held"))
 
 
+def test_a_restarted_trial_does_not_change_what_comes_after(tmp_path: Path) -> None:
+    space: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1)}
+    drawn = {}
+    for name in ("whole", "killed"):
+        journal = tmp_path / f"{name}.journal"
+        search, study = grid.Search("s", {}, [], space, "score/snd", False, journal, trials=4), grid._open(journal)
+        study.set_user_attr(grid.RUN, "none")
+        found = []
+        for number in range(4):
+            trial = grid._ask(search, study, 0, "gone.held")
+            if name == "killed" and number == 1:
+                grid._restart_interrupted(study, journal, client().create_experiment(tmp_path.name))
+                trial = grid._ask(search, study, 0, "gone.held")
+            assert trial is not None
+            found.append(trial.params["x"])
+            study.tell(trial, number / 4)
+        drawn[name] = found
+    assert drawn["whole"] == drawn["killed"]
+
+
+def test_a_command_that_ends_while_another_runs_reports_what_is_there(words: list[str], tmp_path: Path) -> None:
+    journal = tmp_path / "s.journal"
+    with grid._holding(journal) as held:
+        trial = grid._open(journal).ask({})
+        trial.set_user_attr(grid.HELD_BY, held)
+        assert main([*words, "--trials", "1", "--journal", "s.journal"]).empty
+    (parent,) = runs(tmp_path).values()
+    assert parent.info.status == "RUNNING"
+
+
 def test_two_commands_do_not_start_too_many_trials(tmp_path: Path) -> None:
     journal = tmp_path / "s.journal"
     space: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1)}
@@ -134,7 +164,7 @@ def test_two_commands_do_not_start_too_many_trials(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("others", "ends"), [(2.0, True), (-1.0, False)])
-def test_a_trial_worse_than_the_median_ends_after_a_third(others: float, ends: bool) -> None:
+def test_a_trial_worse_than_the_median_ends_early(others: float, ends: bool) -> None:
     study = optuna.create_study(direction="maximize")
     for _ in range(5):
         trial = study.ask()
@@ -171,6 +201,7 @@ def test_a_trial_worse_than_the_median_ends_after_a_third(others: float, ends: b
         ("a: {low: 0, high: 1, log: 3}", "log is true or false"),
         ("a: {choices: [1]}", "a list of at least two values"),
         ("a: {choices: [1, 1]}", "a choice is there twice"),
+        ("a: {choices: [1, 2]}\na.b: {choices: [1, 2]}", r"a\.b in .* is a part of a; .* give a\.class_path"),
         ("model.lr: {choices: [1, 2]}\nmodel.init_args.lr: {choices: [1, 2]}", "has model.init_args.lr twice"),
     ],
 )
@@ -211,6 +242,9 @@ def test_a_space_becomes_options_and_a_file(tmp_path: Path) -> None:
         (["--jobs", "0"], "jobs: 0 is less than 1"),
         (["--space", "no.yaml"], "space: no file 'no.yaml'"),
         (["--config", "method/fine_tune.yaml", "--space", "space/adaptation.yaml"], "unknown key 'domain_weight'"),
+        (["--trainer.limit_val_batches", "0"], "limit_val_batches: without validation there is no score"),
+        (["--journal", "."], "journal: . cannot be written: Is a directory"),
+        (["--journal", "one.npz"], "journal: one.npz is no file of a search"),
         (["--data.source", "null"], "reads a source and a target|scores compare two domains"),
     ],
 )

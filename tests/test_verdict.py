@@ -37,6 +37,26 @@ def test_more_seeds_make_a_small_gain_certain() -> None:
     assert verdict(runs(12), "source_only").method == "dann"
 
 
+def test_differences_between_trainings_and_many_methods_count() -> None:
+    """Of four methods with the score of the baseline, one is chosen by chance at most once in forty times or so."""
+    rng, chosen = np.random.default_rng(0), 0
+    for trial in range(100):
+        chosen += (
+            verdict(
+                {
+                    name: [
+                        answers(0.6, 0.8 + 0.04 * rng.normal(), 1000 * trial + 10 * place + seed, 500)
+                        for seed in range(3)
+                    ]
+                    for place, name in enumerate(["source_only", "dann", "dan", "adda", "jan"])
+                },
+                "source_only",
+            ).method
+            != "source_only"
+        )
+    assert chosen <= 8
+
+
 def test_a_tie_is_the_baseline() -> None:
     same = [answers(0.6, 0.8, 1)]
     assert verdict({"dann": same, "source_only": same}, "source_only").best == "source_only"

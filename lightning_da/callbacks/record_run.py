@@ -13,6 +13,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_da.paths import PROJECT
 from lightning_da.tracking import (
+    EXTENDED,
+    LENGTHS,
     Tracker,
     TrackingError,
     artifacts_folder,
@@ -59,12 +61,19 @@ class RecordRun(SaveConfigCallback):
             return
         if trainer.logger.resumed is None:
             self.record(trainer, pl_module, getattr(pl_module, "starts_from", ()))
-        else:  # its parameters are recorded; a longer fit is said
-            length = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
-            params = trainer.logger.experiment.get_run(trainer.logger.run_id).data.params
-            for key, value in length.items():
-                if params.get(key) not in (None, str(value)):
-                    trainer.logger.experiment.set_tag(trainer.logger.run_id, f"extended.{key}", str(value))
+        else:
+            self._record_length(trainer.logger)
+
+    def _record_length(self, logger: Tracker) -> None:
+        """Records that a fit which goes on is longer: a parameter cannot change, so that it is a tag."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        recorded, now = logger.experiment.get_run(logger.run_id).data.params, parameters(config)
+        config |= {"ckpt_path": None}
+        config["trainer"]["logger"]["init_args"] |= {"run_id": None}
+        for key in LENGTHS:
+            if recorded.get(key) != now.get(key):
+                logger.experiment.set_tag(logger.run_id, f"{EXTENDED}{key}", now.get(key, "None"))
+                logger.experiment.log_text(logger.run_id, yaml.safe_dump(config), "config.yaml")
 
     def record(
         self,

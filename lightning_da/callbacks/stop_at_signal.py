@@ -45,7 +45,7 @@ class StopAtSignal(L.Callback):
             self._said = f"{said}; there is no checkpoint to go on from"
             return
         path = str(Path(checkpoint.dirpath) / CHECKPOINT)
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         named = trainer.logger.run_id if isinstance(trainer.logger, Tracker) else f"{path}, with the same options"
         self._said = f"{said}; to go on: lightning-da fit --ckpt_path {named}"
 

@@ -19,6 +19,7 @@ from lightning_da.tracking import (
     TrackingError,
     artifact_file,
     client,
+    params_of,
     search_runs,
     shown_uri,
 )
@@ -97,8 +98,9 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
     table["settings"] = pd.Series([dict(configuration) for configuration in table.pop("configuration")])
     for column in FORMATS:
         table[column], table[f"{column} std"] = means[column, "mean"].to_numpy(), means[column, "std"].to_numpy()
-    answers = frame.groupby(["pair", "configuration"], sort=False)["answers"].agg(list)
-    table["answers"] = [[own for own in found if own is not None] for found in answers]
+    groups = frame.groupby(["pair", "configuration"], sort=False)
+    table["answers"] = [[own for own in found if own is not None] for found in groups["answers"].agg(list)]
+    table["data"] = groups["data"].first().to_numpy()
     _tell_apart(table)
     for pair, group in table.groupby("pair", sort=False):
         text = group[["method", "seeds"]].copy()
@@ -111,15 +113,18 @@ def compare(runs: Sequence[Run]) -> pd.DataFrame:
         print_table(f"{pair}, test split", text)
         _print_verdict(group)
     _print_warnings(runs)
-    return table.drop(columns="answers")
+    return table.drop(columns=["answers", "data"])
 
 
 def _print_verdict(group: pd.DataFrame) -> None:
     """Prints the method that is chosen without target labels, if source-only is there to compare with."""
-    runs = {name: own for name, own in zip(group["method"], group["answers"], strict=True) if own}
+    asked = group[group["answers"].map(bool)]
+    runs = dict(zip(asked["method"], asked["answers"], strict=True))
     lower = [name for name in runs if name.split(" ")[0] == LOWER]
-    sizes = {len(answers.hits) for own in runs.values() for answers in own}
-    if not lower or len(runs) == len(lower) or len(sizes) > 1:
+    samples = {
+        (data, len(own.hits)) for data, found in zip(asked["data"], asked["answers"], strict=True) for own in found
+    }
+    if not lower or len(runs) == len(lower) or len(samples) > 1:
         return
     bound = max(lower, key=lambda name: float(np.mean([answers.hits.mean() for answers in runs[name]])))
     print(describe(verdict(runs, bound), bound))
@@ -140,11 +145,13 @@ def describe(found: Verdict, bound: str) -> str:
     else:
         reason = f"score {CHOOSES} {lower:.3f}; {found.best} has {score:.3f}, which is not clearly higher"
     text = f"chosen without target labels: {found.method} ({reason})"
+    if found.seeds == 1:
+        text += "; with one seed, differences between trainings are not known: give more --seeds"
     if found.estimate is None:
         return text
     return (
-        f"{text}\nits target accuracy is about {found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}, judged "
-        "by its agreement with the other methods"
+        f"{text}\nits target accuracy is about {found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}; this is "
+        "estimated from how often it agrees with the other methods"
     )
 
 
@@ -183,6 +190,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
             "seconds": run.data.metrics.get("fit/seconds"),
             "answers": answers_of(run),
+            "data": run.data.tags.get("data"),
         }
         for (key, seed), run in reversed(latest.items())
     )
@@ -220,14 +228,14 @@ def _uneven(run: Run) -> bool:
 
 
 def _configuration(run: Run) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, value) for key, value in run.data.params.items() if key != "seed"))
+    return tuple(sorted((key, value) for key, value in params_of(run).items() if key != "seed"))
 
 
 def _terms(run: Run) -> tuple[tuple[str, str], ...]:
     """The settings that must be equal if one run is the lower or upper bound of another."""
     shared = ("seed", "source", "target", "batch_size", "max_steps", "max_epochs", "backbone", "bottleneck",
               "standardize", "precision")  # fmt: skip
-    terms = {k: v for k, v in run.data.params.items() if k in shared or k.startswith(("backbone.", "bottleneck."))}
+    terms = {k: v for k, v in params_of(run).items() if k in shared or k.startswith(("backbone.", "bottleneck."))}
     return tuple(sorted((terms | {"data": run.data.tags.get("data", "")}).items()))
 
 

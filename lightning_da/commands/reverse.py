@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,9 +39,11 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     if given.experiment is not None:
         fits += [find_fit(run.info.run_id) for run in _runs_in(given.experiment)]
     if not fits:
+        if given.experiment is not None:
+            raise ConfigError(f"experiment {given.experiment!r} has no tested run without target labels")
         raise ConfigError("give the runs to score, or --experiment NAME for all tested runs of an experiment")
     cells: dict[str, Cell] = {}
-    scored: list[str] = []
+    scored: list[tuple[str, str]] = []
     first: TransferCLI | None = None
     for fit in {fit.checkpoint: fit for fit in fits}.values():
         if fit.run_id is None or fit.config is None:
@@ -50,9 +53,9 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         name = str(client().get_run(fit.run_id).info.run_name)
         cli = TransferCLI("fit", _reversed(fit, name))
         first = first or cli
-        cell = add_fit(cells, cli, cli.config.seed_everything, {"reverse of": fit.run_id})
+        cell = add_fit(cells, cli, cli.config.seed_everything, {"reverse of": fit.run_id, "weights": _weights(fit)})
         cells[cell.key] = replace(cell, name=f"{name}-reverse")
-        scored.append(fit.run_id)
+        scored.append((fit.run_id, _weights(fit)))
     assert first is not None
     first.build()
     grid = Grid(
@@ -80,7 +83,7 @@ def _runs_in(experiment: str) -> list[Run]:
 def _reversed(fit: Fit, name: str) -> dict[str, Any]:
     """The configuration of a run with its domains reversed; the target's labels are predicted first."""
     assert fit.run_id is not None
-    labels = store_folder() / "reverse" / f"{fit.run_id}.csv"
+    labels = store_folder() / "reverse" / f"{fit.run_id}-{_weights(fit)}.csv"
     cli = TransferCLI("predict", ["--ckpt_path", fit.run_id])
     config = cli.plain()
     data = config["data"]
@@ -96,6 +99,11 @@ def _reversed(fit: Fit, name: str) -> dict[str, Any]:
     return again
 
 
+def _weights(fit: Fit) -> str:
+    """A digest of the checkpoint: a fit that goes on has another."""
+    return hashlib.sha256(Path(fit.checkpoint).read_bytes()).hexdigest()[:8]
+
+
 def _predict(cli: TransferCLI, path: Path) -> None:
     """Writes the predicted classes of all target samples."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,15 +114,17 @@ def _predict(cli: TransferCLI, path: Path) -> None:
     cli.run()
 
 
-def _report(scored: Sequence[str], results: Sequence[Result], parent: str) -> pd.DataFrame:
+def _report(scored: Sequence[tuple[str, str]], results: Sequence[Result], parent: str) -> pd.DataFrame:
     """Logs the score of each run, and prints them."""
     rows = []
     for result in results:
-        run_id = result.factors["reverse of"]
-        if run_id in scored:
+        run_id, weights = result.factors["reverse of"], result.factors["weights"]
+        if (run_id, weights) in scored:
             score = result.metrics["test/target/acc"]
-            client().log_metric(run_id, SCORE, score)
-            rows.append({"run": client().get_run(run_id).info.run_name, SCORE: score, "seconds": result.seconds})
+            run = client().get_run(run_id)
+            if run.data.metrics.get(SCORE) != score:
+                client().log_metric(run_id, SCORE, score)
+            rows.append({"run": run.info.run_name, SCORE: score, "seconds": result.seconds})
     table = pd.DataFrame(rows).sort_values(SCORE, ascending=False, ignore_index=True)
     print_table(
         "accuracy on the source of a network that was trained on the target with predicted labels",

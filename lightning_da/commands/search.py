@@ -76,6 +76,8 @@ def _metric(score: str | None, oracle: bool) -> str:
 
 def _check_scored(cli: TransferCLI, score: str | None, oracle: bool) -> None:
     """Checks that the callbacks compute the score."""
+    if cli.config.trainer.limit_val_batches == 0:
+        raise ConfigError("trainer.limit_val_batches: without validation there is no score; leave it out")
     if oracle:
         return
     if len(cli.datamodule.domains) < 2:
@@ -102,7 +104,13 @@ def _parser() -> argparse.ArgumentParser:
         "--space", default=SPACE, metavar="FILE",
         help="YAML file with a range or choices for each option to search (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="number of trials in all (default: 20)")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=20,
+        metavar="N",
+        help="number of trials in all; a larger number goes on (default: 20)",
+    )
     parser.add_argument(
         "--score", metavar="NAME", help=f"the score that chooses: {', '.join(SCORES)} (default: {CHOOSES})"
     )

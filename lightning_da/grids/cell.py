@@ -24,7 +24,7 @@ from lightning_da.errors import ConfigError, InterruptionError
 from lightning_da.grids.ensembles import join
 from lightning_da.paths import write_whole
 from lightning_da.process import prepare
-from lightning_da.tracking import chosen_checkpoint, client, find_fit
+from lightning_da.tracking import chosen_checkpoint, client, deciding_checkpoint, find_fit
 
 
 class Order(NamedTuple):
@@ -55,7 +55,7 @@ def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
 
     Args:
         order: The cell.
-        trial: If the cell is a trial of a search: the callback that may end it. It is validated, not tested.
+        trial: If the cell is a trial of a search: the callback that may end it. Such a cell is not tested.
 
     Raises:
         ConfigError: If the cell cannot run.
@@ -87,9 +87,12 @@ def _fit_and_test(order: Order, trial: PruneTrial | None) -> Any:
     if trial is not None:
         trainer.callbacks.append(trial)  # type: ignore[attr-defined]
     cli.run()
-    evaluate = trainer.test if trial is None else trainer.validate
-    if trial is None or not trial.pruned:
+    checkpoint = deciding_checkpoint(trainer)
+    selected = checkpoint is not None and checkpoint.monitor is not None
+    # the scores of the last step are there; those of a selected checkpoint, and accuracies, are not
+    if trial is None or (not trial.pruned and (selected or trial.metric.startswith("val/"))):
         path = chosen_checkpoint(trainer) or None
+        evaluate = trainer.test if trial is None else trainer.validate
         evaluate(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
     return trainer
 

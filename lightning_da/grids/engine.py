@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 from mlflow.entities import Run
 
-from lightning_da.cli import TransferCLI
+from lightning_da.cli import OF_NO_EFFECT, TransferCLI
 from lightning_da.errors import ConfigError, RunError, check_range, one_line
 from lightning_da.grids.cell import Done, Order, run_cell
 from lightning_da.grids.pool import pool_for
@@ -28,11 +28,6 @@ from lightning_da.paths import find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling, imported_modules, source_file
 from lightning_da.tracking import Tracker, TrackingError, client, find_fit, parameters, search_runs, tracking_uri
 
-OF_NO_EFFECT = (
-    *("logger", "callbacks", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"),
-    *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
-)
-"""Trainer options that do not change the result of a training."""
 OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "gather.py", "schedules.py")
 """Parts of the package that change the result of a training."""
 

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lightning_da.callbacks.prune_trial import PruneTrial
 from lightning_da.cli import TransferCLI
-from lightning_da.errors import ConfigError, RunError
+from lightning_da.errors import ConfigError, RunError, one_line
 from lightning_da.grids.cell import run_cell
 from lightning_da.grids.engine import Cell, Result, add_fit, order_of, reason, result_of
 from lightning_da.grids.pool import count_workers, pool_for
@@ -94,23 +94,22 @@ def run_search(search: Search, cli: TransferCLI, jobs: int | None) -> pd.DataFra
             parent = _parent(search, study, experiment.experiment_id)
         try:
             _run_missing(search, cli, study, parent, jobs, lambda: _ask(search, study, seed, held_by))
-            busy = sum(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False))
+            busy = _running(study)
+            if busy:
+                print(f"{len(busy)} trials still run in other processes; the command that ends last reports all")
+                return trials_table(search, study)
             table = _report(search, study, parent)
-        except KeyboardInterrupt:
-            client().set_terminated(parent, "KILLED")
-            raise RunError("interrupted; run the same command again to continue") from None
-        except BrokenExecutor as error:
-            client().set_terminated(parent, "FAILED")
-            raise RunError(
-                "the process of a trial was killed; if memory ran out, run again with fewer --jobs"
-            ) from error
-        except Exception:
-            client().set_terminated(parent, "FAILED")
+        except BaseException as error:
+            if not [trial for trial in _running(study) if trial.user_attrs.get(HELD_BY) != held_by]:
+                client().set_terminated(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            if isinstance(error, KeyboardInterrupt):
+                raise RunError("interrupted; run the same command again to continue") from None
+            if isinstance(error, BrokenExecutor):
+                raise RunError(
+                    "the process of a trial was killed; if memory ran out, run again with fewer --jobs"
+                ) from error
             raise
-    if busy:
-        print(f"{busy} trials still run in other processes; the last one reports them too")
-    else:
-        client().set_terminated(parent)
+    client().set_terminated(parent)
     return table
 
 
@@ -186,8 +185,13 @@ def _cell(search: Search, trial: Trial) -> Cell:
 
 def _open(journal: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    return optuna.create_study(study_name=STUDY, storage=storage, direction="maximize", load_if_exists=True)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        return optuna.create_study(study_name=STUDY, storage=storage, direction="maximize", load_if_exists=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"journal: {journal} is no file of a search, or cannot be written: {one_line(error)}"
+        ) from error
 
 
 def _alone(journal: Path) -> FileLock:
@@ -198,7 +202,11 @@ def _alone(journal: Path) -> FileLock:
 @contextmanager
 def _holding(journal: Path) -> Iterator[str]:
     """Name of a lock file that is held as long as this process lives: its running trials are not interrupted."""
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        journal.open("ab").close()
+    except OSError as error:
+        raise ConfigError(f"journal: {journal} cannot be written: {error.strerror}") from error
     path = journal.with_name(f"{journal.stem}.{uuid4().hex[:8]}.held")
     try:
         with FileLock(path):
@@ -209,7 +217,7 @@ def _holding(journal: Path) -> Iterator[str]:
 
 def _restart_interrupted(study: optuna.Study, journal: Path, experiment_id: str) -> None:
     """Puts the trials of processes that are gone back in the queue, and marks their runs as killed."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+    for trial in _running(study):
         path = journal.with_name(trial.user_attrs.get(HELD_BY, f"{journal.stem}.held"))
         try:
             with FileLock(path, timeout=0):
@@ -225,6 +233,10 @@ def _restart_interrupted(study: optuna.Study, journal: Path, experiment_id: str)
                 client().set_terminated(run.info.run_id, "KILLED")
 
 
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that have ended by themselves."""
     ends = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -234,10 +246,9 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
 def _ask(search: Search, study: optuna.Study, seed: int, held_by: str) -> Trial | None:
     """The next trial, or None if there are enough."""
     with _alone(search.journal):
-        busy = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        if len(_ended(study)) + busy >= search.trials:
+        number = len(_ended(study)) + len(_running(study))
+        if number >= search.trials:
             return None
-        number = len(study.get_trials(deepcopy=False))
         # Its own seed for each trial: a search that goes on proposes what an unbroken one would.
         own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         study.sampler = TPESampler(seed=own, constant_liar=True)
@@ -312,6 +323,8 @@ def trials_table(search: Search, study: optuna.Study) -> pd.DataFrame:
         }
         for trial in _ended(study)
     )
+    if rows.empty:
+        return rows
     return rows.sort_values("score", ascending=False, kind="stable", na_position="last").reset_index(drop=True)
 
 
@@ -332,6 +345,8 @@ def _report(search: Search, study: optuna.Study, parent: str) -> pd.DataFrame:
     counts = ", ".join(f"{number} {state}" for state, number in table["state"].value_counts(sort=False).items())
     print(f"\nbest of {len(table)} trials ({counts}), chosen by {search.chosen_by}: {best.value:.3f}")
     print("\n".join(f"  {word}" for word in as_words(values)))
+    if (ties := int((table["score"] == best.value).sum())) > 1:
+        print(f"{ties} trials have this score, which does not tell them apart; this is the first, try another --score")
     run = client().get_run(parent)
     if is_local(run.info.artifact_uri):
         print(f"to use them, add --config {_shown(artifact_file(run, 'best.yaml'))}")

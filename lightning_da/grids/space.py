@@ -46,6 +46,11 @@ def read_space(path: Path) -> dict[str, BaseDistribution]:
             space[name] = _distribution(entry)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"space: {key} in {path}: {error}") from error
+    for outer in space:
+        if inner := [name for name in space if name.startswith(f"{outer}.")]:
+            raise ConfigError(
+                f"space: {inner[0]} in {path} is a part of {outer}; for choices of a class give {outer}.class_path"
+            )
     return space
 
 

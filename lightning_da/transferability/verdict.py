@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CERTAIN = 2.0
-"""A method is chosen if its score exceeds that of the baseline by so many standard errors."""
+CHANCE = 0.025
+"""Probability that a method is chosen if all have the same score."""
 MARGIN = 0.15
 """So far an accuracy lies outside the agreements with other methods: the largest distance on the embedded digits."""
 
@@ -38,6 +39,7 @@ class Verdict:
         method: The chosen method.
         best: The method with the highest score, which is not chosen if the score is not clearly higher.
         scores: The score `neighbours` of each method, the mean over seeds.
+        seeds: The smallest number of seeds of a method; with one, differences between trainings are not known.
         estimate: Estimated accuracy of the chosen method; None with fewer than three methods.
         low: Lower end of its range.
         high: Upper end of its range.
@@ -46,6 +48,7 @@ class Verdict:
     method: str
     best: str
     scores: dict[str, float]
+    seeds: int
     estimate: float | None
     low: float | None
     high: float | None
@@ -54,11 +57,14 @@ class Verdict:
 def verdict(answers: Mapping[str, Sequence[Answers]], baseline: str) -> Verdict:
     """Chooses a method, and estimates its accuracy.
 
-    The method with the highest score `neighbours` is chosen, or the baseline if the score is not at least two standard
-    errors higher on the same samples. The estimate is the median agreement of the chosen networks with the networks of
-    another method: networks with different errors agree on a sample mostly where they are right. The range goes from
-    the lowest to the highest agreement, `MARGIN` wider at both ends. It is no bound: errors that all methods share are
-    not seen.
+    The method with the highest score `neighbours` is chosen if its score is clearly higher than that of the baseline:
+    by so many standard errors that the best of as many equal methods is so with a probability of at most `CHANCE`
+    (Bonferroni). The error is that of the samples, which are the same for all, and of the seeds, whose variance is
+    pooled over the methods. Otherwise the baseline is chosen.
+
+    The estimate is the median agreement of the chosen networks with the networks of another method: networks with
+    different errors agree on a sample mostly where they are right. The range goes from the lowest to the highest
+    agreement, `MARGIN` wider at both ends. It is no bound: errors that all methods share are not seen.
 
     Source: the estimate by disagreement is that of Jiang et al., "Assessing generalization of SGD via disagreement",
     ICLR 2022, with other methods in place of other seeds.
@@ -76,14 +82,17 @@ def verdict(answers: Mapping[str, Sequence[Answers]], baseline: str) -> Verdict:
     scores = {name: float(own.mean()) for name, own in hits.items()}
     best = max([baseline, *scores], key=scores.__getitem__)
     gain = hits[best] - hits[baseline]
-    certain = gain.mean() > CERTAIN * gain.std() / len(gain) ** 0.5
-    method = best if certain else baseline
+    spreads = [np.var([own.hits.mean() for own in runs], ddof=1) for runs in answers.values() if len(runs) > 1]
+    between = float(np.mean(spreads)) * sum(1 / len(answers[name]) for name in (best, baseline)) if spreads else 0.0
+    error = (gain.var() / len(gain) + between) ** 0.5
+    certain = gain.mean() > NormalDist().inv_cdf(1 - CHANCE / max(len(answers) - 1, 1)) * error
+    method, seeds = best if certain else baseline, min(map(len, answers.values()))
     others = {name: _agreement(answers[method], runs) for name, runs in answers.items() if name != method}
     if len(others) < 2:
-        return Verdict(method, best, scores, None, None, None)
+        return Verdict(method, best, scores, seeds, None, None, None)
     agreements = list(others.values())
     low, high = max(0.0, min(agreements) - MARGIN), min(1.0, max(agreements) + MARGIN)
-    return Verdict(method, best, scores, float(np.median(agreements)), low, high)
+    return Verdict(method, best, scores, seeds, float(np.median(agreements)), low, high)
 
 
 def _agreement(one: Sequence[Answers], other: Sequence[Answers]) -> float:
