@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,14 @@ def test_the_sampler_says_the_pass() -> None:
 
 
 # ---------------------------------------------------------------- the same run
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C reaches the tests also where they run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class At(L.Callback):

@@ -40,7 +40,8 @@ class RecordRun(SaveConfigCallback):
             for checkpoint in trainer.checkpoint_callbacks:
                 if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is None:
                     checkpoint.dirpath = str(folder)
-            self._check_data(trainer, stage)
+            if stage != "predict":
+                self._check_data(trainer, stage)
         super().setup(trainer, pl_module, stage)
 
     def _check_data(self, trainer: Trainer, stage: str) -> None:
