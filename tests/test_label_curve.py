@@ -52,7 +52,7 @@ def test_each_method_learns_from_each_number_of_labels(words: list[str], tmp_pat
     }
     assert {run.data.params["target_labels"] for run in found.values()} == {"None", "2", "10"}
     assert found["dann-2-one-two-s0"].data.params["train_on"] == "both"
-    for number in (2, 10):  # frozen layers are those of the source, trained once
+    for number in (2, 10):  # it starts from the source, which is trained once
         first = found[f"fine_tune-{number}-one-two-s0"].data.tags["started_from"]
         assert first == found["source_only-one-two-s0"].info.run_id
 

@@ -423,7 +423,7 @@ def test_per_domain_statistics_start_from_weights_without_domains(tmp_path: Path
 
 
 def test_frozen_random_layers_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match="frozen layers have random weights"):
+    with pytest.warns(UserWarning, match="are frozen, but have random weights"):
         fit(build("source_only", freeze=1), steps=1)
 
 

@@ -75,13 +75,13 @@ def run(args: Sequence[str]) -> pd.DataFrame:
 
 
 def _reading_labels(cli: TransferCLI, data: DomainPairDataModule, pair: bool) -> list[str]:
-    """Options for a method: adaptation reads the labels of both domains; frozen layers come from the source."""
+    """Options for a method: adaptation reads the labels of both domains; others start from the source if they can."""
     model = cli.build().model
     if isinstance(model, AdaptationModule):
         data.check(Roles.of(model, 1))
         return ["--model.init_args.train_on", "both"]
-    frozen = cli.config.model.init_args.get("freeze") and cli.config.after is None
-    return ["--after", "source_only"] if pair and frozen and model.starts_random() else []
+    starts = model.keeps_start and model.starts_random() and cli.config.after is None
+    return ["--after", "source_only"] if pair and starts else []
 
 
 def _reads_target(words: Sequence[str]) -> bool:

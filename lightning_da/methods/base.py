@@ -199,11 +199,18 @@ class TransferModule(Classifier):
         """Whether a fit starts from random weights of the backbone."""
         return not self.starts_from and not self.backbone.pretrained
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the backbone keeps much of the weights that it starts from: it is frozen, or learns slowly."""
+        return self._freezing.any or self._lr_scales[0] < 1
+
     def initialise(self) -> None:
         """Loads the weights that a fit starts from; not called when a checkpoint is resumed."""
-        if self._freezing.any and self.starts_random():
+        kept = "are frozen" if self._freezing.any else "learn slowly (backbone_lr_scale)"
+        if self.keeps_start and self.starts_random():
             rank_zero_warn(
-                "the frozen layers have random weights; give the backbone's `weights`, or an earlier run (`init_from`)"
+                f"layers of the backbone {kept}, but have random weights; give the backbone's `weights`, or an earlier "
+                "run (`init_from`, or `--after source_only`)"
             )
         self.backbone.load_pretrained()
         for checkpoint in self.starts_from:
