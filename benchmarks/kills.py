@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def latest(experiment: str) -> tuple[str, int]:
     runs = client().search_runs([found.experiment_id], order_by=["start_time DESC"]) if found else []
     if not runs:
         return "", -1
-    history = client().get_metric_history(runs[0].info.run_id, "train/task_loss")
+    history = client().get_metric_history(runs[0].info.run_id, "epoch")  # logged with each metric
     return runs[0].info.run_id, max((point.step for point in history), default=-1)
 
 
@@ -113,7 +114,8 @@ def case(root: Path, number: int, seed: int) -> dict[str, object]:
         if process.poll() is not None:
             break
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # a short fit may have ended
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     run_id = latest(names[1])[0]
     finish(start(["--ckpt_path", run_id]))
