@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 NETWORK = "{class_path: LeNet, init_args: {dropout: 0.5}}"
 KEEP = (

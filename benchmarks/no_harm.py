@@ -20,7 +20,7 @@ from prepare import OFFICE
 from lightning_da.commands.compare import rows_of, tested_runs
 from lightning_da.main import main as lightning_da
 from lightning_da.paths import PROJECT
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 METHODS = ("source_only", "dan", "jan", "deep_coral", "dann", "adda")
 ALLOWED = -0.01

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from lightning_da.commands.compare import answers_of, tested_runs
-from lightning_da.tracking import client
+from lightning_da.store import client
 from lightning_da.transferability.scores import SCORES
 from lightning_da.transferability.verdict import verdict
 

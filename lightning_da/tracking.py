@@ -1,28 +1,26 @@
-"""MLflow tracking: the store, the recorded parameters, and the search for earlier runs."""
+"""MLflow tracking: the logger, the recorded parameters, and the search for earlier runs."""
 
-import os
-import re
-import sqlite3
+import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlparse
 
-import mlflow
-from filelock import FileLock
 from lightning import Trainer
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
-from mlflow.entities import Run
+from mlflow import MlflowClient
+from mlflow.entities import Run, RunInfo
 from mlflow.exceptions import MlflowException
 
-from lightning_da.errors import ConfigError, InterruptionError, one_line
+from lightning_da.errors import InterruptionError, one_line
 from lightning_da.networks.weights import read_checkpoint
+from lightning_da.outbox import OutboxClient
 from lightning_da.paths import PROJECT
+from lightning_da.store import TrackingError, cause, client, shown_uri, tracking_uri
 
 EXPERIMENT = "lightning_da"
 PRIMARY_METRIC = "test/target/acc"
@@ -30,81 +28,10 @@ LENGTHS = ("max_steps", "max_epochs")
 """Settings that may grow when a fit goes on."""
 EXTENDED = "extended."
 """Prefix of the tags with the settings of a fit that was made longer."""
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
-"""Settings of MLflow for the first call of a store, unless they are set: a dead server is named within seconds."""
-
-
-class TrackingError(ConfigError):
-    """A missing run or checkpoint; the message names it and the place of the search."""
-
-
-def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or the sqlite store in the project's folder `mlruns`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT / 'mlruns' / 'mlflow.db'}"
-
-
-def store_folder() -> Path:
-    """The folder of an sqlite store; for a store on a server, the project's folder `mlruns`."""
-    uri = tracking_uri()
-    return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else PROJECT / "mlruns"
-
-
-def shown_uri() -> str:
-    """`tracking_uri()` for messages: without the password."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", tracking_uri())
-
-
-@cache
-def _client(uri: str) -> mlflow.MlflowClient:
-    if not uri.startswith("sqlite:///"):
-        return _answering(uri)
-    path = Path(uri.removeprefix("sqlite:///"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path)) as store:
-            store.execute("PRAGMA schema_version")
-        with FileLock(f"{path}.lock"):  # two processes must not create the tables at the same time
-            return _answering(uri)
-    except (OSError, sqlite3.Error) as error:
-        raise TrackingError(
-            f"the MLflow store {shown_uri()} cannot be opened ({error}); correct MLFLOW_TRACKING_URI"
-        ) from error
-
-
-def _answering(uri: str) -> mlflow.MlflowClient:
-    """A client of a store that answers: the first call does not wait and retry for minutes."""
-    patient = {name: os.environ.get(name) for name in IMPATIENT}
-    os.environ.update({name: value for name, value in IMPATIENT.items() if patient[name] is None})
-    try:
-        made = mlflow.MlflowClient(uri)
-        made.search_experiments(max_results=1)
-        return made
-    except Exception as error:  # each kind of store has exceptions of its own
-        short = re.search(r"\[Errno -?\d+\] [^\"')]*|timed out", str(error))
-        cause = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", short.group(0) if short else one_line(error))
-        raise TrackingError(
-            f"the MLflow store {shown_uri()} does not answer ({cause}); start it, or correct MLFLOW_TRACKING_URI"
-        ) from error
-    finally:
-        for name in (name for name in IMPATIENT if patient[name] is None):
-            del os.environ[name]
-
-
-def client() -> mlflow.MlflowClient:
-    """A client of the store at `tracking_uri()`; an sqlite store is created if it does not exist."""
-    return _client(tracking_uri())
-
-
-def search_runs(experiment_id: str, wanted: str = "", newest_first: bool = False) -> list[Run]:
-    """The runs of an experiment that match an MLflow filter (all if empty), in order of their start."""
-    runs: list[Run] = []
-    order, token = [f"start_time {'DESC' if newest_first else 'ASC'}"], None
-    while True:
-        page = client().search_runs([experiment_id], wanted, order_by=order, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+UNSENT = "unsent"
+"""Folder beside the checkpoints of a run for its writes that wait for the store."""
+UPLOADS = PROJECT / "mlruns" / "upload"
+"""Local folders of the runs whose artifacts are in a remote store."""
 
 
 def charts_url(experiment_id: str) -> str:
@@ -151,8 +78,28 @@ class Tracker(MLFlowLogger):
                 if tracked.get_experiment_by_name(experiment_name) is None:
                     raise
         super().__init__(experiment_name, run_name, uri, tags, run_id=run_id, synchronous=synchronous)
+        self._mlflow_client = tracked
         self._joined = run_id is not None
+        self._outbox: OutboxClient | None = None
+        self._info: RunInfo | None = None
         self.resumed: dict[str, int] | None = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MlflowClient:
+        """A client for the run, whose writes wait in a folder beside its checkpoints while the store fails."""
+        opened = super().experiment
+        if self._outbox is None:
+            self._info = opened.get_run(self._run_id).info
+            self._outbox = OutboxClient(tracking_uri(), _checkpoints_folder(self._info) / UNSENT)
+        return self._outbox
+
+    @property
+    def info(self) -> RunInfo:
+        """Name, experiment and artifact folder of the run, as the store had them when the run was opened."""
+        assert self.experiment is not None
+        assert self._info is not None
+        return self._info
 
     def resume(self, checkpoint: str) -> None:
         """Goes on with the run of `run_id`: what it has logged already is not logged twice.
@@ -160,19 +107,21 @@ class Tracker(MLFlowLogger):
         Args:
             checkpoint: The checkpoint file that the fit goes on from.
         """
-        self._joined, self.resumed = False, {}
+        assert self.run_id is not None
+        self.experiment.finish(wait=True)
+        run = self.experiment.get_run(self.run_id)
+        histories = {key: self.experiment.get_metric_history(self.run_id, key) for key in run.data.metrics}
+        self._joined = False
+        self.resumed = {key: max(point.step for point in history) for key, history in histories.items()}
         self.experiment.update_run(self.run_id, "RUNNING")
         self.experiment.set_tag(self.run_id, "resumed_from", checkpoint)
-        if "failure" in self.experiment.get_run(str(self.run_id)).data.tags:
+        if "failure" in run.data.tags:
             self.experiment.delete_tag(self.run_id, "failure")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self.resumed is not None and step is not None:
-            for key in metrics.keys() - self.resumed.keys():
-                logged = self.experiment.get_metric_history(self.run_id, key)
-                self.resumed[key] = max((point.step for point in logged), default=-1)
-            metrics = {key: value for key, value in metrics.items() if step > self.resumed[key]}
+            metrics = {key: value for key, value in metrics.items() if step > self.resumed.get(key, -1)}
         super().log_metrics(metrics, step)
 
     def name_run(self, name: str) -> None:
@@ -191,10 +140,14 @@ class Tracker(MLFlowLogger):
                 self.experiment.set_terminated(self._run_id, "KILLED")
             self.experiment.set_tag(self._run_id, "failure", f"{type(error).__name__}: {one_line(error)}")
 
+    @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        # a failed test does not change the status of the fit's run
-        if not (self._joined and status == "failed"):
-            super().finalize(status)
+        failed = status == "failed"
+        if self._outbox is None:
+            return
+        if not (failed and self._joined):  # a failed test does not change the status of the fit's run
+            self._outbox.set_terminated(str(self._run_id), "FAILED" if failed else "FINISHED")
+        self._outbox.finish(wait=not failed)
 
 
 def deciding_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
@@ -216,9 +169,7 @@ def is_local(uri: str) -> bool:
 
 def artifacts_folder(logger: Tracker) -> Path:
     """The local folder of a run's artifacts; for a remote store, a folder to upload from."""
-    run = logger.experiment.get_run(logger.run_id)
-    local = is_local(run.info.artifact_uri)
-    return artifact_file(run, "") if local else _upload_folder(str(logger.run_id)).parent
+    return _checkpoints_folder(logger.info).parent
 
 
 def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data")) -> dict[str, str]:
@@ -303,6 +254,10 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
             "an existing run"
         )
     if "checkpoint" not in run.data.tags:
+        if (_checkpoints_folder(run.info) / UNSENT).exists():
+            raise TrackingError(
+                f"run {reference!r} is not complete in the store; send the rest with `lightning-da sync`"
+            )
         resume = f", or go on with `lightning-da fit --ckpt_path {run.info.run_id}`" if _left_of(run) else ""
         raise TrackingError(f"run {reference!r} has no checkpoint: its fit did not end; fit it again{resume}")
     differing = [key for key, value in (settings or {}).items() if run.data.params.get(key, value) != value]
@@ -346,13 +301,38 @@ def find_resumable(reference: str, experiment: str | None = None, settings: dict
 
 def _left_of(run: Run) -> list[Path]:
     """The checkpoint files of a run on this machine."""
-    folder = artifact_file(run, "checkpoints") if is_local(run.info.artifact_uri) else _upload_folder(run.info.run_id)
-    return sorted(folder.glob("*.ckpt"))
+    return sorted(_checkpoints_folder(run.info).glob("*.ckpt"))
 
 
-def _upload_folder(run_id: str) -> Path:
-    """The folder for the checkpoints of a run in a remote store."""
-    return PROJECT / "mlruns" / "upload" / run_id / "checkpoints"
+def _checkpoints_folder(info: RunInfo) -> Path:
+    """The local folder of a run's checkpoints; for a remote store, a folder to upload from."""
+    if is_local(info.artifact_uri):
+        return _local(info.artifact_uri) / "checkpoints"
+    return UPLOADS / str(info.run_id) / "checkpoints"
+
+
+def _local(uri: str) -> Path:
+    path: str = urlparse(uri).path
+    return Path(unquote(path))
+
+
+def send_waiting() -> int:
+    """Sends the writes of all runs that wait on this machine for the store, and prints a line for each run.
+
+    Returns:
+        The number of runs whose writes the store does not take; they stay in their folder.
+    """
+    places = [_local(e.artifact_location) for e in client().search_experiments() if is_local(e.artifact_location)]
+    found = [folder for place in places for folder in place.glob(f"*/artifacts/checkpoints/{UNSENT}")]
+    left = 0
+    for folder in (*found, *UPLOADS.glob(f"*/checkpoints/{UNSENT}")):
+        try:
+            sent = OutboxClient(tracking_uri(), folder).send()
+            print(f"{sent} writes sent, which waited in {folder}")
+        except Exception as error:  # each kind of store has exceptions of its own
+            left += 1
+            print(f"{shown_uri()} does not take the writes in {folder} ({cause(error)})", file=sys.stderr)
+    return left
 
 
 def _run(run_id: str) -> Run | None:
@@ -365,7 +345,7 @@ def _run(run_id: str) -> Run | None:
 def artifact_file(run: Run, path: str) -> Path:
     """Local path of an artifact; downloads it from a remote store to `RUN_ID/artifacts` in a new folder."""
     if is_local(run.info.artifact_uri):
-        return Path(unquote(urlparse(run.info.artifact_uri).path)) / path
+        return _local(run.info.artifact_uri) / path
     folder = Path(tempfile.mkdtemp(prefix="lightning_da-")) / run.info.run_id / "artifacts"
     folder.mkdir(parents=True)
     return Path(client().download_artifacts(run.info.run_id, path, str(folder)))

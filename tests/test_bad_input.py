@@ -22,7 +22,7 @@ from PIL import Image
 from lightning_da import __main__ as program
 from lightning_da.main import main
 from lightning_da.paths import PROJECT
-from lightning_da.tracking import client
+from lightning_da.store import client
 from tests import voices
 
 SHORT = ["--config", str(PROJECT / "tests" / "short.yaml")]

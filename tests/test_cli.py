@@ -27,7 +27,8 @@ from lightning_da.methods import DANN, DomainBatch
 from lightning_da.networks.backbones import TimmBackbone
 from lightning_da.paths import PROJECT
 from lightning_da.signatures import arguments
-from lightning_da.tracking import client, deciding_checkpoint, find_fit
+from lightning_da.store import client
+from lightning_da.tracking import deciding_checkpoint, find_fit
 
 CONF = PROJECT / "conf"
 SHORT = [

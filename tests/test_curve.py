@@ -23,7 +23,7 @@ from lightning_da.methods import ADDA, FineTune
 from lightning_da.networks.backbones import Backbone, FeedForward, LeNet, TimmBackbone
 from lightning_da.networks.layers import as_vectors, capture, find_layers
 from lightning_da.paths import PROJECT
-from lightning_da.tracking import client
+from lightning_da.store import client
 from lightning_da.transferability import measures
 from lightning_da.transferability.depth import DEFAULT_MEASURES, MEASURES, Features, Measure, depth_table
 from lightning_da.transferability.features import collect, project

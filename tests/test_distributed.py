@@ -13,7 +13,7 @@ from lightning_da import testing
 from lightning_da.data.base import UNKNOWN
 from lightning_da.gather import gather
 from lightning_da.paths import PROJECT
-from lightning_da.tracking import client
+from lightning_da.store import client
 from tests import toy
 
 AT_ONCE = testing.AT_ONCE | {"domain_weight": 3.0}

@@ -9,7 +9,7 @@ import pytest
 
 from lightning_da.grids.labels import picture
 from lightning_da.main import main
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 METHODS = ("source_only", "target_only", "fine_tune", "dann")
 

@@ -25,7 +25,8 @@ from lightning_da.grids.layers import TREATMENTS, Layers, cells_table, curves, m
 from lightning_da.main import main
 from lightning_da.methods import FineTune
 from lightning_da.paths import PROJECT
-from lightning_da.tracking import client, find_fit
+from lightning_da.store import client
+from lightning_da.tracking import find_fit
 from tests import toy
 
 CLASSES = [f"class {i}" for i in range(6)]

@@ -12,8 +12,8 @@ from lightning_da.commands import COMMANDS
 from lightning_da.main import main
 from lightning_da.paths import PROJECT, with_found_configs
 from lightning_da.signatures import check_options
+from lightning_da.store import client
 from lightning_da.testing import check_method
-from lightning_da.tracking import client
 
 README = (PROJECT / "README.md").read_text()
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")), PROJECT / "benchmarks" / "README.md"]

@@ -22,8 +22,8 @@ from lightning_da.main import main
 from lightning_da.methods import DANN, FineTune
 from lightning_da.networks import FeedForward
 from lightning_da.schedules import inverse_decay
+from lightning_da.store import client
 from lightning_da.testing import build, equal, state, trainer
-from lightning_da.tracking import client
 from tests.test_image_folders import fill, folders
 from tests.toy import ADAM, Toy
 

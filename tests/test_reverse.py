@@ -9,7 +9,7 @@ import torch
 
 from lightning_da.data import DataError, FeatureTables, Reversed
 from lightning_da.main import main
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 
 @pytest.fixture

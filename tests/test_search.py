@@ -19,7 +19,7 @@ from lightning_da.grids import search as grid
 from lightning_da.grids.space import as_words, as_yaml, corners, read_space
 from lightning_da.main import main
 from lightning_da.methods import FineTune
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 LR = "model.init_args.optimizer.init_args.lr"
 

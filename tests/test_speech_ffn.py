@@ -27,7 +27,8 @@ from lightning_da.networks.backbones import FeedForward
 from lightning_da.networks.standardize import Standardize, moments
 from lightning_da.networks.weights import load_weights
 from lightning_da.paths import PROJECT
-from lightning_da.tracking import client, find_fit
+from lightning_da.store import client
+from lightning_da.tracking import find_fit
 from tests import toy, voices
 
 CONF = PROJECT / "conf"

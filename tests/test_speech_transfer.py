@@ -17,7 +17,8 @@ from lightning_da.grids.speech import cells_table, picture, plan
 from lightning_da.grids.tables import summary
 from lightning_da.main import main
 from lightning_da.paths import PROJECT
-from lightning_da.tracking import client, find_fit
+from lightning_da.store import client
+from lightning_da.tracking import find_fit
 from tests import voices
 
 SIZES = ["8:6", "12:6"]

@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities import Run
 
 from lightning_da.main import main
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 METHOD = '''
 from torch import Tensor

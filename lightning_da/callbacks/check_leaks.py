@@ -8,7 +8,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_da.data.base import DOMAINS
 from lightning_da.data.speech import SpeechCorpora, check_apart
 from lightning_da.errors import ConfigError
-from lightning_da.tracking import client, find_fit
+from lightning_da.store import client
+from lightning_da.tracking import find_fit
 
 
 class CheckLeaks(L.Callback):

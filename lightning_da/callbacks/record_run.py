@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_da.paths import PROJECT
+from lightning_da.store import TrackingError
 from lightning_da.tracking import (
     EXTENDED,
     LENGTHS,
     Tracker,
-    TrackingError,
     artifacts_folder,
     chosen_checkpoint,
     deciding_checkpoint,
@@ -163,7 +163,7 @@ def keep_checkpoint(logger: Tracker, path: str, selection: str) -> None:
         selection: How the checkpoint was selected, for example `last epoch`.
     """
     run_id, tracked = logger.run_id, logger.experiment
-    if not is_local(tracked.get_run(run_id).info.artifact_uri):
+    if not is_local(logger.info.artifact_uri):
         tracked.log_artifact(run_id, path, "checkpoints")
     tracked.set_tag(run_id, "checkpoint", Path(path).name)
     tracked.set_tag(run_id, "selection", selection)

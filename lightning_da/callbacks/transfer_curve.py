@@ -107,8 +107,7 @@ class TransferCurve(L.Callback):
             self.table = self.table[~same]
         self._add(trainer, self._measure(trainer, pl_module, name, spread=True))
         if trainer.is_global_zero and isinstance(trainer.logger, Tracker) and not self.table.empty:
-            run = trainer.logger.experiment.get_run(str(trainer.logger.run_id))
-            record(trainer.logger, self.table, curve_files(self.table, run.info.run_name))
+            record(trainer.logger, self.table, curve_files(self.table, trainer.logger.info.run_name))
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule, network: str, spread: bool) -> pd.DataFrame:
         """The rows of the network with its present weights, in the first process; none in the others."""

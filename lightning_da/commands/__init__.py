@@ -9,6 +9,7 @@ COMMANDS = {
     "search": "find settings of a method by a score without target labels",
     "reverse": "score runs by reverse validation, which reads no target labels",
     "compare": "print the runs of an experiment as a table",
+    "sync": "send to the MLflow store what it did not take while fits ran",
     "ensemble": "combine earlier runs: the network with the largest margin classifies each sample",
     "curve": "draw the transferability of each layer of a network, without training",
     "label-curve": "train on a few labels of the target, and draw the accuracy over their number",

@@ -13,16 +13,8 @@ from mlflow.exceptions import MlflowException
 from lightning_da.callbacks.label_free_scores import ANSWERS
 from lightning_da.grids.tables import mean_and_spread, print_table, summary
 from lightning_da.parser import CommandParser
-from lightning_da.tracking import (
-    EXPERIMENT,
-    PRIMARY_METRIC,
-    TrackingError,
-    artifact_file,
-    client,
-    params_of,
-    search_runs,
-    shown_uri,
-)
+from lightning_da.store import TrackingError, client, search_runs, shown_uri
+from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, artifact_file, params_of
 from lightning_da.transferability.verdict import Answers, Verdict, verdict
 
 LOWER, UPPER = "source_only", "target_only"

@@ -15,7 +15,8 @@ from lightning_da.methods import TransferModule
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import CommandParser
 from lightning_da.paths import write_whole
-from lightning_da.tracking import Tracker, client, find_fit, parameters
+from lightning_da.store import client
+from lightning_da.tracking import Tracker, find_fit, parameters
 from lightning_da.transferability.depth import (
     DEFAULT_MEASURES,
     MEASURES,

@@ -7,7 +7,8 @@ from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.grids.ensembles import join
 from lightning_da.parser import CommandParser
-from lightning_da.tracking import Tracker, client, find_fit
+from lightning_da.store import client
+from lightning_da.tracking import Tracker, find_fit
 
 
 def run(args: Sequence[str]) -> Any:

@@ -19,7 +19,8 @@ from lightning_da.errors import ConfigError
 from lightning_da.grids.engine import Cell, Grid, Result, add_fit, digest, run_grid
 from lightning_da.grids.tables import print_table
 from lightning_da.parser import CommandParser
-from lightning_da.tracking import Fit, TrackingError, client, find_fit, store_folder
+from lightning_da.store import TrackingError, client, store_folder
+from lightning_da.tracking import Fit, find_fit
 
 EXPERIMENT = "reverse"
 SCORE = "score/reverse"

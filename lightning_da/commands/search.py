@@ -16,7 +16,7 @@ from lightning_da.grids.search import Search, run_search
 from lightning_da.grids.space import as_words, corners, read_space
 from lightning_da.parser import CommandParser
 from lightning_da.paths import find_config
-from lightning_da.tracking import store_folder
+from lightning_da.store import store_folder
 from lightning_da.transferability.scores import SCORES
 
 EXPERIMENT = "search"

@@ -20,11 +20,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_da.callbacks.prune_trial import PruneTrial
 from lightning_da.cli import TransferCLI
-from lightning_da.errors import ConfigError, InterruptionError
+from lightning_da.errors import ConfigError, InterruptionError, RunError
 from lightning_da.grids.ensembles import join
 from lightning_da.paths import write_whole
 from lightning_da.process import prepare
-from lightning_da.tracking import chosen_checkpoint, client, deciding_checkpoint, find_fit
+from lightning_da.tracking import chosen_checkpoint, deciding_checkpoint, find_fit
 
 
 class Order(NamedTuple):
@@ -59,6 +59,7 @@ def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
 
     Raises:
         ConfigError: If the cell cannot run.
+        RunError: If the store does not take its results.
         KeyboardInterrupt: If the process receives SIGTERM.
     """
     if order.devices > 1:
@@ -73,8 +74,11 @@ def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
             raise ConfigError(str(stop).removeprefix("lightning-da: error: ")) from stop
     run_id: str = trainer.logger.run_id
     if trainer.is_global_zero:
-        client().set_tag(run_id, "seconds", f"{time.monotonic() - start:.1f}")
-        client().set_tag(run_id, "whole", "true")
+        tracked = trainer.logger.experiment
+        tracked.set_tag(run_id, "seconds", f"{time.monotonic() - start:.1f}")
+        tracked.set_tag(run_id, "whole", "true")
+        if not tracked.finish(wait=True):
+            raise RunError("the MLflow store does not take its results; run the same command again when it answers")
     own = [str(w.message) for w in caught if "site-packages" not in w.filename and w.category is not DeprecationWarning]
     return Done(run_id, list(dict.fromkeys(own)))
 

@@ -26,7 +26,8 @@ from lightning_da.grids.cell import Done, Order, run_cell
 from lightning_da.grids.pool import pool_for
 from lightning_da.paths import find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling, imported_modules, source_file
-from lightning_da.tracking import Tracker, TrackingError, client, find_fit, parameters, search_runs, tracking_uri
+from lightning_da.store import TrackingError, client, search_runs, tracking_uri
+from lightning_da.tracking import Tracker, find_fit, parameters, send_waiting
 
 OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "gather.py", "schedules.py")
 """Parts of the package that change the result of a training."""
@@ -237,6 +238,7 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
 
 
 def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
+    send_waiting()
     experiment_id, parents = _runs_of(grid)
     done, failed = finished_cells(experiment_id, parents, grid.cells), list(grid.refused)
     place = sum(cell.key in done for cell in grid.cells)

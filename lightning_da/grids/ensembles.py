@@ -11,7 +11,8 @@ from lightning_da.callbacks.record_run import RecordRun, keep_checkpoint
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.networks.weights import read_checkpoint
-from lightning_da.tracking import Fit, Tracker, artifacts_folder, client
+from lightning_da.store import client
+from lightning_da.tracking import Fit, Tracker, artifacts_folder
 
 
 def join(members: Sequence[str], fits: Sequence[Fit], config: dict[str, Any]) -> Trainer:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lightning_da.grids.engine import Result
 from lightning_da.grids.tables import mean_and_spread, print_table, summary, table
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 METRIC = "test/target/acc"
 

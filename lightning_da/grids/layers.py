@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lightning_da.grids.engine import Cell, Result
 from lightning_da.grids.tables import mean_and_spread, print_table, summary, table
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 TREATMENTS = ("BnB", "AnB", "BnB+", "AnB+", "random")
 """The first n layers are copied from a network for B (BnB) or A (AnB) and frozen, or fine-tuned (+), or are random

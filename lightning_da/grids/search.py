@@ -28,7 +28,8 @@ from lightning_da.grids.cell import run_cell
 from lightning_da.grids.engine import Cell, Result, add_fit, order_of, reason, result_of
 from lightning_da.grids.pool import count_workers, pool_for
 from lightning_da.grids.space import as_words, as_yaml, value_of
-from lightning_da.tracking import artifact_file, client, is_local, parameters, search_runs
+from lightning_da.store import client, search_runs
+from lightning_da.tracking import artifact_file, is_local, parameters
 
 STUDY = "search"
 HELD_BY, REASON, RUN, SCORE = "held by", "reason", "run", "score"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lightning_da.grids.engine import Cell, Result
 from lightning_da.grids.tables import bars, mean_and_spread, print_table, summary, table
-from lightning_da.tracking import client
+from lightning_da.store import client
 
 SOURCE_TASKS = ("none", "gender", "speaker")
 """Tasks of the first stage, before emotions."""

@@ -1,0 +1,192 @@
+"""Writes of a fit that its MLflow store does not take: they wait in a file, and are sent when the store is back."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+from lightning_da.store import PatientClient, cause, impatient, is_fault
+
+PAUSE = 10.0
+"""Seconds between two attempts to reach the store; more if an attempt takes long."""
+LAST_WAIT = 60.0
+"""Seconds that the end of a fit waits for the store."""
+WRITES = "writes.jsonl"
+METRICS_AT_ONCE = 1000
+"""MLflow takes no more in one call."""
+
+
+class OutboxClient(PatientClient):
+    """A client whose writes wait in a folder while the store fails; they are sent in order before the next write.
+
+    A write that is sent twice changes nothing: a metric has its step and its time.
+
+    Args:
+        uri: Address of the store.
+        folder: The folder for the writes of one run; it exists as long as writes wait.
+    """
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        super().__init__(uri)
+        self.folder = folder
+        self._next_attempt = 0.0
+
+    # ---------------------------------------------------------------- the writes of a fit
+
+    def log_batch(
+        self,
+        run_id: str,
+        metrics: Sequence[Metric] = (),
+        params: Sequence[Param] = (),
+        tags: Sequence[RunTag] = (),
+        synchronous: bool | None = None,
+    ) -> Any:
+        if synchronous is False:
+            return MlflowClient.log_batch(self, run_id, metrics, params, tags, synchronous)
+        if metrics:
+            self._write("metrics", run_id, values=[(m.key, m.value, m.timestamp, m.step) for m in metrics])
+        if params:
+            self._write("params", run_id, values=[(p.key, str(p.value)) for p in params])
+        for tag in tags:
+            self.set_tag(run_id, tag.key, tag.value)
+        return None
+
+    def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> Any:  # noqa: ARG002
+        self._write("set_tag", run_id, key=key, value=str(value))
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        self._write("delete_tag", run_id, key=key)
+
+    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+        self._write("artifact", run_id, file=str(local_path), path=artifact_path)
+
+    def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
+        self._write("end", run_id, status=status, time=end_time or int(1000 * time.time()))
+
+    # ---------------------------------------------------------------- the folder
+
+    def send(self) -> int:
+        """Sends the waiting writes.
+
+        Returns:
+            Their number.
+
+        Raises:
+            Exception: If the store fails or refuses a write; all writes stay in the folder.
+        """
+        with self._locked():
+            waiting = self.waiting()
+            for kind, group in groupby(waiting, key=lambda write: write["kind"]):
+                if kind != "metrics":
+                    for write in group:
+                        self._apply(write)
+                    continue
+                values = list(chain.from_iterable(write["values"] for write in group))
+                for start in range(0, len(values), METRICS_AT_ONCE):
+                    self._apply(waiting[0] | {"kind": kind, "values": values[start : start + METRICS_AT_ONCE]})
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return len(waiting)
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """The writes in the folder, in order."""
+        path, found = self.folder / WRITES, []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:  # empty, or torn by a kill
+                continue
+        return found
+
+    def finish(self, wait: bool) -> bool:
+        """Sends the waiting writes at the end of a fit, or says where they stay.
+
+        Args:
+            wait: Whether to wait up to a minute for the store.
+
+        Returns:
+            Whether no write waits any more.
+        """
+        end = time.monotonic() + (LAST_WAIT if wait else 0.0)
+        while self.folder.exists():
+            try:
+                self._send_first()
+            except Exception as error:
+                if time.monotonic() >= end or not is_fault(error):
+                    rank_zero_warn(
+                        f"{len(self.waiting())} writes to the MLflow store wait in {self.folder} ({cause(error)}); "
+                        "`lightning-da sync` sends them when the store is back"
+                    )
+                    return False
+                time.sleep(1)
+        return True
+
+    def _write(self, kind: str, run_id: str, **given: Any) -> None:
+        write = {"kind": kind, "run_id": run_id, **given}
+        start = time.monotonic()
+        if self.folder.exists() and start < self._next_attempt:
+            self._keep(write)
+            return
+        try:
+            self._send_first()
+            self._apply(write)
+        except Exception as error:
+            if not is_fault(error):
+                raise
+            if not self.folder.exists():
+                rank_zero_warn(
+                    f"the MLflow store fails ({cause(error)}); the fit goes on, and what it logs waits in {self.folder}"
+                )
+            self._keep(write)
+            now = time.monotonic()
+            self._next_attempt = now + max(PAUSE, 9 * (now - start))  # at most a tenth of the time is lost
+
+    def _send_first(self) -> None:
+        if self.folder.exists():
+            sent = self.send()
+            rank_zero_info(f"the MLflow store answers again: {sent} waiting writes are sent")
+
+    def _apply(self, write: dict[str, Any]) -> None:
+        run_id, kind = write["run_id"], write["kind"]
+        with impatient(uploads=kind == "artifact"):
+            if kind == "metrics":
+                metrics = [Metric(*value) for value in write["values"]]
+                MlflowClient.log_batch(self, run_id, metrics, synchronous=True)
+            elif kind == "params":
+                params = [Param(*value) for value in write["values"]]
+                MlflowClient.log_batch(self, run_id, params=params, synchronous=True)
+            elif kind == "set_tag":
+                MlflowClient.set_tag(self, run_id, write["key"], write["value"], synchronous=True)
+            elif kind == "delete_tag":
+                MlflowClient.delete_tag(self, run_id, write["key"])
+            elif kind == "artifact":
+                MlflowClient.log_artifact(self, run_id, str(self.folder / write["file"]), write["path"])
+            else:
+                MlflowClient.set_terminated(self, run_id, write["status"], write["time"])
+
+    def _keep(self, write: dict[str, Any]) -> None:
+        """Adds a write to the folder, with the file of an artifact."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if write["kind"] == "artifact":
+                given = Path(write["file"])
+                kept = self.folder / str(len(list(self.folder.iterdir()))) / given.name
+                kept.parent.mkdir()
+                shutil.copyfile(given, kept)
+                write = write | {"file": str(kept.relative_to(self.folder))}
+            with (self.folder / WRITES).open("a") as file:
+                file.write("\n" + json.dumps(write))
+
+    def _locked(self) -> FileLock:
+        """Two processes, a fit and `lightning-da sync`, must not change the folder at the same time."""
+        name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
+        return FileLock(Path(tempfile.gettempdir()) / f"lightning_da-unsent-{name}.lock")
