@@ -1,5 +1,6 @@
 """Builds trainer, model and data from command-line arguments or a configuration."""
 
+import errno
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,14 +22,15 @@ from lightning_da.callbacks import (
     StopAtSignal,
     WritePredictions,
 )
+from lightning_da.checkpoint_io import WholeCheckpointIO
 from lightning_da.data import DomainPairDataModule, Roles
-from lightning_da.errors import ConfigError, InterruptionError, check_range, one_line
+from lightning_da.errors import ConfigError, InterruptionError, RunError, check_range, one_line
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import MISSING, CommandParser, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling
-from lightning_da.tracking import LENGTHS, Fit, Tracker, find_fit, find_resumable, parameters
+from lightning_da.tracking import LENGTHS, Fit, Tracker, deciding_checkpoint, find_fit, find_resumable, parameters
 
 DESCRIPTIONS = {
     "fit": "Train a method on a pair of domains.",
@@ -57,6 +60,8 @@ OF_NO_EFFECT = (
     *("limit_val_batches", "check_val_every_n_epoch", "log_every_n_steps", "num_sanity_val_steps"),
 )
 """Trainer options that do not change the result of a training."""
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Error numbers of a disk or folder that refuses a file."""
 _ABSTRACT = (TransferModule.__name__, AdaptationModule.__name__)
 
 
@@ -266,7 +271,11 @@ class TransferCLI(LightningCLI):
             raise ConfigError(
                 f"trainer.accelerator: there is no GPU, only a CPU with {os.cpu_count()} cores; set it to cpu"
             )
-        trainer = super().instantiate_trainer(**kwargs)
+        plugins = self.config_init.trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, WholeCheckpointIO()]
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         cores = os.cpu_count() or 1
         if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
             raise ConfigError(f"trainer.devices: {given.devices} are more than the {cores} cores of the CPU")
@@ -293,11 +302,23 @@ class TransferCLI(LightningCLI):
                 error = InterruptionError(f"interrupted at step {self.trainer.global_step}, without a new checkpoint")
             elif isinstance(stop, MisconfigurationException):
                 error = ConfigError(one_line(stop))
+            elif isinstance(stop, OSError) and stop.errno in DISK:
+                place = f"{stop.filename}: " if stop.filename else ""
+                error = RunError(f"{place}{stop.strerror}, at step {self.trainer.global_step}; {self._remedy()}")
             if isinstance(self.trainer.logger, Tracker) and self.trainer.is_global_zero:
                 refused = isinstance(error, ConfigError) and self.trainer.global_step == 0
                 self.trainer.logger.discard() if refused else self.trainer.logger.fail(error)
             raise error from stop.__cause__
         return self
+
+    def _remedy(self) -> str:
+        """What to do after a disk has refused a file."""
+        logger, checkpoint = self.trainer.logger, deciding_checkpoint(self.trainer)
+        kept = checkpoint is not None and any(Path(checkpoint.dirpath or "").glob("*.ckpt"))
+        command = "the same command"
+        if self.command == "fit" and isinstance(logger, Tracker) and kept:
+            command = f"lightning-da fit --ckpt_path {logger.run_id}"
+        return f"make room or allow writing, then run {command}"
 
 
 def _check_finite(key: str, value: Any) -> None:

@@ -34,6 +34,9 @@ class OutboxClient(PatientClient):
     Args:
         uri: Address of the store.
         folder: The folder for the writes of one run; it exists as long as writes wait.
+
+    Raises:
+        OSError: If the store and the folder take no write; it names the folder.
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
@@ -151,8 +154,7 @@ class OutboxClient(PatientClient):
             self._next_attempt = now + max(PAUSE, 9 * (now - start))  # at most a tenth of the time is lost
 
     def _send_first(self) -> None:
-        if self.folder.exists():
-            sent = self.send()
+        if self.folder.exists() and (sent := self.send()):
             rank_zero_info(f"the MLflow store answers again: {sent} waiting writes are sent")
 
     def _apply(self, write: dict[str, Any]) -> None:
@@ -175,16 +177,19 @@ class OutboxClient(PatientClient):
 
     def _keep(self, write: dict[str, Any]) -> None:
         """Adds a write to the folder, with the file of an artifact."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            if write["kind"] == "artifact":
-                given = Path(write["file"])
-                kept = self.folder / str(len(list(self.folder.iterdir()))) / given.name
-                kept.parent.mkdir()
-                shutil.copyfile(given, kept)
-                write = write | {"file": str(kept.relative_to(self.folder))}
-            with (self.folder / WRITES).open("a") as file:
-                file.write("\n" + json.dumps(write))
+        try:
+            with self._locked():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if write["kind"] == "artifact":
+                    given = Path(write["file"])
+                    kept = self.folder / str(len(list(self.folder.iterdir()))) / given.name
+                    kept.parent.mkdir()
+                    shutil.copyfile(given, kept)
+                    write = write | {"file": str(kept.relative_to(self.folder))}
+                with (self.folder / WRITES).open("a") as file:
+                    file.write("\n" + json.dumps(write))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder)) from error
 
     def _locked(self) -> FileLock:
         """Two processes, a fit and `lightning-da sync`, must not change the folder at the same time."""

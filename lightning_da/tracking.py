@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlparse
@@ -135,7 +136,9 @@ class Tracker(MLFlowLogger):
 
     def fail(self, error: BaseException) -> None:
         """Records why the fit of the run ended: it was interrupted, or it failed."""
-        if self._run_id is not None and not self._joined:
+        if self._run_id is None or self._joined:
+            return
+        with suppress(OSError):  # a full disk, which is the error
             if isinstance(error, InterruptionError):
                 self.experiment.set_terminated(self._run_id, "KILLED")
             self.experiment.set_tag(self._run_id, "failure", f"{type(error).__name__}: {one_line(error)}")
@@ -145,9 +148,10 @@ class Tracker(MLFlowLogger):
         failed = status == "failed"
         if self._outbox is None:
             return
-        if not (failed and self._joined):  # a failed test does not change the status of the fit's run
-            self._outbox.set_terminated(str(self._run_id), "FAILED" if failed else "FINISHED")
-        self._outbox.finish(wait=not failed)
+        with suppress(OSError) if failed else nullcontext():  # a full disk must not hide the error
+            if not (failed and self._joined):  # a failed test does not change the status of the fit's run
+                self._outbox.set_terminated(str(self._run_id), "FAILED" if failed else "FINISHED")
+            self._outbox.finish(wait=not failed)
 
 
 def deciding_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:

@@ -15,7 +15,7 @@ FLOORS = (
     {"yaml_files"},
     {"paths", "process", "gather", "schedules", "signatures"},
     {"losses", "speech", "store"},
-    {"networks", "outbox"},
+    {"networks", "outbox", "checkpoint_io"},
     {"data"},
     {"methods", "tracking"},
     {"testing"},

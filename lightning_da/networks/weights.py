@@ -19,12 +19,18 @@ def read_checkpoint(path: str, needed: tuple[str, ...] = ("state_dict",)) -> dic
         needed: Keys that the checkpoint must have.
 
     Raises:
-        ConfigError: If the file is missing or no checkpoint.
+        ConfigError: If the file is missing, damaged or no checkpoint.
     """
     if not Path(path).is_file():
         raise ConfigError(f"{path!r} is no checkpoint file; give the path of a checkpoint file")
     if not zipfile.is_zipfile(path):
         raise ConfigError(f"{path!r} is not a checkpoint of a fit: it is empty, cut off or another kind of file")
+    with zipfile.ZipFile(path) as parts:
+        damaged = parts.testzip()
+    if damaged is not None:
+        raise ConfigError(
+            f"{path!r} is damaged: the checksum of its part {damaged!r} is wrong; take an earlier checkpoint"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a file of another kind raises exceptions of many kinds
