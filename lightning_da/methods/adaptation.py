@@ -1,11 +1,13 @@
 """The base of the methods with a domain loss."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import ConfigError, check_range, list_choices
@@ -14,7 +16,7 @@ from lightning_da.losses.adversarial import scale_gradient
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.hooks import essential
 from lightning_da.methods.signs import Signs, largest_share
-from lightning_da.networks.norms import split_norms
+from lightning_da.networks.norms import keep_statistics, split_norms
 from lightning_da.schedules import check_schedule, ramp
 
 
@@ -48,6 +50,10 @@ class AdaptationModule(TransferModule):
             as well.
         domain_weight: Final weight of the domain loss.
         domain_schedule: From the progress of training in [0, 1] to a factor of that weight.
+        micro_batch: The number of samples of a domain that pass through the network at once; the losses see the whole
+            batch all the same. A step then needs the memory of so many samples and of the features of the batch, and a
+            second forward pass (Chen et al., "Training deep nets with sublinear memory cost", 2016). Batch norm takes
+            the statistics of each part. None passes the batch at once.
         **kwargs: Arguments of `TransferModule`.
 
     Raises:
@@ -64,6 +70,7 @@ class AdaptationModule(TransferModule):
         batch_norm: Literal["joint", "separate", "per_domain"] = "separate",
         domain_weight: float = 1.0,
         domain_schedule: Callable[[float], float] = ramp,
+        micro_batch: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -78,6 +85,9 @@ class AdaptationModule(TransferModule):
         if batch_norm == "per_domain":
             split_norms(self)
         check_range("domain_weight", domain_weight, 0)
+        if micro_batch is not None:
+            check_range("micro_batch", micro_batch, 2)
+        self._micro_batch = micro_batch
         check_schedule("domain_schedule", domain_schedule)
         self._domain_weight, self._domain_schedule = domain_weight, domain_schedule
         self.signs = Signs()
@@ -200,22 +210,13 @@ class AdaptationModule(TransferModule):
         x = {domain: given[domain][0] for domain in DOMAINS}
         if "labelled" in given:
             x["target"] = torch.cat([x["target"], given["labelled"][0]])
-        if joint:
-            sizes = {domain: len(part) for domain, part in x.items()}
-            logits, layers = self.activations(torch.cat(list(x.values())), sizes, self.adapted)
-            outputs = list(zip(*(whole.split(list(sizes.values())) for whole in (logits, *layers)), strict=True))
-            self.set_domain("target")
-        else:
-            outputs = []
-            for domain in DOMAINS:
-                logits, layers = self.activations(x[domain], domain, self.adapted)
-                outputs.append((logits, *layers))
+        together = [x] if joint else [{domain: part} for domain, part in x.items()]
+        parts = {domain: outputs for group in together for domain, outputs in self._pass(group).items()}
 
         def known(part: str, logits: Tensor) -> Tensor:
             y: Tensor | None = given[part][1]
             return torch.full((len(logits),), UNKNOWN, device=logits.device) if y is None else y
 
-        parts = dict(zip(DOMAINS, outputs, strict=True))
         if "labelled" in given:
             numbers = [len(given[part][0]) for part in ("target", "labelled")]
             halves = [output.split(numbers) for output in parts["target"]]
@@ -224,6 +225,32 @@ class AdaptationModule(TransferModule):
             part: DomainBatch(list(layers), logits, known(part, logits)) for part, (logits, *layers) in parts.items()
         }
         return found["source"], found["target"], found.get("labelled")
+
+    def _pass(self, x: dict[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+        """Logits and activations of the adapted layers for samples of one domain, or of both in one batch."""
+        if self._micro_batch is None:
+            return self._pass_at_once(x)
+        sizes = [len(part) for part in x.values()]
+        number = min(-(-max(sizes) // self._micro_batch), *sizes)
+        pieces = zip(*(part.tensor_split(number) for part in x.values()), strict=True)
+        outputs = [
+            checkpoint(
+                self._pass_at_once,
+                dict(zip(x, piece, strict=True)),
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), keep_statistics(self)),
+            )
+            for piece in pieces
+        ]
+        return {domain: tuple(map(torch.cat, zip(*(part[domain] for part in outputs), strict=True))) for domain in x}
+
+    def _pass_at_once(self, x: dict[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+        sizes = {domain: len(part) for domain, part in x.items()}
+        domain = sizes if len(x) > 1 else next(iter(x))
+        logits, layers = self.activations(torch.cat(list(x.values())), domain, self.adapted)
+        self.set_domain("target")
+        outputs = (part.split(list(sizes.values())) for part in (logits, *layers))
+        return dict(zip(x, zip(*outputs, strict=True), strict=True))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         # With weight 0 the domains are passed apart, so that the arithmetic is that of training without a domain loss.

@@ -1,7 +1,8 @@
 """Parts of a network that treat the domains apart: batch normalisation with statistics of each domain."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -49,6 +50,26 @@ def split_norms(network: nn.Module) -> None:
             setattr(network, name, PerDomainNorm(child))
         else:
             split_norms(child)
+
+
+@contextmanager
+def keep_statistics(network: nn.Module) -> Iterator[None]:
+    """Within it, a pass through the network does not change the running statistics of batch norm.
+
+    Args:
+        network: The network, in training mode.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, (momentum, number) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None and number is not None:
+                norm.num_batches_tracked.copy_(number)
 
 
 def set_domain(network: nn.Module, domain: str | Mapping[str, int]) -> None:
