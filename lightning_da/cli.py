@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 import yaml
+from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch.distributed import is_torchelastic_launched
 
 from lightning_da.callbacks import (
     CheckLeaks,
@@ -279,6 +281,7 @@ class TransferCLI(LightningCLI):
         cores = os.cpu_count() or 1
         if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
             raise ConfigError(f"trainer.devices: {given.devices} are more than the {cores} cores of the CPU")
+        _check_processes(trainer)
         return trainer
 
     def run(self) -> "TransferCLI":
@@ -319,6 +322,23 @@ class TransferCLI(LightningCLI):
         if self.command == "fit" and isinstance(logger, Tracker) and kept:
             command = f"lightning-da fit --ckpt_path {logger.run_id}"
         return f"make room or allow writing, then run {command}"
+
+
+def _check_processes(trainer: Trainer) -> None:
+    """Refuses a trainer that would wait for processes that nobody starts, or leave out some of those that run."""
+    if is_torchelastic_launched():
+        here, whole = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        if trainer.world_size != whole:
+            raise ConfigError(
+                f"torchrun has started {whole} processes, but trainer.num_nodes x trainer.devices are "
+                f"{trainer.num_nodes} x {trainer.num_devices}; set --trainer.num_nodes {whole // here} "
+                f"--trainer.devices {here} --trainer.strategy ddp"
+            )
+    elif trainer.num_nodes > 1 and not {"NODE_RANK", "GROUP_RANK", "SLURM_NTASKS"} & os.environ.keys():
+        raise ConfigError(
+            f"trainer.num_nodes: {trainer.num_nodes}, but nothing starts the other machines; start the command with "
+            "torchrun or in SLURM (docs/training.md)"
+        )
 
 
 def _check_finite(key: str, value: Any) -> None:

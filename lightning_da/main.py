@@ -12,6 +12,7 @@ from lightning_da.paths import with_found_configs
 from lightning_da.process import prepare
 from lightning_da.signatures import check_options
 
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 USAGE = f"""\
 usage: lightning-da COMMAND --config method/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]
 
@@ -46,7 +47,9 @@ def main(args: Sequence[str] | None = None) -> Any:
         _stop(f"no command {name!r}; {list_choices(name, COMMANDS)}", code=2)
     prepare()
     try:
-        check_options(with_found_configs(words), all_known=name in ("fit", "validate", "test", "predict"))
+        if name not in TRAINER_COMMANDS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(f"{name} starts its own processes; start it once, without torchrun")
+        check_options(with_found_configs(words), all_known=name in TRAINER_COMMANDS)
         return import_module(f"lightning_da.commands.{name.replace('-', '_')}").run(words)
     except ConfigError as error:
         _stop(str(error), code=2)

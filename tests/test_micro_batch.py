@@ -117,6 +117,7 @@ def test_statistics_are_kept_and_the_batch_still_normalises() -> None:
         y = norm(x)
     torch.testing.assert_close(y.mean(dim=0), torch.zeros(2), atol=1e-6, rtol=0)
     assert norm.num_batches_tracked == 0
+    assert norm.running_mean is not None
     assert torch.equal(norm.running_mean, torch.zeros(2))
 
 
