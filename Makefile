@@ -41,6 +41,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow
 
+# for this machine only; with --host 0.0.0.0 everybody in the network can read and change the runs
 ui: $(STAMP)
 	$(PY) -m mlflow ui --port 5000
 
