@@ -1,6 +1,7 @@
 import lightning as L
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_da.errors import RunError
 
@@ -8,10 +9,12 @@ REMEDY = "try a smaller learning rate, a smaller weight of the domain loss, or -
 
 
 class StopAtDivergence(L.Callback):
-    """Stops a fit at the step whose loss is not finite, or at the end if a weight is not: such a network is no result.
+    """Stops a fit at the step whose loss or gradient is not finite, or at the end if a weight is not.
+
+    Such a network is no result. With `16-mixed`, gradients overflow at times, and the precision plugin skips the step.
 
     Raises:
-        RunError: With the step, the part of the loss, and what to try.
+        RunError: With the step, the part of the loss or the layer, and what to try.
     """
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:  # noqa: ARG002
@@ -22,6 +25,25 @@ class StopAtDivergence(L.Callback):
         here = "in another process" if loss.isfinite().all() else f"the loss is {float(loss)}"
         named = ", ".join(broken) or here
         raise RunError(f"training diverged at step {trainer.global_step + 1}: {named}; {REMEDY}")
+
+    def on_before_optimizer_step(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        optimizer: Optimizer,  # noqa: ARG002
+    ) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        found = {name: value.grad for name, value in pl_module.named_parameters() if value.grad is not None}
+        sizes = torch.stack([size.float() for size in torch._foreach_norm(list(found.values()))]) if found else None
+        if sizes is None or sizes.isfinite().all():
+            return
+        broken = [name for name, gradient in found.items() if not gradient.isfinite().all()]
+        if broken:  # otherwise their squares are too large for a sum, but not they
+            raise RunError(
+                f"training diverged at step {trainer.global_step + 1}: the gradients of {len(broken)} of {len(found)} "
+                f"tensors are not finite, the first is that of {broken[0]}; {REMEDY}"
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         broken = [name for name, value in pl_module.named_parameters() if not value.isfinite().all()]
