@@ -11,15 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightning_da.losses.pairs import (
-    Tile,
-    centred,
-    squared_distances,
-    sum_over_pairs,
-    tiles_of,
-    typical,
-    typical_of_pairs,
-)
+from lightning_da.losses.pairs import Pairs, Tile, sum_over_pairs, typical
 from lightning_da.losses.precision import full_precision
 
 Estimator = Literal["unbiased", "biased", "linear"]
@@ -227,7 +219,7 @@ def _contrast(k: Tensor) -> Tensor:
 
 
 def kernel_matrix(samples: Tensor, kernel: Kernel) -> Tensor:
-    """Values of a kernel for all pairs of samples.
+    """Values of a kernel for all pairs of samples, without gradient.
 
     Args:
         samples: Shape (N, d), floating point, N at least 2.
@@ -241,10 +233,9 @@ def kernel_matrix(samples: Tensor, kernel: Kernel) -> Tensor:
         tensor([[1.0000, 0.3679],
                 [0.3679, 1.0000]])
     """
-    z = centred(samples)
-    n, distances = len(z), squared_distances(z, z, same=True)
-    off_diagonal = distances.detach().flatten()[1:].view(n - 1, n + 1)[:, :-1]
-    return kernel(distances, typical(off_diagonal))
+    pairs = Pairs(samples, rows=len(samples))
+    (distances,) = pairs
+    return kernel(distances, pairs.typical())
 
 
 def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor:
@@ -270,13 +261,12 @@ def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor
     return _part(k, member, member, n_s, len(k) - n_s, unbiased, diagonal=True)
 
 
-def _part(
-    k: Tensor, rows: Tensor, columns: Tensor, n_s: int, n_t: int, unbiased: bool, diagonal: bool
-) -> Tensor:
-    """What values (n, m) of the kernel matrix add to `quadratic_mmd`, given the members (n, p) and (m, p)."""
-    row_sums = k @ torch.cat([columns, 1 - columns], dim=1)
+def _part(k: Tensor, rows: Tensor, columns: Tensor, n_s: int, n_t: int, unbiased: bool, diagonal: bool) -> Tensor:
+    """What a part (n, m) of the kernel matrix adds to `quadratic_mmd`, given the members (n, p) and (m, p) of it."""
+    members = torch.cat([columns, 1 - columns], dim=1)
+    row_sums = k @ members
     if unbiased and diagonal:
-        row_sums = row_sums - k.diagonal()[:, None] * torch.cat([columns, 1 - columns], dim=1)
+        row_sums = row_sums - k.diagonal()[:, None] * members
     to_source, to_target = row_sums.chunk(2, dim=1)
     less = 1 if unbiased else 0
     of_source = to_source / (n_s * (n_s - less)) - to_target / (n_s * n_t)
@@ -317,17 +307,16 @@ def _quadratic(
     shared: bool,
 ) -> Tensor:
     """`quadratic_mmd` (p,) of the product of the layers' kernels, a tile of the matrix at a time."""
-    samples = [centred(torch.cat(pair)) for pair in zip(source, target, strict=True)]
-    n_s, n_t = len(source[0]), len(target[0])
-    tiles, member = tiles_of(n_s + n_t, shared), member.to(samples[0])
-    scales = [typical_of_pairs(z, tiles, shared) for z in samples]
+    samples = [torch.cat(pair) for pair in zip(source, target, strict=True)]
+    layers = [Pairs(both, shared) for both in samples]
+    scaled = [(kernel, pairs.typical()) for kernel, pairs in zip(kernels, layers, strict=True)]
+    n_s, n_t, member = len(source[0]), len(target[0]), member.to(samples[0])
 
-    def part(tile: Tile, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-        layers = zip(xs, ys, scales, kernels, strict=True)
-        k = _product(kernel(squared_distances(x, y, tile.diagonal), scale) for x, y, scale, kernel in layers)
+    def part(tile: Tile, distances: Sequence[Tensor]) -> Tensor:
+        k = _product(kernel(d, median) for d, (kernel, median) in zip(distances, scaled, strict=True))
         return _part(k, member[tile.rows], member[tile.columns], n_s, n_t, unbiased, tile.diagonal)
 
-    return sum_over_pairs(part, samples, tiles, shared, member.shape[1])
+    return sum_over_pairs(part, samples, layers, member.shape[1])
 
 
 def _contrasts(source: Sequence[Tensor], target: Sequence[Tensor], kernels: Sequence[Kernel]) -> Tensor:
@@ -463,7 +452,7 @@ def null_distribution(
     generator = torch.Generator().manual_seed(seed)
     if estimator == "linear":
         statistics = _contrasts(source, target, kernels)
-        signs = torch.randint(2, (len(statistics), permutations), generator=generator).to(k) * 2 - 1
+        signs = torch.randint(2, (len(statistics), permutations), generator=generator).to(statistics) * 2 - 1
         return statistics @ signs / len(statistics)
     member = shuffled_members(len(source[0]), len(target[0]), permutations, generator)
     return _quadratic(source, target, kernels, estimator == "unbiased", member, shared)

@@ -1,7 +1,6 @@
-"""All pairs of N samples: a tile of them in memory at a time, and each process a part of the tiles."""
+"""All pairs of N samples: a tile of them in memory at a time, and a part of the tiles for each process."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations_with_replacement
 from typing import Any, NamedTuple
 
@@ -11,8 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from lightning_da.gather import share, total, world_size
 
-_DIGIT = 16
-"""Bits of the median that one pass over the distances finds."""
+KEPT = 1024
+"""The most samples whose distances are kept. Those of more samples are computed again in each pass over them."""
 
 
 class Tile(NamedTuple):
@@ -23,8 +22,8 @@ class Tile(NamedTuple):
         columns: The second block.
 
     Example:
-        >>> Tile(slice(0, 2), slice(2, 4)).times, Tile(slice(0, 2), slice(0, 2)).times
-        (2, 1)
+        >>> Tile(slice(0, 2), slice(0, 2)).diagonal
+        True
     """
 
     rows: slice
@@ -37,57 +36,80 @@ class Tile(NamedTuple):
 
     @property
     def times(self) -> int:
-        """How often its pairs are in the symmetric matrix of all pairs."""
+        """How often it is in the symmetric matrix of all pairs."""
         return 1 if self.diagonal else 2
 
 
-def tiles_of(n: int, shared: bool, fewest: int = 128, most: int = 512) -> list[Tile]:
-    """Tiles that have each pair of n samples once.
+class Pairs:
+    """Squared distances of all pairs of N samples, in tiles.
 
     Args:
-        n: The number of samples.
-        shared: Whether all processes have these samples. Each then gets every W-th tile, W the number of processes.
-        fewest: The number of rows below which a tile costs more to start than it saves.
-        most: The largest number of rows.
+        samples: Shape (N, d), float32 or float64, N at least 2. They get no gradient from here.
+        shared: Whether all processes have these samples. Each then has a part of the tiles, if there are several.
+        rows: The most rows of a tile. The values of a tile of 256 stay in the cache of a CPU.
+
+    Attributes:
+        tiles: Those of this process; of all processes, they have each pair once.
+        shared: Whether other processes have other tiles.
+        z: The samples about an origin near their mean.
 
     Example:
-        >>> len(tiles_of(512, shared=False)), len(tiles_of(8192, shared=False))
-        (10, 136)
+        >>> pairs = Pairs(torch.tensor([[0.0], [1.0], [3.0]]))
+        >>> [distances.tolist() for distances in pairs]
+        [[[0.0, 1.0, 9.0], [1.0, 0.0, 4.0], [9.0, 4.0, 0.0]]]
+        >>> pairs.typical()
+        tensor(4.)
     """
-    size = math.ceil(n / max(n // fewest, 1)) if n < 4 * fewest else min(max(math.ceil(n / 4), fewest), most)
-    blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    tiles = [Tile(*pair) for pair in combinations_with_replacement(blocks, 2)]
-    return share(tiles) if shared else tiles
 
+    def __init__(self, samples: Tensor, shared: bool = False, rows: int = 256) -> None:
+        samples = samples.detach()
+        # The origin changes the rounding errors of the distances. With this one equal samples are exactly 0.
+        self.z = samples - (samples[0] + (samples - samples[0]).mean(dim=0))
+        self.squares = self.z.square().sum(dim=1)
+        blocks = [slice(start, start + rows) for start in range(0, len(samples), rows)]
+        tiles = [Tile(*pair) for pair in combinations_with_replacement(blocks, 2)]
+        self.shared = shared and len(tiles) > 1 and world_size() > 1
+        self.tiles = share(tiles) if self.shared else tiles
+        self._kept = [self._distances(tile) for tile in self.tiles] if len(samples) <= KEPT else None
 
-def centred(samples: Tensor) -> Tensor:
-    """Samples (N, d) about an origin near their mean, for `squared_distances` with small rounding errors.
+    def _distances(self, tile: Tile) -> Tensor:
+        squares = self.squares[tile.rows, None] + self.squares[tile.columns]
+        distances = torch.addmm(squares, self.z[tile.rows], self.z[tile.columns].T, alpha=-2).clamp_(min=0)
+        return distances.fill_diagonal_(0) if tile.diagonal else distances
 
-    Example:
-        >>> centred(torch.tensor([[1.0], [1.0], [4.0]])).tolist()
-        [[-1.0], [-1.0], [2.0]]
-    """
-    with torch.no_grad():
-        origin = samples[0] + (samples - samples[0]).mean(dim=0)  # equal samples are then exactly 0
-    return samples - origin
+    def __iter__(self) -> Iterator[Tensor]:
+        """The distances of each of the tiles."""
+        return map(self._distances, self.tiles) if self._kept is None else iter(self._kept)
 
+    def typical(self) -> Tensor:
+        """As `typical` of the distances of all pairs of different samples, in all processes.
 
-def squared_distances(x: Tensor, y: Tensor, same: bool) -> Tensor:
-    """Squared distances (n, m) between samples x (n, d) and y (m, d).
-
-    Args:
-        x: `centred`, floating point.
-        y: `centred` about the same origin.
-        same: Whether x and y have the same values; the diagonal is then exactly 0.
-
-    Example:
-        >>> squared_distances(torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0]]), same=False)
-        tensor([[9.],
-                [1.]])
-    """
-    squares = x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)
-    distances = torch.addmm(squares, x, y.T, alpha=-2).clamp(min=0)
-    return distances.fill_diagonal_(0) if same else distances
+        The median is found digit by digit, each in a pass over the distances: the order of numbers that are not
+        negative is that of their bits.
+        """
+        n = len(self.z)
+        if len(self.tiles) == 1 and not self.shared:
+            (distances,) = self
+            return typical(distances.flatten()[1:].view(n - 1, n + 1)[:, :-1])  # off the diagonal
+        mean = (self.squares.mean() - self.z.mean(dim=0).square().sum()) * (2 * n / (n - 1))
+        if not mean.isfinite():
+            return mean
+        word, length = (torch.int32, 32) if self.z.dtype == torch.float32 else (torch.int64, 64)
+        digit = 16 if self._kept is None else 8  # few passes where a pass has its price
+        place = n + (n * (n - 1) - 1) // 2  # in the matrix of distances, whose first n are the zeros of its diagonal
+        median = 0
+        for shift in range(length - digit, -1, -digit):
+            counts = torch.zeros(2**digit, dtype=torch.long, device=self.z.device)
+            for tile, distances in zip(self.tiles, self, strict=True):
+                bits = distances.view(word).flatten() >> shift
+                if shift < length - digit:
+                    bits = bits[bits >> digit == median]
+                counts += tile.times * torch.bincount(bits & (2**digit - 1), minlength=2**digit)
+            up_to = (total(counts) if self.shared else counts).cumsum(dim=0)
+            value = int((up_to <= place).sum())
+            place -= int(up_to[value - 1]) if value else 0
+            median = median * 2**digit + value
+        return torch.maximum(torch.tensor(median, dtype=word, device=mean.device).view(mean.dtype), 1e-3 * mean)
 
 
 def typical(distances: Tensor) -> Tensor:
@@ -100,85 +122,69 @@ def typical(distances: Tensor) -> Tensor:
         A scalar without gradient.
 
     Example:
-        >>> typical(torch.tensor([0.0, 0.0, 2000.0]))
-        tensor(0.6667)
+        >>> typical(torch.tensor([0.0, 0.0, 3000.0]))
+        tensor(1.)
     """
     known = distances.detach()
     return torch.maximum(known.median(), 1e-3 * known.mean())
 
 
-def typical_of_pairs(z: Tensor, tiles: Sequence[Tile], shared: bool) -> Tensor:
-    """`typical` of the squared distances of all pairs of different samples.
-
-    The median is found digit by digit, each in a pass over the distances: numbers that are not negative have the order
-    of their bits.
-
-    Args:
-        z: `centred` samples, shape (N, d), float32 or float64, N at least 2.
-        tiles: From `tiles_of`.
-        shared: As for `tiles_of`.
-
-    Example:
-        >>> typical_of_pairs(torch.tensor([[-3.0], [-1.0], [4.0]]), tiles_of(3, False), shared=False)
-        tensor(25.)
-    """
-    z = z.detach()
-    n = len(z)
-    mean = (z.square().sum(dim=1).mean() - z.mean(dim=0).square().sum()) * 2 * n / (n - 1)
-    if not mean.isfinite():
-        return mean
-    word = torch.int32 if z.dtype == torch.float32 else torch.int64
-    place = n + (n * (n - 1) - 1) // 2  # in the matrix of distances: its n smallest are the zeros of the diagonal
-    found = 0
-    for shift in reversed(range(0, 8 * z.element_size(), _DIGIT)):
-        counts = torch.zeros(2**_DIGIT, dtype=torch.long, device=z.device)
-        for tile in tiles:
-            bits = squared_distances(z[tile.rows], z[tile.columns], tile.diagonal).view(word).flatten() >> shift
-            if found:
-                bits = bits[bits >> _DIGIT == found]
-            counts += tile.times * torch.bincount(bits & 2**_DIGIT - 1, minlength=2**_DIGIT)
-        up_to = (total(counts) if shared else counts).cumsum(dim=0)
-        digit = int((up_to <= place).sum())
-        place -= int(up_to[digit - 1]) if digit else 0
-        found = found * 2**_DIGIT + digit
-    return torch.maximum(torch.tensor(found, dtype=word, device=z.device).view(z.dtype), 1e-3 * mean)
+Part = Callable[[Tile, Sequence[Tensor]], Tensor]
+"""From a tile and each layer's distances in it, (n, m), to what these pairs add to p values, (p,)."""
 
 
 class _SumOverPairs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Any, tiles: Sequence[Tile], shared: bool, p: int, *samples: Tensor) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
-        value, gradients = samples[0].new_zeros(p), [torch.zeros_like(z) for z in samples]
-        for tile in tiles:
-            ends = [z[block].detach().requires_grad_(wanted) for block in tile for z in samples]
+    def forward(ctx: Any, part: Part, layers: Sequence[Pairs], p: int, *samples: Tensor) -> Tensor:
+        wanted = p == 1 and any(ctx.needs_input_grad)
+        value, gradients = samples[0].new_zeros(p), [torch.zeros_like(x) for x in samples] if wanted else []
+        weights = [torch.zeros_like(layer.squares) for layer in layers]
+        for tile, *distances in zip(layers[0].tiles, *layers, strict=True):
+            ends = [each.detach().requires_grad_(wanted) for each in distances]
             with torch.set_grad_enabled(wanted):
-                found = part(tile, ends[: len(samples)], ends[len(samples) :])
-            value = value + tile.times * found.detach()
-            if wanted:
-                slopes = torch.autograd.grad(found, ends, torch.full_like(found, tile.times))
-                for end, slope in enumerate(slopes):
-                    gradients[end % len(samples)][tile[end // len(samples)]] += slope
-        if shared:
-            value, gradients = total(value), [gradient.mul_(world_size()) for gradient in gradients]
+                found = tile.times * part(tile, ends)
+            value += found.detach()
+            slopes = torch.autograd.grad(found, ends) if wanted else ()
+            for layer, gradient, weight, slope in zip(layers, gradients, weights, slopes, strict=wanted):
+                # A sample's distance from itself does not change.
+                pull = slope.clone().fill_diagonal_(0) if tile.diagonal else slope
+                # half the gradient of (pull * distances).sum() at both ends of each pair
+                for one, other, towards in ((*tile, pull), (tile.columns, tile.rows, pull.T)):
+                    weight[one] += towards.sum(dim=1)
+                    gradient[one].addmm_(towards, layer.z[other], alpha=-1)
+        for layer, gradient, weight in zip(layers, gradients, weights, strict=wanted):
+            gradient.addcmul_(weight[:, None], layer.z).mul_(2 * world_size() if layer.shared else 2)
         ctx.save_for_backward(*gradients)
-        return value
+        return total(value) if layers[0].shared else value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        return None, None, None, None, *(gradients[0] * gradient for gradient in ctx.saved_tensors)
+        return None, None, None, *(gradients[0] * gradient for gradient in ctx.saved_tensors)
 
 
-def sum_over_pairs(
-    part: Callable[[Tile, Sequence[Tensor], Sequence[Tensor]], Tensor],
-    samples: Sequence[Tensor],
-    tiles: Sequence[Tile],
-    shared: bool,
-    p: int,
-) -> Tensor:
-    """The sum of a function over the tiles of all pairs, with gradient.
+def sum_over_pairs(part: Part, samples: Sequence[Tensor], layers: Sequence[Pairs], p: int = 1) -> Tensor:
+    """The sums of a function over all pairs of samples, with the gradient of a single one.
 
-    The gradient is computed together with the value, so that nothing of a tile is kept.
+    The gradient is computed together with the value, so that nothing of a tile is kept for the backward pass. It goes
+    to the samples alone. Where the processes share the pairs, the value is the whole in each; the gradient in a process
+    is that of its part times the number of processes, as the averaging of gradients expects it after `gather`.
+
+    Args:
+        part: Function of a tile; the sum has it twice where the tile is off the diagonal.
+        samples: Of each layer, shape (N, width).
+        layers: Their pairs.
+        p: The number of sums. If there are several, they have no gradient.
+
+    Returns:
+        Shape (p,), the dtype of the samples.
+
+    Example:
+        >>> samples = torch.tensor([[0.0], [1.0], [3.0]], requires_grad=True)
+        >>> found = sum_over_pairs(lambda tile, layers: layers[0].sum()[None], [samples], [Pairs(samples)])
+        >>> found.backward()
+        >>> found.item(), samples.grad.tolist()
+        (28.0, [[-16.0], [-4.0], [20.0]])
     """
-    value: Tensor = _SumOverPairs.apply(part, tiles, shared, p, *samples)
+    value: Tensor = _SumOverPairs.apply(part, layers, p, *samples)
     return value
