@@ -15,6 +15,7 @@ from lightning_da import testing
 from lightning_da.data.base import UNKNOWN
 from lightning_da.gather import gather
 from lightning_da.losses.mmd import Estimator
+from lightning_da.methods import JAN
 from lightning_da.paths import PROJECT
 from lightning_da.store import client
 from tests import shared_pairs, toy
@@ -52,11 +53,15 @@ def test_two_processes_count_the_known_labels_of_both(name: str) -> None:
     torch.testing.assert_close(found, one.logged["train/task_loss"])
 
 
-@pytest.mark.parametrize("name", ["dan", "jan"])
-def test_two_processes_share_the_pairs_of_a_large_batch(name: str) -> None:
+@pytest.mark.parametrize("method", [toy.CountedDAN, JAN])
+def test_two_processes_share_the_pairs_of_a_large_batch(method: testing.Method) -> None:
     """The batches of the tests above have so few pairs that each process computes all."""
-    one, two = testing.two_processes(toy.METHODS[name].method, sizes=(330, 270), **AT_ONCE)
+    one, two = testing.two_processes(method, sizes=(330, 270), **AT_ONCE)
     testing.compare_processes(one, two)
+    if method is toy.CountedDAN:
+        seen, *shares = (int(outcome.logged.pop("distances")) for outcome in (one, *two))
+        assert sum(shares) == seen
+        assert max(shares) < 0.7 * seen
     for share in two:
         for key, value in shared(one.logged).items():
             torch.testing.assert_close(share.logged[key], value, rtol=1e-6, atol=1e-9, msg=key)
