@@ -10,8 +10,8 @@ its inputs (Linux only). `broadcast` forms the differences of all pairs, (2n, 2n
 forms both covariances. The peers, pytorch-adapt and skada, are measured where they are installed (`pip install -c
 constraints.txt '.[benchmarks]'`). A size at which a loss needs a tensor of more than `--limit` bytes is skipped.
 
-With `--processes` it also measures steps of the largest n and the middle d by processes of one thread: a linear layer on
-the samples of the process, the loss of the samples of all, and the backward pass. With more processes than cores,
+With `--processes` it also measures steps of the largest n and the middle d in processes of one thread: a linear layer
+on the samples of the process, the loss of the samples of all, and the backward pass. With more processes than cores,
 elapsed time says little: the time is the CPU time of a process. Time and memory are those of the process that needs
 the most. `alone` is the loss of whose pairs each process computes all.
 """

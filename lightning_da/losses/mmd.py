@@ -352,7 +352,7 @@ def joint_mmd(
     Args:
         source: Activations of each layer, shape (n_s, width), floating point.
         target: The same for the target, shape (n_t, width).
-        kernels: One for each layer.
+        kernels: One for each layer. Parameters of their own get no gradient.
         estimator: As for `mmd`.
         shared: Whether all processes have these samples, as after `gather`. Each process then computes a part of the
             pairs. The value is whole in each; the gradient is that of the part times the number of processes, whose

@@ -52,6 +52,7 @@ class Pairs:
         tiles: Those of this process; of all processes, they have each pair once.
         shared: Whether other processes have other tiles.
         z: The samples about an origin near their mean.
+        squares: Their squared lengths, shape (N,).
 
     Example:
         >>> pairs = Pairs(torch.tensor([[0.0], [1.0], [3.0]]))
@@ -105,9 +106,9 @@ class Pairs:
                 if shift < length - digit:
                     bits = bits[bits >> digit == median]
                 counts += tile.times * torch.bincount(bits & (2**digit - 1), minlength=2**digit)
-            up_to = (total(counts) if self.shared else counts).cumsum(dim=0)
-            value = int((up_to <= place).sum())
-            place -= int(up_to[value - 1]) if value else 0
+            counts = total(counts) if self.shared else counts
+            value = int((counts.cumsum(dim=0) <= place).sum())
+            place -= int(counts[:value].sum())
             median = median * 2**digit + value
         return torch.maximum(torch.tensor(median, dtype=word, device=mean.device).view(mean.dtype), 1e-3 * mean)
 
@@ -137,23 +138,25 @@ class _SumOverPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Part, layers: Sequence[Pairs], p: int, *samples: Tensor) -> Tensor:
         wanted = p == 1 and any(ctx.needs_input_grad)
-        value, gradients = samples[0].new_zeros(p), [torch.zeros_like(x) for x in samples] if wanted else []
+        value, gradients = samples[0].new_zeros(p), [torch.zeros_like(x) for x in samples if wanted]
         weights = [torch.zeros_like(layer.squares) for layer in layers]
         for tile, *distances in zip(layers[0].tiles, *layers, strict=True):
             ends = [each.detach().requires_grad_(wanted) for each in distances]
             with torch.set_grad_enabled(wanted):
                 found = tile.times * part(tile, ends)
             value += found.detach()
-            slopes = torch.autograd.grad(found, ends) if wanted else ()
-            for layer, gradient, weight, slope in zip(layers, gradients, weights, slopes, strict=wanted):
-                # A sample's distance from itself does not change.
-                pull = slope.clone().fill_diagonal_(0) if tile.diagonal else slope
-                # half the gradient of (pull * distances).sum() at both ends of each pair
-                for one, other, towards in ((*tile, pull), (tile.columns, tile.rows, pull.T)):
-                    weight[one] += towards.sum(dim=1)
-                    gradient[one].addmm_(towards, layer.z[other], alpha=-1)
-        for layer, gradient, weight in zip(layers, gradients, weights, strict=wanted):
-            gradient.addcmul_(weight[:, None], layer.z).mul_(2 * world_size() if layer.shared else 2)
+            if wanted:
+                slopes = torch.autograd.grad(found, ends)
+                for layer, slope, gradient, weight in zip(layers, slopes, gradients, weights, strict=True):
+                    # A sample's distance from itself does not change.
+                    pull = slope.clone().fill_diagonal_(0) if tile.diagonal else slope
+                    # Half the gradient of (pull * distances).sum(), at both ends of each pair.
+                    for one, other, towards in ((*tile, pull), (tile.columns, tile.rows, pull.T)):
+                        weight[one] += towards.sum(dim=1)
+                        gradient[one].addmm_(towards, layer.z[other], alpha=-1)
+        if wanted:
+            for layer, gradient, weight in zip(layers, gradients, weights, strict=True):
+                gradient.addcmul_(weight[:, None], layer.z).mul_(2 * world_size() if layer.shared else 2)
         ctx.save_for_backward(*gradients)
         return total(value) if layers[0].shared else value
 
