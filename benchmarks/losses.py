@@ -173,35 +173,31 @@ SHARED: dict[str, Loss] = {
 } | {"coral": coral}
 
 
-def steps(rank: int, processes: int, n: int, d: int, store: str) -> dict[str, tuple[float, float]]:
-    """CPU seconds and peak MB of a step of each loss, in one of several processes."""
+def step(rank: int, processes: int, name: str, n: int, d: int, store: str) -> tuple[float, float]:
+    """CPU seconds and peak MB of a step with a loss, in one of several processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
     network = nn.parallel.DistributedDataParallel(nn.Linear(d, d))
-    found = {}
-    for name, loss in SHARED.items():
-        taken, peak = [], 0.0
-        for size in (32, n, n, n):  # the first is the setup of the loss
-            source, target = (x.detach()[rank::processes] for x in inputs(size, d))
-            dist.barrier()
-            before, start = start_of_peak(), time.process_time()
-            features = network(torch.cat([source, target])).split([len(source), len(target)])
-            loss(*(gather(x) for x in features)).backward()
-            taken.append(time.process_time() - start)
-            peak = max(peak, _status("VmHWM") - before)
-        found[name] = (statistics.median(taken[1:]), peak)
+    taken, peaks = [], []
+    for size in (32, n, n, n):  # the first has the setup of a first call
+        source, target = (x.detach()[rank::processes] for x in inputs(size, d))
+        dist.barrier()
+        before, start = start_of_peak(), time.process_time()
+        features = network(torch.cat([source, target])).split([len(source), len(target)])
+        SHARED[name](*(gather(x) for x in features)).backward()
+        taken.append(time.process_time() - start)
+        peaks.append(_status("VmHWM") - before)
     dist.destroy_process_group()
-    return found
+    return statistics.median(taken[1:]), max(peaks)
 
 
 def by_processes(numbers: list[int], n: int, d: int) -> Iterator[Row]:
-    for processes in numbers:
-        with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(processes) as pool:
-            tasks = [(rank, processes, n, d, f"{folder}/store") for rank in range(processes)]
-            found = pool.starmap(steps, tasks, chunksize=1)
-        for name in SHARED:
-            seconds, memory = (max(values) for values in zip(*(each[name] for each in found), strict=True))
-            yield Row(n, d, processes, f"step, {name}", 1000 * seconds, memory)
+    fresh = multiprocessing.get_context("spawn")
+    for processes, name in itertools.product(numbers, SHARED):
+        with tempfile.TemporaryDirectory() as folder, fresh.Pool(processes) as pool:
+            tasks = [(rank, processes, name, n, d, f"{folder}/store") for rank in range(processes)]
+            seconds, memory = map(max, zip(*pool.starmap(step, tasks, chunksize=1), strict=True))
+        yield Row(n, d, processes, f"step, {name}", 1000 * seconds, memory)
 
 
 def draw(rows: list[Row], path: str) -> None:
@@ -224,7 +220,11 @@ def draw(rows: list[Row], path: str) -> None:
             for name in dict.fromkeys(row.loss for row in shown):
                 points = [(getattr(row, x), max(getattr(row, y), 0.1)) for row in shown if row.loss == name]
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-            axis.set(xscale="log", yscale="log", xlabel=label, ylabel=unit)
+            axis.set(xscale="log", xlabel=label, ylabel=unit)
+            if x == "processes":
+                axis.set_ylim(bottom=0)
+            else:
+                axis.set_yscale("log")
             ticks = sorted({getattr(row, x) for row in shown})
             axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axis.minorticks_off()

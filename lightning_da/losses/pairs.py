@@ -50,7 +50,7 @@ class Pairs:
 
     Attributes:
         tiles: Those of this process; of all processes, they have each pair once.
-        shared: Whether other processes have other tiles.
+        shared: Whether the tiles are dealt to the processes.
         z: The samples about an origin near their mean.
         squares: Their squared lengths, shape (N,).
 
@@ -69,7 +69,7 @@ class Pairs:
         self.squares = self.z.square().sum(dim=1)
         blocks = [slice(start, start + rows) for start in range(0, len(samples), rows)]
         tiles = [Tile(*pair) for pair in combinations_with_replacement(blocks, 2)]
-        self.shared = shared and len(tiles) > 1 and world_size() > 1
+        self.shared = shared and len(tiles) > 1
         self.tiles = share(tiles) if self.shared else tiles
         self._kept = [self._distances(tile) for tile in self.tiles] if len(samples) <= KEPT else None
 
