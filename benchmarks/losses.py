@@ -188,7 +188,7 @@ def step(rank: int, processes: int, name: str, n: int, d: int, store: str) -> tu
         taken.append(time.process_time() - start)
         peaks.append(_status("VmHWM") - before)
     dist.destroy_process_group()
-    return statistics.median(taken[1:]), max(peaks)
+    return statistics.median(taken[1:]), max(peaks[1:])
 
 
 def by_processes(numbers: list[int], n: int, d: int) -> Iterator[Row]:
