@@ -1,10 +1,13 @@
 """Samples and numbers of all processes."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -66,3 +69,8 @@ def total(x: Tensor) -> Tensor:
         x = x.detach().clone()
         dist.all_reduce(x)
     return x
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """The items that fall to this process where every process has the same ones and they are dealt in turn."""
+    return items[dist.get_rank() :: dist.get_world_size()] if world_size() > 1 else items

@@ -209,9 +209,11 @@ def _normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _far_apart(model: TransferModule, labels: Tensor | None = None) -> dict[str, Any]:
-    """13 source and 15 target samples."""
-    return batch_of(model, _normal(13, 8, seed=0), 2 * _normal(15, 8, seed=1) + 1, labels)
+def _far_apart(
+    model: TransferModule, labels: Tensor | None = None, sizes: tuple[int, int] = (13, 15)
+) -> dict[str, Any]:
+    n_s, n_t = sizes
+    return batch_of(model, _normal(n_s, 8, seed=0), 2 * _normal(n_t, 8, seed=1) + 1, labels)
 
 
 class Step(NamedTuple):
@@ -544,10 +546,12 @@ def _deal(batch: Any, rank: int) -> Any:
     }
 
 
-def _outcome(method: Method, labels: Tensor | None, kwargs: dict[str, Any], rank: int | None = None) -> Outcome:
+def _outcome(
+    method: Method, labels: Tensor | None, sizes: tuple[int, int], kwargs: dict[str, Any], rank: int | None = None
+) -> Outcome:
     logged: dict[str, Any] = {}
     model = ready(method, logged, **kwargs)
-    batch, network = _far_apart(model, labels), _AsForward(model)
+    batch, network = _far_apart(model, labels, sizes), _AsForward(model)
     if rank is not None:
         batch, network = _deal(batch, rank), nn.parallel.DistributedDataParallel(network)  # type: ignore[assignment]
     loss = network(batch)
@@ -559,33 +563,43 @@ def _outcome(method: Method, labels: Tensor | None, kwargs: dict[str, Any], rank
     )
 
 
-def _work(rank: int, folder: str, method: Method, labels: Tensor | None, kwargs: dict[str, Any]) -> None:
+def _work(
+    rank: int,
+    folder: str,
+    method: Method,
+    labels: Tensor | None,
+    sizes: tuple[int, int],
+    kwargs: dict[str, Any],
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(tuple(_outcome(method, labels, kwargs, rank)), f"{folder}/{rank}.pt")
+    torch.save(tuple(_outcome(method, labels, sizes, kwargs, rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def two_processes(method: Method, labels: Tensor | None = None, **kwargs: Any) -> tuple[Outcome, list[Outcome]]:
+def two_processes(
+    method: Method, labels: Tensor | None = None, sizes: tuple[int, int] = (13, 15), **kwargs: Any
+) -> tuple[Outcome, list[Outcome]]:
     """A training step of one process, and of each of two that share its batch, in float64.
 
     Args:
         method: Its class, which other processes can import: it stands at the top of a module.
-        labels: Of the 13 source samples, shape (13,), int64.
+        labels: Of the source samples, shape (n_s,), int64; 0, 1, 2, 0, ... if None.
+        sizes: The numbers n_s and n_t of source and target samples in the batch.
         **kwargs: Arguments of the method.
     """
     # A server imports the slow packages once and forks each process.
     multiprocessing.set_forkserver_preload(["lightning.pytorch.cli", "scipy.optimize", "torchmetrics.classification"])
     with tempfile.TemporaryDirectory() as folder:
         try:
-            start_processes(_work, (folder, method, labels, kwargs), nprocs=2, start_method="forkserver")
+            start_processes(_work, (folder, method, labels, sizes, kwargs), nprocs=2, start_method="forkserver")
         except ProcessExitedException as error:
             raise AssertionError(
                 "processes: the two processes could not start; in a script, call the checks below `if __name__ == "
                 "'__main__':`, and import the method from a module"
             ) from error
         shares = [Outcome(*torch.load(f"{folder}/{rank}.pt")) for rank in range(2)]
-    return _outcome(method, labels, kwargs), shares
+    return _outcome(method, labels, sizes, kwargs), shares
 
 
 def compare_processes(one: Outcome, shares: list[Outcome]) -> None:

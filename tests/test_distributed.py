@@ -3,18 +3,22 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from lightning_da import testing
 from lightning_da.data.base import UNKNOWN
 from lightning_da.gather import gather
+from lightning_da.losses.mmd import Estimator
+from lightning_da.methods import JAN
 from lightning_da.paths import PROJECT
 from lightning_da.store import client
-from tests import toy
+from tests import shared_pairs, toy
 
 AT_ONCE = testing.AT_ONCE | {"domain_weight": 3.0}
 
@@ -47,6 +51,39 @@ def test_two_processes_count_the_known_labels_of_both(name: str) -> None:
     testing.compare_processes(one, two)
     found = torch.stack([share.logged["train/task_loss"] for share in two]).mean()
     torch.testing.assert_close(found, one.logged["train/task_loss"])
+
+
+@pytest.mark.parametrize("method", [toy.CountedDAN, JAN])
+def test_two_processes_share_the_pairs_of_a_large_batch(method: testing.Method) -> None:
+    """The batches of the tests above have so few pairs that each process computes all."""
+    one, two = testing.two_processes(method, sizes=(330, 270), **AT_ONCE)
+    testing.compare_processes(one, two)
+    if method is toy.CountedDAN:
+        seen, *shares = (int(outcome.logged.pop("distances")) for outcome in (one, *two))
+        assert sum(shares) == seen
+        assert max(shares) < 0.7 * seen
+    for share in two:
+        for key, value in shared(one.logged).items():
+            torch.testing.assert_close(share.logged[key], value, rtol=1e-6, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize(("processes", "estimator"), [(2, "biased"), (4, "unbiased")])
+def test_the_pairs_fall_to_the_processes_in_equal_shares(processes: int, estimator: Estimator, tmp_path: Path) -> None:
+    """Value and gradient are those of one process in float64, and nearly 1 / processes of its work is left to each."""
+    start_processes(
+        shared_pairs.work, (str(tmp_path), processes, estimator), nprocs=processes, start_method="forkserver"
+    )
+    value, *gradients, null, seen = shared_pairs.discrepancy(slice(None), estimator)
+    shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
+    for rank, (found, *own, found_null, _) in enumerate(shares):
+        torch.testing.assert_close(found, value, rtol=1e-10, atol=0)
+        torch.testing.assert_close(found_null, null, rtol=1e-8, atol=1e-14)
+        for gradient, whole in zip(own, gradients, strict=True):
+            # DistributedDataParallel takes the mean over processes
+            torch.testing.assert_close(gradient / processes, whole[rank::processes], rtol=1e-10, atol=1e-16)
+    work_done = [int(share[-1]) for share in shares]
+    assert sum(work_done) == seen
+    assert max(work_done) <= seen / processes + 256**2
 
 
 def test_one_process_gathers_nothing() -> None:

@@ -1,5 +1,6 @@
 """Maximum mean discrepancy: its formula, its expectation, its power, its memory, and the weights of its kernels."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from scipy.spatial.distance import pdist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +22,7 @@ from lightning_da.losses.mmd import (
     mmd,
     null_distribution,
 )
+from lightning_da.losses.pairs import Pairs
 from tests import references
 
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -89,6 +92,69 @@ def test_gradient(estimator: Estimator) -> None:
     assert torch.autograd.gradcheck(
         lambda s, t: joint_mmd([s, s[:, :2]], [t, t[:, :2]], [kernel, kernel], estimator), (source, target)
     )
+
+
+def matrix_of_all_pairs(
+    sources: list[Tensor], targets: list[Tensor], factors: tuple[float, ...], estimator: Estimator
+) -> Tensor:
+    """The joint MMD from whole kernel matrices."""
+    product = torch.ones((), dtype=torch.float64)
+    for s, t in zip(sources, targets, strict=True):
+        both = torch.cat([s, t])
+        distances = (both[:, None] - both).square().sum(dim=2)
+        middle = references.median(s.detach().numpy(), t.detach().numpy())
+        product = product * torch.stack([torch.exp(-distances / (f * middle)) for f in factors]).mean(dim=0)
+    if estimator == "unbiased":
+        product = product * (1 - torch.eye(len(product)))
+    n, m = len(sources[0]), len(targets[0])
+    less = int(estimator == "unbiased")
+    within = product[:n, :n].sum() / (n * (n - less)) + product[n:, n:].sum() / (m * (m - less))
+    return within - 2 * product[:n, n:].mean()
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize(("n_s", "n_t"), [(128, 128), (200, 57), (300, 213), (30, 1000)])
+def test_in_tiles_it_is_that_of_whole_matrices(estimator: Estimator, n_s: int, n_t: int) -> None:
+    """One tile, two with a single row in the second, three, and more than are kept; value and gradient in float64."""
+    factors = (0.5, 2.0)
+    source, target = sample(n_s, 3, 0).requires_grad_(), sample(n_t, 3, 1, 1.3, 0.5).requires_grad_()
+
+    def layers(x: Tensor) -> list[Tensor]:
+        return [x, 3 * x[:, :2] + 1]
+
+    kernels = [GaussianKernel(factors).double(), GaussianKernel(factors).double()]
+    found = joint_mmd(layers(source), layers(target), kernels, estimator)
+    expected = matrix_of_all_pairs(layers(source), layers(target), factors, estimator)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+    gradients = (torch.autograd.grad(2 * value, (source, target)) for value in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * other.abs().max().item())
+    low = joint_mmd(layers(source.float()), layers(target.float()), [k.float() for k in kernels], estimator)
+    assert low.item() == pytest.approx(expected.item(), abs=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [2, 3, 256, 257, 600, 1100])
+@pytest.mark.parametrize("kind", ["spread", "tied", "mostly equal"])
+def test_the_median_of_all_pairs_is_exact(dtype: torch.dtype, n: int, kind: str) -> None:
+    x = sample(n, 3, 0)
+    if kind == "tied":
+        x = x.round()
+    elif kind == "mostly equal":
+        x[: n - n // 10] = 1
+    distances = pdist(x.numpy(), "sqeuclidean")
+    expected = max(np.sort(distances)[(len(distances) - 1) // 2], 1e-3 * distances.mean())
+    found = Pairs(x.to(dtype)).typical()
+    assert found.dtype == dtype
+    assert found.item() == pytest.approx(expected, rel=1e-10 if dtype == torch.float64 else 2e-6)
+
+
+@pytest.mark.parametrize("n", [100, 600, 1100])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_of_numbers_without_a_distance_it_is_not_finite(n: int, value: float) -> None:
+    source, target = torch.randn(n, 3), torch.randn(n, 3)
+    source[0, 0] = value
+    assert not mmd(source, target).isfinite()
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -220,7 +286,7 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("estimator", "bound"), [("linear", 4 * 1024 * 16), ("unbiased", 2048 * 2048)])
+@pytest.mark.parametrize(("estimator", "bound"), [("linear", 4 * 1024 * 16), ("unbiased", 2 * 256 * 256)])
 def test_no_tensor_is_larger_than_the_estimator_needs(estimator: Estimator, bound: int) -> None:
     source, target = (torch.randn(1024, 16, requires_grad=True) for _ in range(2))
     kernel = GaussianKernel()
@@ -229,6 +295,21 @@ def test_no_tensor_is_larger_than_the_estimator_needs(estimator: Estimator, boun
         mmd(source, target, kernel, estimator).backward()
     # Values and slopes of the kernel are in one tensor.
     assert found.elements <= 2 * bound
+
+
+def test_nothing_of_the_pairs_is_kept_for_the_backward_pass() -> None:
+    saved: list[weakref.ref[Tensor]] = []
+
+    def keep(x: Tensor) -> Tensor:
+        saved.append(weakref.ref(x))
+        return x
+
+    source, target = (torch.randn(1024, 16, requires_grad=True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss = mmd(source, target)
+    kept = sum(x.numel() for reference in saved if (x := reference()) is not None)
+    assert kept == 2048 * 16
+    loss.backward()
 
 
 # ---------------------------------------------------------------- weights of kernels

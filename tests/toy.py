@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from lightning_da import testing
 from lightning_da.methods import ADDA, DAN, DANN, JAN, DeepCORAL, FineTune, TransferModule
+from lightning_da.methods.adaptation import DomainBatch
 from lightning_da.testing import ADAM, NETWORK, SGD, Shift, Toy, Uneven, accuracy, equal, fit, state, trainer
 
 __all__ = ["ADAM", "NETWORK", "SGD", "Toy", "Uneven", "accuracy", "equal", "fit", "state", "trainer"]
@@ -32,6 +34,19 @@ def adda(**kwargs: Any) -> ADDA:
     torch.save({"state_dict": _stage_1(seed, kwargs["backbone"])}, path)
     L.seed_everything(seed, verbose=False)
     return ADDA(init_from=str(path), **kwargs)
+
+
+class CountedDAN(DAN):
+    """Logs how many distances its kernels are given in a step."""
+
+    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
+        seen = []
+        hooks = [kernel.register_forward_hook(lambda _, x, __: seen.append(x[0].numel())) for kernel in self.kernels]
+        loss = super().domain_loss(source, target)
+        for hook in hooks:
+            hook.remove()
+        self.log("distances", sum(seen))
+        return loss
 
 
 class Entry(NamedTuple):

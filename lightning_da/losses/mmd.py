@@ -1,7 +1,8 @@
 """Maximum mean discrepancy: kernels and their weights, estimators, and the null distribution of an estimator."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lightning_da.losses.pairs import Pairs, Tile, sum_over_pairs, typical
 from lightning_da.losses.precision import full_precision
 
 Estimator = Literal["unbiased", "biased", "linear"]
@@ -134,7 +136,7 @@ class GaussianKernel(nn.Module):
         pairs = distances.shape[1] // 2
         if not pairs or not distances.isfinite().all():
             return
-        gammas = self._gammas(distances, _typical(distances))
+        gammas = self._gammas(distances, typical(distances))
         statistics = _contrast(_exponentials(distances.flatten(), -1 / gammas).view(-1, *distances.shape))
         differences = statistics[:, : 2 * pairs : 2] - statistics[:, 1 : 2 * pairs : 2]
         self.observations += 1
@@ -201,26 +203,7 @@ def best_weights(mean: Tensor, covariance: Tensor, epsilon: float = 1e-3) -> Ten
     return torch.from_numpy(beta / beta.sum())
 
 
-# ---------------------------------------------------------------- distances
-
-
-def _typical(distances: Tensor) -> Tensor:
-    """The median, or a thousandth of the mean if that is larger, as for samples that are mostly equal."""
-    known = distances.detach()
-    return torch.maximum(known.median(), 1e-3 * known.mean())
-
-
-def _all_pairs(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances (N, N) of N samples, and their median without the diagonal."""
-    with torch.no_grad():
-        # The origin changes the rounding errors of the distances. With this one equal samples are exactly 0.
-        origin = samples[0] + (samples - samples[0]).mean(dim=0)
-    z = samples - origin
-    squares = z.square().sum(dim=1)
-    distances = torch.addmm(squares[:, None] + squares, z, z.T, alpha=-2).clamp(min=0).fill_diagonal_(0)
-    n = len(samples)
-    off_diagonal = distances.detach().flatten()[1:].view(n - 1, n + 1)[:, :-1]
-    return distances, _typical(off_diagonal)
+# ---------------------------------------------------------------- estimators
 
 
 def _quadruples(source: Tensor, target: Tensor) -> Tensor:
@@ -230,16 +213,13 @@ def _quadruples(source: Tensor, target: Tensor) -> Tensor:
     return torch.stack([(x - y).square().sum(dim=1) for x, y in ((s1, s2), (t1, t2), (s1, t2), (s2, t1))])
 
 
-# ---------------------------------------------------------------- estimators
-
-
 def _contrast(k: Tensor) -> Tensor:
     """The linear statistic of each quadruple: (..., 4, q) to (..., q)."""
     return k[..., 0, :] + k[..., 1, :] - k[..., 2, :] - k[..., 3, :]
 
 
 def kernel_matrix(samples: Tensor, kernel: Kernel) -> Tensor:
-    """Values of a kernel for all pairs of samples.
+    """Values of a kernel for all pairs of samples, without gradient.
 
     Args:
         samples: Shape (N, d), floating point, N at least 2.
@@ -253,7 +233,9 @@ def kernel_matrix(samples: Tensor, kernel: Kernel) -> Tensor:
         tensor([[1.0000, 0.3679],
                 [0.3679, 1.0000]])
     """
-    return kernel(*_all_pairs(samples))
+    pairs = Pairs(samples, rows=len(samples))
+    (distances,) = pairs
+    return kernel(distances, pairs.typical())
 
 
 def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor:
@@ -276,55 +258,71 @@ def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor
         >>> quadratic_mmd(k, member, n_s=2, unbiased=False)  # the means are 4 apart
         tensor([16.])
     """
-    n_t = len(k) - n_s
-    members = torch.cat([member, 1 - member], dim=1)
+    return _part(k, member, member, n_s, len(k) - n_s, unbiased, diagonal=True)
+
+
+def _part(k: Tensor, rows: Tensor, columns: Tensor, n_s: int, n_t: int, unbiased: bool, diagonal: bool) -> Tensor:
+    """What a part (n, m) of the kernel matrix adds to `quadratic_mmd`, given the members (n, p) and (m, p) of it."""
+    members = torch.cat([columns, 1 - columns], dim=1)
     row_sums = k @ members
-    if unbiased:
+    if unbiased and diagonal:
         row_sums = row_sums - k.diagonal()[:, None] * members
     to_source, to_target = row_sums.chunk(2, dim=1)
-    within_source, between = (member * to_source).sum(dim=0), (member * to_target).sum(dim=0)
-    within_target = ((1 - member) * to_target).sum(dim=0)
     less = 1 if unbiased else 0
-    return within_source / (n_s * (n_s - less)) + within_target / (n_t * (n_t - less)) - 2 * between / (n_s * n_t)
+    of_source = to_source / (n_s * (n_s - less)) - to_target / (n_s * n_t)
+    of_target = to_target / (n_t * (n_t - less)) - to_source / (n_s * n_t)
+    return (rows * of_source + (1 - rows) * of_target).sum(dim=0)
 
 
-def shuffled_mmd(k: Tensor, n_s: int, permutations: int, generator: torch.Generator, unbiased: bool) -> Tensor:
-    """Squared maximum mean discrepancy for random assignments of the samples to the domains.
+def shuffled_members(n_s: int, n_t: int, permutations: int, generator: torch.Generator) -> Tensor:
+    """Random assignments of n_s + n_t samples to the domains, for `quadratic_mmd`.
 
     Args:
-        k: Kernel matrix of all samples, shape (N, N), floating point.
         n_s: The number of source samples in each assignment.
+        n_t: The number of target samples.
         permutations: The number of assignments.
-        generator: Draws the assignments.
-        unbiased: As for `quadratic_mmd`.
+        generator: Draws them.
 
     Returns:
-        Shape (permutations,), the dtype of `k`.
+        1 for source and 0 for target, shape (n_s + n_t, permutations), float32.
 
     Example:
-        >>> k = kernel_matrix(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), linear_kernel)
-        >>> shuffled_mmd(k, 2, 200, torch.Generator().manual_seed(0), unbiased=False).unique()
-        tensor([ 0.,  1., 16.])
+        >>> shuffled_members(2, 1, 5, torch.Generator().manual_seed(0)).sum(dim=0)
+        tensor([2., 2., 2., 2., 2.])
     """
-    order = torch.rand(len(k), permutations, generator=generator).argsort(dim=0)
-    return quadratic_mmd(k, (order < n_s).to(k), n_s, unbiased)
+    order = torch.rand(n_s + n_t, permutations, generator=generator).argsort(dim=0)
+    return (order < n_s).float()
 
 
-def _joint_kernel(
-    source: Sequence[Tensor], target: Sequence[Tensor], kernels: Sequence[Kernel], estimator: Estimator
+def _product(values: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.mul, values)
+
+
+def _quadratic(
+    source: Sequence[Tensor],
+    target: Sequence[Tensor],
+    kernels: Sequence[Kernel],
+    unbiased: bool,
+    member: Tensor,
+    shared: bool,
 ) -> Tensor:
-    """The product of the layers' kernel values: (4, q) for the linear estimator, else (N, N)."""
-    values = []
-    for s, t, kernel in zip(source, target, kernels, strict=True):
-        if estimator == "linear":
-            distances = _quadruples(s, t)
-            values.append(kernel(distances, _typical(distances)))
-        else:
-            values.append(kernel_matrix(torch.cat([s, t]), kernel))
-    product = values[0]
-    for value in values[1:]:
-        product = product * value
-    return product
+    """`quadratic_mmd` (p,) of the product of the layers' kernels, a tile of the matrix at a time."""
+    samples = [torch.cat(pair) for pair in zip(source, target, strict=True)]
+    layers = [Pairs(both, shared) for both in samples]
+    scaled = [(kernel, pairs.typical()) for kernel, pairs in zip(kernels, layers, strict=True)]
+    n_s, n_t, member = len(source[0]), len(target[0]), member.to(samples[0])
+
+    def part(tile: Tile, distances: Sequence[Tensor]) -> Tensor:
+        k = _product(kernel(d, median) for d, (kernel, median) in zip(distances, scaled, strict=True))
+        return _part(k, member[tile.rows], member[tile.columns], n_s, n_t, unbiased, tile.diagonal)
+
+    return sum_over_pairs(part, samples, layers, member.shape[1])
+
+
+def _contrasts(source: Sequence[Tensor], target: Sequence[Tensor], kernels: Sequence[Kernel]) -> Tensor:
+    """The linear statistic (q,) of the product of the layers' kernels."""
+    distances = [_quadruples(s, t) for s, t in zip(source, target, strict=True)]
+    return _contrast(_product(kernel(d, typical(d)) for d, kernel in zip(distances, kernels, strict=True)))
 
 
 def _check_widths(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
@@ -339,7 +337,11 @@ def _too_few(source: Sequence[Tensor], target: Sequence[Tensor], estimator: Esti
 
 @full_precision
 def joint_mmd(
-    source: Sequence[Tensor], target: Sequence[Tensor], kernels: Sequence[Kernel], estimator: Estimator = "unbiased"
+    source: Sequence[Tensor],
+    target: Sequence[Tensor],
+    kernels: Sequence[Kernel],
+    estimator: Estimator = "unbiased",
+    shared: bool = False,
 ) -> Tensor:
     """Squared joint maximum mean discrepancy: its kernel is the product of the kernels of several layers.
 
@@ -350,8 +352,11 @@ def joint_mmd(
     Args:
         source: Activations of each layer, shape (n_s, width), floating point.
         target: The same for the target, shape (n_t, width).
-        kernels: One for each layer.
+        kernels: One for each layer. Parameters of their own get no gradient.
         estimator: As for `mmd`.
+        shared: Whether all processes have these samples, as after `gather`. Each process then computes a part of the
+            pairs. The value is whole in each; the gradient is that of the part times the number of processes, whose
+            mean over processes is the gradient of the whole. `linear` is cheap, and is computed by each.
 
     Returns:
         A scalar, float32 or better.
@@ -368,12 +373,10 @@ def joint_mmd(
     _check_widths(source, target)
     if _too_few(source, target, estimator):
         return torch.stack([(0 * part).sum() for part in (*source, *target)]).sum()
-    k = _joint_kernel(source, target, kernels, estimator)
     if estimator == "linear":
-        return _contrast(k).mean()
-    member = torch.zeros(len(k), 1, dtype=k.dtype, device=k.device)
-    member[: len(source[0])] = 1
-    return quadratic_mmd(k, member, len(source[0]), estimator == "unbiased")[0]
+        return _contrasts(source, target, kernels).mean()
+    member = torch.cat([torch.ones(len(source[0]), 1), torch.zeros(len(target[0]), 1)])
+    return _quadratic(source, target, kernels, estimator == "unbiased", member, shared)[0]
 
 
 def mmd(source: Tensor, target: Tensor, kernel: Kernel | None = None, estimator: Estimator = "unbiased") -> Tensor:
@@ -419,6 +422,7 @@ def null_distribution(
     estimator: Estimator = "unbiased",
     permutations: int = 100,
     seed: int = 0,
+    shared: bool = False,
 ) -> Tensor:
     """Values of `joint_mmd` with shuffled domain labels: its distribution if the domains do not differ.
 
@@ -433,6 +437,7 @@ def null_distribution(
         estimator: As for `mmd`.
         permutations: The number of shuffles.
         seed: Seed of the shuffles. The global random state does not change.
+        shared: As for `joint_mmd`.
 
     Returns:
         Shape (permutations,), float32 or better.
@@ -444,10 +449,10 @@ def null_distribution(
     """
     if _too_few(source, target, estimator):
         return source[0].new_zeros(permutations)
-    k = _joint_kernel(source, target, kernels, estimator)
     generator = torch.Generator().manual_seed(seed)
     if estimator == "linear":
-        statistics = _contrast(k)
-        signs = torch.randint(2, (len(statistics), permutations), generator=generator).to(k) * 2 - 1
+        statistics = _contrasts(source, target, kernels)
+        signs = torch.randint(2, (len(statistics), permutations), generator=generator).to(statistics) * 2 - 1
         return statistics @ signs / len(statistics)
-    return shuffled_mmd(k, len(source[0]), permutations, generator, estimator == "unbiased")
+    member = shuffled_members(len(source[0]), len(target[0]), permutations, generator)
+    return _quadratic(source, target, kernels, estimator == "unbiased", member, shared)

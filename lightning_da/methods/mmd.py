@@ -26,9 +26,9 @@ class MMDModule(AdaptationModule):
 
     def distance(self, name: str, source: list[Tensor], target: list[Tensor], kernels: Sequence[Kernel]) -> Tensor:
         """The squared MMD, logged as `mmd/<name>`, with mean and deviation over shuffled domain labels."""
-        distance = joint_mmd(source, target, kernels, self._estimator)
+        distance = joint_mmd(source, target, kernels, self._estimator, shared=True)
         self.log(f"mmd/{name}", distance)
         if self.logs_now:
-            null = null_distribution(source, target, kernels, self._estimator)
+            null = null_distribution(source, target, kernels, self._estimator, shared=True)
             self.log_dict({f"mmd/{name}_null": null.mean(), f"mmd/{name}_null_std": null.std()})
         return distance

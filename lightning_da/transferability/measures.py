@@ -12,7 +12,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from lightning_da.data.base import UNKNOWN
-from lightning_da.losses.mmd import GaussianKernel, kernel_matrix, quadratic_mmd, shuffled_mmd
+from lightning_da.losses.mmd import GaussianKernel, kernel_matrix, quadratic_mmd, shuffled_members
 
 PENALTY = 1e-2
 """Penalty of the squared weights of a linear model of standardised features."""
@@ -217,7 +217,8 @@ def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int 
     k = kernel_matrix(torch.cat([_double(source), _double(target)]), GaussianKernel(BANDWIDTHS))
     member = (torch.arange(len(k)) < n).to(k)[:, None]
     value = float(quadratic_mmd(k, member, n, unbiased=True))
-    null = shuffled_mmd(k, n, permutations, generator, unbiased=True)
+    shuffled = shuffled_members(n, len(k) - n, permutations, generator).to(k)
+    null = quadratic_mmd(k, shuffled, n, unbiased=True)
     parts = [k.new_zeros(0)]
     for _ in range(halves):
         rows = torch.cat([half(n, generator), n + half(len(k) - n, generator)])
