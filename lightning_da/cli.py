@@ -26,7 +26,7 @@ from lightning_da.callbacks import (
 )
 from lightning_da.checkpoint_io import WholeCheckpointIO
 from lightning_da.data import DomainPairDataModule, Roles
-from lightning_da.errors import ConfigError, InterruptionError, RunError, check_range, one_line
+from lightning_da.errors import ConfigError, InterruptionError, RunError, check_range, loading_errors, one_line
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import MISSING, CommandParser, Parser
@@ -290,6 +290,7 @@ class TransferCLI(LightningCLI):
         Raises:
             ConfigError: If the data, a checkpoint or an option of the trainer is wrong; a fit that has not begun leaves
                 no run.
+            RunError: If the fit diverged or was interrupted, or a process that loads samples was killed.
         """
         if self.command == "fit":  # before the logger opens a run
             self.datamodule.check(Roles.of(self.model, self.trainer.world_size))
@@ -298,7 +299,8 @@ class TransferCLI(LightningCLI):
                 logger.resume(self.config.ckpt_path)
         function = getattr(self.trainer, self.command)
         try:
-            function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+            with loading_errors():
+                function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         except (Exception, SystemExit) as stop:
             error: BaseException = stop
             if isinstance(stop, SystemExit):  # Lightning's answer to Ctrl-C: before training, or the second one

@@ -1,7 +1,15 @@
 import difflib
 import math
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Real
+
+_WRAPPED = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*^[\w.]+: ", re.DOTALL | re.MULTILINE
+)
+"""What torch puts before the message of an exception in a process that loads samples."""
 
 
 class ConfigError(ValueError):
@@ -17,9 +25,32 @@ class InterruptionError(RunError):
 
 
 def one_line(error: object) -> str:
-    """The text of an error without line breaks, at most 400 characters."""
-    text = " ".join(str(error).split())
+    """The text of an error without line breaks and torch's traceback of a loading process, at most 400 characters."""
+    text = " ".join(_WRAPPED.sub("", str(error)).split())
     return text if len(text) <= 400 else f"{text[:396]} ..."
+
+
+@contextmanager
+def loading_errors() -> Iterator[None]:
+    """Makes an error of the processes that load samples one of this project; not with `LIGHTNING_DA_DEBUG=1`.
+
+    Raises:
+        ConfigError: As the loading process raised it, without the traceback in its text.
+        RunError: If a loading process was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if os.environ.get("LIGHTNING_DA_DEBUG") or not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RunError(
+            f"a process that loads samples was killed, perhaps for lack of memory ({one_line(error).rstrip('.')}); set "
+            "fewer with --data.num_workers, or a smaller --data.batch_size, or use smaller images"
+        ) from error
+    except ConfigError as error:
+        if os.environ.get("LIGHTNING_DA_DEBUG") or not _WRAPPED.match(str(error)):
+            raise
+        raise type(error)(_WRAPPED.sub("", str(error)).strip()) from error
 
 
 def list_choices(name: str, choices: Iterable[str]) -> str:
