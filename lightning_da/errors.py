@@ -40,17 +40,28 @@ def loading_errors() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if os.environ.get("LIGHTNING_DA_DEBUG") or not str(error).startswith("DataLoader worker (pid"):
+    except Exception as error:
+        if os.environ.get("LIGHTNING_DA_DEBUG"):
             raise
-        raise RunError(
-            f"a process that loads samples was killed, perhaps for lack of memory ({one_line(error).rstrip('.')}); set "
-            "fewer with --data.num_workers, or a smaller --data.batch_size, or use smaller images"
-        ) from error
-    except ConfigError as error:
-        if os.environ.get("LIGHTNING_DA_DEBUG") or not _WRAPPED.match(str(error)):
-            raise
-        raise type(error)(_WRAPPED.sub("", str(error)).strip()) from error
+        if isinstance(error, ConfigError) and _WRAPPED.match(str(error)):
+            raise type(error)(_WRAPPED.sub("", str(error)).strip()) from error
+        if killed := _killed(error):
+            raise RunError(
+                f"a process that loads samples was killed, perhaps for lack of memory ({killed}); set fewer with "
+                "--data.num_workers, or a smaller --data.batch_size, or use smaller images"
+            ) from error
+        raise
+
+
+def _killed(error: BaseException) -> str:
+    """What torch says of a killed loading process; empty if an error has another cause."""
+    # torch says it in a signal handler, at whatever the program does then, so that it can be the cause of another error
+    found: BaseException | None = error
+    while found is not None and not str(found).startswith("DataLoader worker (pid"):
+        found = found.__cause__ or found.__context__
+    if found is None and isinstance(error, ConnectionResetError):  # torch reads from it and does not know yet
+        found = error
+    return "" if found is None else one_line(found).rstrip(".")
 
 
 def list_choices(name: str, choices: Iterable[str]) -> str:

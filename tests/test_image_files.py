@@ -371,6 +371,26 @@ def test_the_error_of_a_loading_process_is_one_line(monkeypatch: pytest.MonkeyPa
     assert one_line(full.value) == "a.jpg: not a readable image (inner: cause)"
 
 
+@pytest.mark.parametrize("first", [RuntimeError, ConnectionResetError])
+def test_a_killed_process_is_found_behind_other_errors(first: type[Exception]) -> None:
+    """Torch raises its error at whatever the program does: here it writes to a store, which has errors of its own."""
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    killed.__context__ = first("closed")
+    store = KeyError("the store")
+    store.__cause__ = killed
+    for error in (killed, store):
+        with (
+            pytest.raises(RunError, match=r"was killed.*\(.*\(pid 7\) is killed by signal: Killed\)"),
+            loading_errors(),
+        ):
+            raise error
+
+
+def test_a_killed_process_is_known_before_its_signal() -> None:
+    with pytest.raises(RunError, match="was killed"), loading_errors():
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="shapes differ") as caught, loading_errors():
         raise RuntimeError("shapes differ")
