@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from lightning_da.data.base import DataError
 from lightning_da.paths import cache_folder, write_whole
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """Last bytes of a complete file in each format."""
 
@@ -28,16 +29,18 @@ class Listing(NamedTuple):
         names: Paths relative to the folder, shape (n,), as bytes: an array, because each loading process would copy a
             list of strings when it counts references to them.
         sizes: Bytes in each file, shape (n,); -1 if the file cannot be found, as behind a broken link.
-        times: Nanoseconds of the last change of content and of status, shape (n, 2).
+        modified: Time of the last change of each file's content in nanoseconds, shape (n,).
+        changed: Time of the last change of its status, which no program can set back, shape (n,).
     """
 
     names: NDArray[np.bytes_]
     sizes: NDArray[np.int64]
-    times: NDArray[np.int64]
+    modified: NDArray[np.int64]
+    changed: NDArray[np.int64]
 
-    def select(self, indices: NDArray[np.int64]) -> "Listing":
+    def select(self, rows: NDArray[np.int64]) -> "Listing":
         """The files with these indices."""
-        return Listing(self.names[indices], self.sizes[indices], self.times[indices])
+        return Listing(self.names[rows], self.sizes[rows], self.modified[rows], self.changed[rows])
 
 
 def list_images(folder: Path, parts: Sequence[str] = ("",)) -> Listing:
@@ -55,33 +58,36 @@ def list_images(folder: Path, parts: Sequence[str] = ("",)) -> Listing:
     Raises:
         DataError: If a link leads to a folder that it is in.
     """
-    rows = [row for part in parts for row in sorted(_scan(os.path.join(folder, part), f"{part}/".lstrip("/"), ()))]
-    return Listing(
-        np.array([row[0] for row in rows], dtype=np.bytes_),
-        np.array([row[1] for row in rows], dtype=np.int64),
-        np.array([row[2:] for row in rows], dtype=np.int64).reshape(-1, 2),
-    )
+    listed = []
+    for part in map(os.fsencode, parts):
+        found: list[bytes] = []
+        numbers: list[int] = []
+        _scan(os.path.join(os.fsencode(folder), part), part and part + b"/", (), found, numbers)
+        names, columns = np.array(found, dtype=np.bytes_), np.array(numbers, dtype=np.int64).reshape(-1, 3).T
+        listed.append(Listing(names, *columns).select(np.argsort(names)))
+    return Listing(*map(np.concatenate, zip(*listed, strict=True)))
 
 
-def _scan(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[bytes, int, int, int]]:
-    """Name, size and times of each image in a folder and its sub-folders, in any order."""
+def _scan(
+    folder: bytes, prefix: bytes, above: tuple[os.stat_result, ...], names: list[bytes], numbers: list[int]
+) -> None:
+    """Appends the name of each image in a folder and its sub-folders, and its size and times, in any order."""
     place = os.stat(folder)
-    if (place.st_dev, place.st_ino) in above:
-        raise DataError(f"{folder}: the link leads to a folder that it is in; remove it")
-    above = (*above, (place.st_dev, place.st_ino))
+    if any(os.path.samestat(place, other) for other in above):
+        raise DataError(f"{os.fsdecode(folder)}: the link leads to a folder that it is in; remove it")
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name[0] == ".":
+            if entry.name.startswith(b"."):
                 continue
             if entry.is_dir():
-                yield from _scan(entry.path, f"{prefix}{entry.name}/", above)
-            elif entry.name.lower().endswith(SUFFIXES):
+                _scan(entry.path, prefix + entry.name + b"/", (*above, place), names, numbers)
+            elif entry.name.lower().endswith(_SUFFIXES):
+                names.append(prefix + entry.name)
                 try:
-                    found = entry.stat()
-                    stat = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                    stat = entry.stat()
+                    numbers += stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
                 except OSError:  # the check reports it
-                    stat = (-1, 0, 0)
-                yield os.fsencode(prefix + entry.name), *stat
+                    numbers += -1, 0, 0
 
 
 def find_damaged(folder: Path, files: Listing) -> dict[int, str]:
@@ -115,8 +121,7 @@ def find_damaged(folder: Path, files: Listing) -> dict[int, str]:
 
 def _keys(files: Listing) -> NDArray[np.uint64]:
     """A number for each file, shape (n,), that changes with its name, size and times."""
-    table = pd.DataFrame({"name": files.names.astype(object), "size": files.sizes})
-    table[["modified", "changed"]] = files.times
+    table = pd.DataFrame(files._asdict() | {"names": files.names.astype(object)})
     return np.asarray(pd.util.hash_pandas_object(table, index=False, categorize=False), dtype=np.uint64)
 
 

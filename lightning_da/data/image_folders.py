@@ -46,6 +46,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         self.folder, self.prefix, self.y = folder, prefix, torch.from_numpy(labels)
         self.classes, self.transform = list(classes), transform
         self._names, self._sizes = files.names, files.sizes
+        self._digest = ""
 
     @property
     def names(self) -> list[str]:
@@ -68,9 +69,11 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     def fingerprint(self) -> str:
         """A digest of the file names and the file sizes; the files are not read."""
-        prefix = os.fsencode(self.prefix)
-        files = zip(self._names.tolist(), self._sizes.tolist(), strict=True)
-        return hashlib.sha256(b"".join(b"%b%b\0%d\n" % (prefix, *file) for file in files)).hexdigest()
+        if not self._digest:
+            prefix, files = os.fsencode(self.prefix), zip(self._names.tolist(), self._sizes.tolist(), strict=True)
+            lines = [b"%b%b\0%d\n" % (prefix, name, size) for name, size in files]
+            self._digest = hashlib.sha256(b"".join(lines)).hexdigest()
+        return self._digest
 
 
 class ImageFolders(DomainPairDataModule):
@@ -186,9 +189,8 @@ class ImageFolders(DomainPairDataModule):
         if self._one_folder:
             self._check_no_domains(folder, _folders(folder))
         files = list_images(folder, parts)
-        places = [name.split(b"/")[:-1] for name in files.names.tolist()]
-        depth = int(parts != [""])  # of the class folder below that of the domain
-        of_class = [place[depth] if len(place) > depth else b"" for place in places]
+        names = files.names.tolist()
+        of_class = [_folder_of(name, depth=int(parts != [""])) for name in names]
         classes = sorted({name for part in parts for name in _folders(folder / part)})
         self._check_listing(domain, folder, classes, set(map(os.fsdecode, set(of_class))))
         codes = {os.fsencode(name): label for label, name in enumerate(classes)} | {b"": UNKNOWN}
@@ -196,7 +198,7 @@ class ImageFolders(DomainPairDataModule):
         given = None
         if parts != [""]:
             split_of = SPLIT_FOLDERS if len(parts) > 2 else dict.fromkeys(parts, "test") | {"train": "train"}
-            given = np.array([split_of[place[0].decode()] for place in places])
+            given = np.array([split_of[_folder_of(name).decode()] for name in names])
         splits = split_indices(labels, self.seed, self.val_share, self.test_share, given)
         if self.protocol == "all":
             splits = dict.fromkeys(SPLITS, np.arange(len(labels)))
@@ -255,6 +257,12 @@ class ImageFolders(DomainPairDataModule):
         scale = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         transform: Callable[[Image.Image], Tensor] = v2.Compose([v2.PILToTensor(), *crop, *scale])
         return transform
+
+
+def _folder_of(name: bytes, depth: int = 0) -> bytes:
+    """A folder of a path, the first one at depth 0; empty if the path has no such folder."""
+    parts = name.split(b"/", depth + 1)
+    return parts[depth] if len(parts) > depth + 1 else b""
 
 
 def _folders(folder: Path) -> list[str]:
