@@ -10,6 +10,8 @@ _WRAPPED = re.compile(
     r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*^[\w.]+: ", re.DOTALL | re.MULTILINE
 )
 """What torch puts before the message of an exception in a process that loads samples."""
+_KILLED = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
+"""What torch says when a process that loads samples was killed."""
 
 
 class ConfigError(ValueError):
@@ -57,7 +59,7 @@ def _killed(error: BaseException) -> str:
     """What torch says of a killed loading process; empty if an error has another cause."""
     # torch says it in a signal handler, at whatever the program does then, so that it can be the cause of another error
     found: BaseException | None = error
-    while found is not None and not str(found).startswith("DataLoader worker (pid"):
+    while found is not None and not str(found).startswith(_KILLED):
         found = found.__cause__ or found.__context__
     if found is None and isinstance(error, ConnectionResetError):  # torch reads from it and does not know yet
         found = error
