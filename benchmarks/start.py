@@ -1,11 +1,12 @@
-"""How long fit and test take to start on many images, and what their loading processes hold in memory.
+"""What fit and test pay at their start for many images, and what their loading processes hold in memory.
 
     python benchmarks/start.py --out results [--images 60000 600000]
 
-A fit of one step and its test run on 400 images and on each larger number, with an empty cache and again. Up to 60,000
-images are files of their own, more are symbolic links to 400 files. Prints the seconds of each command and the
-difference to 400 images. Memory is the proportional set size (PSS) of two loading processes after 32,000 samples: pages
-that processes share are divided among them.
+Measures what the data module does before the first batch: it lists, checks and digests two domains. Each start is a
+process of its own, with an empty memory of earlier checks (first) and again (second); starts on many and on 400 images
+alternate. Up to 60,000 images are files of their own, more are symbolic links to 400 files; the system's file cache is
+warm. Prints median seconds, of the clock and of the processor. Memory is the proportional set size (PSS) of two loading
+processes after 32,000 samples: pages that processes share are divided among them.
 """
 
 import argparse
@@ -47,20 +48,23 @@ def images(root: Path, number: int) -> Path:
     return folder
 
 
-def seconds(command: str, root: Path) -> float:
-    words = ["--config", "method/dann.yaml", "--config", "data/image_folders.yaml", f"--data.root={root}"]
-    words += ["--data.source=one", "--data.target=two", "--data.image_size=28", "--data.num_workers=2"]
-    words += ["--model.backbone=LeNet", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    words += ["--trainer.limit_val_batches=0", "--trainer.limit_test_batches=2", "--trainer.callbacks=[]"]
-    words += ["--trainer.max_steps=1", f"--name=n{root.name}"]
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "lightning_da", command, *words], check=True, capture_output=True)
-    return time.perf_counter() - start
+def start(root: Path, command: str) -> None:
+    """Prints the seconds of a start, of the clock and of the processor."""
+    from lightning_da.data import ImageFolders, Roles  # noqa: PLC0415  # in a process of its own
+
+    clock, processor = time.perf_counter(), time.process_time()
+    data = ImageFolders(str(root), "one", "two", image_size=28, num_workers=0)
+    if command == "fit":
+        data.check(Roles())
+    else:
+        data.setup("test")
+    data.fingerprint()
+    print(time.perf_counter() - clock, time.process_time() - processor)
 
 
 def memory(root: Path) -> None:
     """Prints the PSS of two loading processes in MB."""
-    from lightning_da.data import ImageFolders  # noqa: PLC0415  # in a process of its own
+    from lightning_da.data import ImageFolders  # noqa: PLC0415
 
     data = ImageFolders(str(root), "one", None, batch_size=100, image_size=28, num_workers=2)
     loader = data._train_loader("source", labels=True)
@@ -72,36 +76,39 @@ def memory(root: Path) -> None:
     print(" ".join(f"{int(kilobytes) / 1000:.0f}" for kilobytes in held))
 
 
+def child(*words: object) -> list[float]:
+    command = [sys.executable, __file__, *map(str, words)]
+    return [float(word) for word in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", type=int, nargs="+", default=[60_000, 600_000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.memory:
-        memory(given.memory)
+    if given.child:
+        what, root = given.child[0], Path(given.child[1])
+        memory(root) if what == "memory" else start(root, what)
         return
     out = given.out.absolute()
-    os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{out / 'mlflow.db'}", "XDG_CACHE_HOME": str(out / "cache")}
+    os.environ["XDG_CACHE_HOME"] = str(out / "cache")
     out.mkdir(parents=True, exist_ok=True)
     roots = [images(out, number) for number in [SMALL, *given.images]]
-    seconds("fit", roots[0])  # Python's own caches
-    base: dict[str, float] = {}
+    kinds = {"first fit": "fit", "second fit": "fit", "test": "test"}
+    found: dict[tuple[Path, str], list[list[float]]] = {(root, kind): [] for root in roots for kind in kinds}
+    for _ in range(given.rounds):
+        shutil.rmtree(out / "cache", ignore_errors=True)
+        for kind, command in kinds.items():
+            for root in roots:
+                found[root, kind].append(child("--child", command, root))
     for root in roots:
-        found: dict[str, list[float]] = {"first fit": [], "second fit": [], "test": []}
-        for _ in range(given.rounds):
-            shutil.rmtree(out / "cache", ignore_errors=True)
-            for kind, values in found.items():
-                values.append(seconds(kind.split()[-1], root))
         print(f"{root.name} images")
-        for kind, values in found.items():
-            middle = statistics.median(values)
-            base.setdefault(kind, middle)
-            print(f"  {kind:10} {middle:6.1f} s ({min(values):.1f} to {max(values):.1f}), {middle - base[kind]:+.1f} s")
-        command = [sys.executable, __file__, "--memory", str(root)]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        print(f"  PSS of the loading processes: {said} MB", flush=True)
+        for kind in kinds:
+            clock, processor = (statistics.median(values) for values in zip(*found[root, kind], strict=True))
+            print(f"  {kind:10} {clock:6.2f} s, of the processor {processor:6.2f} s")
+        print(f"  PSS of the loading processes: {child('--child', 'memory', root)} MB", flush=True)
 
 
 if __name__ == "__main__":
