@@ -26,7 +26,7 @@ from lightning_da.callbacks import (
 )
 from lightning_da.checkpoint_io import WholeCheckpointIO
 from lightning_da.data import DomainPairDataModule, Roles
-from lightning_da.errors import ConfigError, InterruptionError, RunError, check_range, one_line
+from lightning_da.errors import ConfigError, InterruptionError, RunError, check_range, loading_errors, one_line
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import MISSING, CommandParser, Parser
@@ -290,6 +290,7 @@ class TransferCLI(LightningCLI):
         Raises:
             ConfigError: If the data, a checkpoint or an option of the trainer is wrong; a fit that has not begun leaves
                 no run.
+            RunError: If the fit diverged or was interrupted, or a process that loads samples was killed.
         """
         if self.command == "fit":  # before the logger opens a run
             self.datamodule.check(Roles.of(self.model, self.trainer.world_size))
@@ -298,7 +299,8 @@ class TransferCLI(LightningCLI):
                 logger.resume(self.config.ckpt_path)
         function = getattr(self.trainer, self.command)
         try:
-            function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+            with loading_errors():
+                function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         except (Exception, SystemExit) as stop:
             error: BaseException = stop
             if isinstance(stop, SystemExit):  # Lightning's answer to Ctrl-C: before training, or the second one
@@ -382,6 +384,8 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
         for config in (now, before)
     )
     for key in sorted((now_set.keys() | before_set.keys()) - set(LABELS)):
+        if key not in before_set and "." not in key:
+            continue  # an option that is newer than the run
         old, new = before_set.get(key, "not set"), now_set.get(key, "not set")
         longer = key in LENGTHS and (new == "-1" or (old.isdecimal() and new.isdecimal() and int(new) > int(old)))
         if old == new or longer:

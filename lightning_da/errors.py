@@ -1,7 +1,17 @@
 import difflib
 import math
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Real
+
+_WRAPPED = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*^[\w.]+: ", re.DOTALL | re.MULTILINE
+)
+"""What torch puts before the message of an exception in a process that loads samples."""
+_KILLED = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
+"""What torch says when a process that loads samples was killed."""
 
 
 class ConfigError(ValueError):
@@ -17,9 +27,43 @@ class InterruptionError(RunError):
 
 
 def one_line(error: object) -> str:
-    """The text of an error without line breaks, at most 400 characters."""
-    text = " ".join(str(error).split())
+    """The text of an error without line breaks and torch's traceback of a loading process, at most 400 characters."""
+    text = " ".join(_WRAPPED.sub("", str(error)).split())
     return text if len(text) <= 400 else f"{text[:396]} ..."
+
+
+@contextmanager
+def loading_errors() -> Iterator[None]:
+    """Makes an error of the processes that load samples one of this project; not with `LIGHTNING_DA_DEBUG=1`.
+
+    Raises:
+        ConfigError: As the loading process raised it, without the traceback in its text.
+        RunError: If a loading process was killed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("LIGHTNING_DA_DEBUG"):
+            raise
+        if isinstance(error, ConfigError) and _WRAPPED.match(str(error)):
+            raise type(error)(_WRAPPED.sub("", str(error)).strip()) from error
+        if killed := _killed(error):
+            raise RunError(
+                f"a process that loads samples was killed, perhaps for lack of memory ({killed}); set fewer with "
+                "--data.num_workers, or a smaller --data.batch_size, or use smaller images"
+            ) from error
+        raise
+
+
+def _killed(error: BaseException) -> str:
+    """What torch says of a killed loading process; empty if an error has another cause."""
+    # torch says it in a signal handler, at whatever the program does then, so that it can be the cause of another error
+    found: BaseException | None = error
+    while found is not None and not str(found).startswith(_KILLED):
+        found = found.__cause__ or found.__context__
+    if found is None and isinstance(error, ConnectionResetError):  # torch reads from it and does not know yet
+        found = error
+    return "" if found is None else one_line(found).rstrip(".")
 
 
 def list_choices(name: str, choices: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from lightning_da.commands import COMMANDS
-from lightning_da.errors import ConfigError, InterruptionError, RunError, list_choices
+from lightning_da.errors import ConfigError, InterruptionError, RunError, list_choices, loading_errors
 from lightning_da.paths import with_found_configs
 from lightning_da.process import prepare
 from lightning_da.signatures import check_options
@@ -50,7 +50,8 @@ def main(args: Sequence[str] | None = None) -> Any:
         if name not in TRAINER_COMMANDS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(f"{name} starts its own processes; start it once, without torchrun")
         check_options(with_found_configs(words), all_known=name in TRAINER_COMMANDS)
-        return import_module(f"lightning_da.commands.{name.replace('-', '_')}").run(words)
+        with loading_errors():
+            return import_module(f"lightning_da.commands.{name.replace('-', '_')}").run(words)
     except ConfigError as error:
         _stop(str(error), code=2)
     except InterruptionError as error:

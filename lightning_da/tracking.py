@@ -139,8 +139,8 @@ class Tracker(MLFlowLogger):
         if self._run_id is None or self._joined:
             return
         with suppress(OSError):  # a full disk, which is the error
-            if isinstance(error, InterruptionError):
-                self.experiment.set_terminated(self._run_id, "KILLED")
+            status = "KILLED" if isinstance(error, InterruptionError) else "FAILED"
+            self.experiment.set_terminated(self._run_id, status)
             self.experiment.set_tag(self._run_id, "failure", f"{type(error).__name__}: {one_line(error)}")
 
     @rank_zero_only

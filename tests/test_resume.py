@@ -305,6 +305,19 @@ def test_other_settings_are_refused_by_name(
     assert run.info.status == "KILLED"  # nothing is changed, and nothing is deleted
 
 
+def test_a_run_that_is_older_than_an_option_goes_on(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(words, capsys, step=3)
+    (killed,) = runs(tmp_path)
+    path = Path(killed.info.artifact_uri.removeprefix("file://")) / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    older = [line for line in lines if "micro_batch" not in line]
+    assert len(older) == len(lines) - 1
+    path.write_text("".join(older))
+    assert main(["fit", "--ckpt_path", killed.info.run_id]).trainer.global_step == 20
+
+
 def test_other_data_under_the_same_name_are_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

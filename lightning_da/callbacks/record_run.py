@@ -110,6 +110,8 @@ class RecordRun(SaveConfigCallback):
             tags["resumed_from"] = config["ckpt_path"]
         elif starts := [find_fit(checkpoint) for checkpoint in starts_from]:
             tags["started_from"] = ", ".join(start.run_id or start.checkpoint for start in starts)
+        if left_out := getattr(getattr(trainer, "datamodule", None), "left_out", {}):
+            tags["left_out"] = ", ".join(f"{number} damaged of {domain}" for domain, number in left_out.items())
         for key, value in tags.items():
             logger.experiment.set_tag(logger.run_id, key, value)
 

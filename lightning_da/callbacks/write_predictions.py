@@ -57,7 +57,7 @@ class WritePredictions(BasePredictionWriter):
         order = {split: place for place, split in enumerate(data.predicted)}
         merged = sorted((row for share in shares for row in share), key=lambda row: (order[row[0]], row[1]))
         names = {split: data.names("target", split) for split in data.predicted}
-        with write_whole(self.path) as part, part.open("w", newline="") as file:
+        with write_whole(self.path) as part, part.open("w", newline="", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(("sample", "split", "class", "probability"))
             writer.writerows((names[split][index], split, name, p) for split, index, name, p in merged)

@@ -110,18 +110,23 @@ class Selection(Dataset[Any]):
     """
 
     def __init__(self, whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> None:
-        self.whole, self.indices, self.y, self.classes = whole, indices.tolist(), y, list(classes)
-        self.names = [whole.names[index] for index in self.indices]
+        self.whole, self.indices, self.y, self.classes = whole, indices, y, list(classes)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each sample."""
+        names = self.whole.names
+        return [names[index] for index in self.indices.tolist()]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.whole[self.indices[index]][0], self.y[index]
+        return self.whole[int(self.indices[index])][0], self.y[index]
 
     def fingerprint(self) -> str:
         """A digest of the whole dataset and the selection."""
-        chosen = f"{self.whole.fingerprint()} {self.indices} {self.y.tolist()}"
+        chosen = f"{self.whole.fingerprint()} {self.indices.tolist()} {self.y.tolist()}"
         return hashlib.sha256(chosen.encode()).hexdigest()
 
 
@@ -252,6 +257,7 @@ class DomainPairDataModule(L.LightningDataModule):
 
     Attributes:
         domains: The domains that are validated and tested, `source` or `target`.
+        left_out: Number of damaged samples that are left out, by the name of the domain.
 
     Raises:
         ConfigError: If both are None, the batch size is less than 1, or there are not so many labels.
@@ -280,6 +286,7 @@ class DomainPairDataModule(L.LightningDataModule):
             raise DataError("data.target_labels: source and target have the same name, so their labels are the same")
         self.target_labels = target_labels
         self.domains = DOMAINS if source is not None and target is not None else ("target",)
+        self.left_out: dict[str, int] = {}
         self._datasets: dict[tuple[str, str], Any] = {}
         self._checked: Roles | None = None
         self._resumed_at = 0

@@ -3,34 +3,32 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles
+from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule
+from lightning_da.data.image_files import SUFFIXES, Listing, find_damaged, list_images, read_image
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.errors import check_range, list_choices
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-"""Last bytes of a complete file in each format."""
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
     """One split of one domain, read from image files.
 
     Args:
-        root: Folder of the domains.
-        names: Paths of the files, relative to `root`.
+        folder: Folder of the domain.
+        prefix: What the names of the samples begin with, for example `amazon/`.
+        files: The files, with names relative to `folder`.
         labels: Shape (n,); `UNKNOWN` (-1) where the class is unknown.
         classes: Class names in the order of the labels.
         transform: Function from an RGB image to a float tensor (3, height, width).
@@ -38,32 +36,44 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        root: Path,
-        names: Sequence[str],
+        folder: Path,
+        prefix: str,
+        files: Listing,
         labels: Indices,
         classes: Sequence[str],
         transform: Callable[[Image.Image], Tensor],
     ) -> None:
-        self.root, self.names, self.y = root, list(names), torch.from_numpy(labels)
+        self.folder, self.prefix, self.y = folder, prefix, torch.from_numpy(labels)
         self.classes, self.transform = list(classes), transform
+        self._names, self._sizes = files.names, files.sizes
+        self._digest = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each image: its path below the folder of the domains."""
+        return [self.prefix + os.fsdecode(name) for name in self._names.tolist()]
 
     @property
     def files(self) -> list[str]:
         """Path of each image, in the order of samples."""
-        return [str(self.root / name) for name in self.names]
+        return [str(self._path(index)) for index in range(len(self))]
+
+    def _path(self, index: int) -> Path:
+        return self.folder / os.fsdecode(self._names[index])
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(read_image(self.root / self.names[index])), int(self.y[index])
+        return self.transform(read_image(self._path(index))), int(self.y[index])
 
     def fingerprint(self) -> str:
-        """A digest of the file paths below `root` and the file sizes; the files are not read."""
-        digest = hashlib.sha256()
-        for name in self.names:
-            digest.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode())
-        return digest.hexdigest()
+        """A digest of the file names and the file sizes; the files are not read."""
+        if not self._digest:
+            prefix, files = os.fsencode(self.prefix), zip(self._names.tolist(), self._sizes.tolist(), strict=True)
+            lines = [b"%b%b\0%d\n" % (prefix, name, size) for name, size in files]
+            self._digest = hashlib.sha256(b"".join(lines)).hexdigest()
+        return self._digest
 
 
 class ImageFolders(DomainPairDataModule):
@@ -72,8 +82,13 @@ class ImageFolders(DomainPairDataModule):
     Without `source` and `target` there is one domain with labels, `root/<class>/*`; with one of the two names there is
     one domain, `root/<domain>/<class>/*`.
 
-    Images are found by their suffix, also in sub-folders of a class; hidden files are ignored. Images are converted to
-    RGB, the shorter side is scaled to `resize`, and the centre is cropped.
+    Images are found by their suffix, also in sub-folders of a class and behind links; hidden files are ignored. Images
+    are converted to RGB (see `image_files.read_image`), the shorter side is scaled to `resize`, and the centre is
+    cropped.
+
+    Every file is checked when its domain is listed. Files that were found complete are remembered in the folder
+    `lightning_da` of `$XDG_CACHE_HOME` or ~/.cache, and are not read again until their size or time changes. A file
+    that is damaged or deleted later, while the command runs, is an error.
 
     Images directly in the folder of a domain have no label; a target with only such images is unlabelled.
 
@@ -96,6 +111,8 @@ class ImageFolders(DomainPairDataModule):
             the transductive protocol of the Office benchmarks, in which training reads the unlabelled target images
             that are tested later. Results of the two protocols are not comparable. With `all`, source accuracies, and
             target accuracies of methods that read target labels, are those of training images.
+        damaged: `refuse` ends the command if a file is no complete image; `skip` leaves such files out of their split
+            and says how many. The other images stay in their splits.
         num_workers: Processes that read images, for each domain.
         seed: Seed of the splits.
         val_share: Fraction of images for validation; if there are two folders of splits, a fraction of `train`.
@@ -115,6 +132,7 @@ class ImageFolders(DomainPairDataModule):
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         augment: bool = True,
         protocol: Literal["split", "all"] = "split",
+        damaged: Literal["refuse", "skip"] = "refuse",
         num_workers: int = 4,
         seed: int = 0,
         val_share: float = 0.1,
@@ -138,7 +156,7 @@ class ImageFolders(DomainPairDataModule):
             raise DataError(f"data.resize ({resize}) is less than data.image_size ({image_size}), the size of the crop")
         self.mean, self.std, self.augment, self.protocol = mean, std, augment, protocol
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
-        self.num_workers = num_workers
+        self.damaged, self.num_workers = damaged, num_workers
         self.predicted = ("test",) if protocol == "all" else SPLITS
         self._domains: dict[str, dict[str, ImageFiles]] = {}
 
@@ -151,23 +169,6 @@ class ImageFolders(DomainPairDataModule):
         if domain not in self._domains:
             self._domains[domain] = self._list(domain)
         return self._domains[domain][split]
-
-    def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
-        """Checks that every file of both domains is a complete image, then runs the checks of the base class.
-
-        The start and the end of each file are read; the whole file only if they are not enough.
-
-        Raises:
-            DataError: If a file is not a readable image, or a check of the base class fails.
-        """
-        for domain in {self.source, self.target}:
-            files = sorted({file for split in SPLITS for file in self.dataset(domain, split).files})
-            with ThreadPoolExecutor() as pool:
-                faults = list(chain.from_iterable(pool.map(_faults, (files[i::64] for i in range(64)))))
-            if faults:
-                more = f" (and {len(faults) - 1} more files of domain {domain!r})" if len(faults) > 1 else ""
-                raise DataError(f"{min(faults)}{more}")
-        super().check(roles)
 
     def _list(self, domain: str) -> dict[str, ImageFiles]:
         """Lists the images in the three splits of a domain."""
@@ -187,29 +188,46 @@ class ImageFolders(DomainPairDataModule):
                 )
         if self._one_folder:
             self._check_no_domains(folder, _folders(folder))
-        images = [(part, name) for part in parts for name in _images(folder / part)]
-        class_names = [name.split("/")[0] if "/" in name else "" for _, name in images]
+        files = list_images(folder, parts)
+        names = files.names.tolist()
+        of_class = [_folder_of(name, depth=int(parts != [""])) for name in names]
         classes = sorted({name for part in parts for name in _folders(folder / part)})
-        self._check_listing(domain, folder, classes, class_names)
-        codes = {name: label for label, name in enumerate(classes)} | {"": UNKNOWN}
-        labels = np.array([codes[name] for name in class_names], dtype=np.int64)
-        names = [Path(domain, part, name).as_posix() for part, name in images]
+        self._check_listing(domain, folder, classes, set(map(os.fsdecode, set(of_class))))
+        codes = {os.fsencode(name): label for label, name in enumerate(classes)} | {b"": UNKNOWN}
+        labels = np.array([codes[name] for name in of_class], dtype=np.int64)
         given = None
         if parts != [""]:
             split_of = SPLIT_FOLDERS if len(parts) > 2 else dict.fromkeys(parts, "test") | {"train": "train"}
-            given = np.array([split_of[part] for part, _ in images])
+            given = np.array([split_of[_folder_of(name).decode()] for name in names])
         splits = split_indices(labels, self.seed, self.val_share, self.test_share, given)
         if self.protocol == "all":
-            splits = dict.fromkeys(SPLITS, np.arange(len(names)))
+            splits = dict.fromkeys(SPLITS, np.arange(len(labels)))
+        damaged = self._find_damaged(domain, files)
+        splits = {split: indices[~np.isin(indices, damaged)] for split, indices in splits.items()}
+        prefix = Path(domain, "_").as_posix()[:-1]
         return {
-            split: ImageFiles(self.root, [names[i] for i in indices], labels[indices], classes, self._transform(split))
-            for split, indices in splits.items()
+            split: ImageFiles(folder, prefix, files.select(rows), labels[rows], classes, self._transform(split))
+            for split, rows in splits.items()
         }
 
-    def _check_listing(self, domain: str, folder: Path, classes: Sequence[str], class_names: Sequence[str]) -> None:
+    def _find_damaged(self, domain: str, files: Listing) -> list[int]:
+        """Indices of the files that are left out because they are damaged."""
+        damaged = find_damaged(self.root / domain, files)
+        if damaged and self.damaged == "refuse":
+            more = f" (and {len(damaged) - 1} more files of domain {domain!r})" if len(damaged) > 1 else ""
+            raise DataError(f"{next(iter(damaged.values()))}{more}, or leave such files out with --data.damaged skip")
+        if damaged:
+            self.left_out[domain] = len(damaged)
+            rank_zero_warn(
+                f"domain {domain!r}: {len(damaged)} of {len(files.names)} images are damaged and left out; the first: "
+                f"{next(iter(damaged.values()))}"
+            )
+        return list(damaged)
+
+    def _check_listing(self, domain: str, folder: Path, classes: Sequence[str], class_names: set[str]) -> None:
         if not class_names:
             raise DataError(f"domain {domain!r}: no image in {str(folder)!r} (suffixes: {' '.join(SUFFIXES)})")
-        empty = sorted(set(classes) - set(class_names))
+        empty = sorted(set(classes) - class_names)
         if empty:
             raise DataError(
                 f"domain {domain!r}: no image of class {empty[0]!r} in {str(folder)!r}; remove the folder or put "
@@ -241,61 +259,15 @@ class ImageFolders(DomainPairDataModule):
         return transform
 
 
-def read_image(path: Path) -> Image.Image:
-    """Reads an image as RGB; 16-bit grey images are reduced to their upper 8 bits.
-
-    Raises:
-        DataError: If the file is not a readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode == "F":
-                raise ValueError("pixels are floating-point numbers of unknown range")
-            if image.mode.startswith("I"):
-                grey = np.asarray(image).clip(0, 2**16 - 1) // 2**8
-                return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise exceptions of many kinds
-        raise DataError(f"{path}: not a readable image ({error}); remove or replace it") from error
-
-
-def _faults(files: Sequence[str]) -> list[str]:
-    """Error messages of the unreadable files."""
-    faults = []
-    for file in files:
-        try:
-            if not _looks_complete(file):
-                read_image(Path(file))
-        except DataError as error:
-            faults.append(str(error))
-    return faults
-
-
-def _looks_complete(file: str) -> bool:
-    """Whether the start and the end of a file are those of its format; False also if this cannot be decided."""
-    try:
-        with open(file, "rb") as stream, Image.open(stream) as image:
-            end = ENDS.get(image.format or "")
-            if end is None:
-                return False
-            stream.seek(-len(end), os.SEEK_END)
-            return stream.read() == end
-    except Exception:  # `read_image` reports the reason
-        return False
+def _folder_of(name: bytes, depth: int = 0) -> bytes:
+    """A folder of a path, the first one at depth 0; empty if the path has no such folder."""
+    parts = name.split(b"/", depth + 1)
+    return parts[depth] if len(parts) > depth + 1 else b""
 
 
 def _folders(folder: Path) -> list[str]:
     """Sorted names of the folders in a folder, without hidden folders."""
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-
-
-def _images(folder: Path) -> list[str]:
-    """Sorted relative paths of the images in a folder and its sub-folders, without hidden files and folders."""
-    names = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        inner = Path(place).relative_to(folder)
-        names += [(inner / name).as_posix() for name in files if name.lower().endswith(SUFFIXES) and name[0] != "."]
-    return sorted(names)
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
