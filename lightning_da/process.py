@@ -24,6 +24,7 @@ def prepare() -> None:
     # By default, OpenMP threads wait in a busy loop, which makes small networks several times slower on a busy machine.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",

@@ -22,7 +22,7 @@ from lightning_da.grids.cell import run_cell
 from lightning_da.grids.engine import add_fit, order_of
 from lightning_da.main import main
 from lightning_da.paths import PROJECT
-from lightning_da.tracking import client, store_folder
+from lightning_da.store import client, store_folder
 
 pytest.importorskip("submitit")
 

@@ -16,7 +16,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from lightning_da.errors import ConfigError, RunError, one_line
 from lightning_da.process import prepare, threads
-from lightning_da.tracking import store_folder
+from lightning_da.store import store_folder
 
 CLUSTER = "slurm"
 """submitit's name of the cluster; its `local` runs the same jobs without SLURM."""
