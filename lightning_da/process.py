@@ -11,6 +11,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Threads per training of a grid: `OMP_NUM_THREADS`, otherwise 1, so that results do not depend on their number."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else 1
+
+
 def prepare() -> None:
     """Prepares the process: imports from the working folder, waiting threads, and hidden warnings."""
     if os.getcwd() not in sys.path:
@@ -18,12 +24,14 @@ def prepare() -> None:
     # By default, OpenMP threads wait in a busy loop, which makes small networks several times slower on a busy machine.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*",
         ".*LightningCLI's args parameter.*",
         ".*smaller than the logging interval.*",
         ".*in eval mode at the start of training.*",  # frozen layers
+        ".*`srun` command is available on your system but is not used.*",  # jobs of SLURM are for grids
     ):
         warnings.filterwarnings("ignore", message=message)
     seed = "lightning.fabric.utilities.seed"  # the seed is in the recorded configuration

@@ -144,6 +144,11 @@ def _answering(uri: str) -> mlflow.MlflowClient:
         with impatient():
             mlflow.MlflowClient(uri).search_experiments(max_results=1)
         return PatientClient(uri)
+    except ModuleNotFoundError as error:  # of the driver of a data base
+        raise TrackingError(
+            f"the MLflow store {shown_uri()} needs the package {error.name}; install it, for PostgreSQL with the "
+            "extra [postgres] of this project"
+        ) from error
     except Exception as error:  # each kind of store has exceptions of its own
         raise TrackingError(
             f"the MLflow store {shown_uri()} does not answer ({cause(error)}); start it, or correct MLFLOW_TRACKING_URI"

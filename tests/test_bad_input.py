@@ -702,6 +702,7 @@ def test_a_refused_sweep_leaves_no_run(complaint: Complaint) -> None:
         ("sqlite:////proc/nowhere/mlflow.db", "sqlite:////proc/nowhere/mlflow.db cannot be opened"),
         ("foo://bar", "foo://bar does not answer"),
         ("./mlruns", "./mlruns does not answer"),
+        ("postgresql+pg8000://me:secret@db/a", "postgresql+pg8000://me:***@db/a needs the package pg8000; install it"),
         ("http://me:secret@127.0.0.1:{closed}", "http://me:***@127.0.0.1:{closed} does not answer ([Errno "),
         ("http://me:secret@127.0.0.1:{silent}", "http://me:***@127.0.0.1:{silent} does not answer (timed out)"),
     ],

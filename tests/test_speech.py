@@ -48,6 +48,7 @@ def test_a_manifest_may_leave_out_columns_and_fields(tmp_path: Path) -> None:
         (["file"], [["a.wav"]], "no column 'path'; .*'file'"),
         (["path"], [], "lists no sound files"),
         (["path"], [["a.wav"], ["a.wav"]], "'a.wav' is listed twice"),
+        (["path"], [["a.wav"], ["b.m4a"]], r"'b.m4a' is no sound file \(.wav, .flac, .mp3, .ogg\); convert it"),
         (["path", "emotions"], [["a.wav", "sad"]], "column 'emotions' is not read; rename it to 'emotion'"),
         (["path", "Speaker"], [["a.wav", "a"]], "column 'Speaker' is not read; rename it to 'speaker'"),
         (["path"], [["a.wav", "b"], ["a", "b", "c"]], "not a table of comma-separated values"),
@@ -63,6 +64,37 @@ def test_a_manifest_that_cannot_be_used(
     with pytest.raises(DataError, match=message) as error:
         read_corpus(tmp_path / "m.csv", "emotion")
     assert "m.csv" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+def test_a_sound_of_each_kind_is_read_from_a_table_a_folder_and_alone(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "clips").mkdir()
+    soundfile.write(tmp_path / "clips" / f"a.{kind}", np.sin(np.arange(8000) / 9), 8000)
+    (tmp_path / "m.csv").write_text(f"path\nclips/a.{kind}\n")
+    for place in ("m.csv", "clips", f"clips/a.{kind}"):
+        assert read_corpus(tmp_path / place, "emotion").files == [tmp_path / "clips" / f"a.{kind}"]
+
+
+def test_a_link_to_nothing_is_named(pair: Path) -> None:
+    (pair / "target" / "t-0-0.wav").unlink()
+    (pair / "target" / "t-0-0.wav").symlink_to("gone.wav")
+    for place, name in (("target.csv", "target/t-0-0.wav"), ("target", "t-0-0.wav")):
+        with pytest.raises(DataError, match=f"{place}: '{name}' not found: it is a link to 'gone.wav'; restore"):
+            corpora(pair, recordings=place).dataset(place, "new")
+
+
+def test_corpora_of_different_bandwidth_are_warned_of(pair: Path, recwarn: pytest.WarningsRecorder) -> None:
+    rng = np.random.default_rng(0)
+    for role, rate in (("source", 8000), ("target", 44100)):
+        for path in sorted((pair / role).glob("*.wav")):
+            soundfile.write(path, soundfile.read(path)[0] + 0.1 * rng.normal(size=len(soundfile.read(path)[0])), rate)
+    said = "'source.csv' to 5000 Hz, and of 'target.csv' to 8000 Hz: .*; add --data.rate 8000"
+    with pytest.warns(UserWarning, match=said):
+        corpora(pair, task="gender").check()
+    recwarn.clear()
+    corpora(pair, task="gender", rate=8000).check()
+    corpora(pair, task="gender", target="source.csv").check()
+    assert not [warning for warning in recwarn if "Hz" in str(warning.message)]
 
 
 def test_a_manifest_that_is_no_table(tmp_path: Path) -> None:
@@ -102,7 +134,7 @@ def test_what_is_no_corpus_is_named(tmp_path: Path) -> None:
     (tmp_path / "table.txt").write_text("path")
     with pytest.raises(DataError, match=r"table.txt' is no manifest"):
         read_corpus(tmp_path / "table.txt", "emotion")
-    with pytest.raises(DataError, match=r"no sound files \(\.wav, \.flac\)"):
+    with pytest.raises(DataError, match=r"no sound files \(\.wav, \.flac, \.mp3, \.ogg\)"):
         read_corpus(tmp_path, "emotion")
 
 

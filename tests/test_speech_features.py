@@ -18,8 +18,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from lightning_da.errors import ConfigError
-from lightning_da.speech import audio, extract, functionals
+from lightning_da.paths import PROJECT
+from lightning_da.speech import audio, extract, functionals, synthesis
 from lightning_da.speech.audio import SoundError, read_sound
+from lightning_da.speech.bandwidth import bandwidth, common_rate
 from lightning_da.speech.functionals import LOWEST, NAMES
 
 Array = NDArray[Any]
@@ -297,6 +299,59 @@ def test_every_sound_has_finite_features_without_a_warning(sound: Array, rate: i
     assert np.isfinite(list(values(sound, rate).values())).all()
 
 
+def test_features_in_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    voice = np.concatenate([sine(f0, 0.5) * np.sin(np.linspace(0, np.pi, RATE // 2)) for f0 in (110, 180, 90, 240)])
+    sound = (voice + 0.05 * noise(2.0)).astype(np.float32)
+    whole = functionals.functionals(sound, RATE)
+    for block in (16_000, 4_000, 480):
+        monkeypatch.setattr(functionals, "BLOCK", block)
+        np.testing.assert_allclose(functionals.functionals(sound, RATE), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_half_an_hour_of_sound_takes_less_than_500_mb(tmp_path: Path) -> None:
+    sound = np.tile(0.1 * noise(10.0, 44100) * np.abs(sine(0.3, 10.0, 44100)), 180)
+    soundfile.write(tmp_path / "long.flac", np.stack([sound, sound], axis=1), 44100)
+    code = f"""
+from pathlib import Path
+from lightning_da.speech.audio import read_sound
+from lightning_da.speech.functionals import functionals
+functionals(read_sound(Path({str(tmp_path / "long.flac")!r}), 16000), 16000)
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert int(found.stdout) < 500 * 1024
+
+
+# -------------------------------------------------------------------------------------------------------- bandwidth
+
+
+def low_passed(sound: Array, rate: int) -> Array:
+    from scipy.signal import resample_poly
+
+    return resample_poly(resample_poly(sound, rate, RATE), RATE, rate)
+
+
+def test_the_bandwidth_is_that_of_the_sound_and_not_of_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for gender in ("female", "male"):
+        voice = synthesis.draw_voice(gender, rng)
+        manners = [synthesis.draw_manner(voice, emotion, rng) for emotion in ("sad", "angry") * 4]
+        sounds = [synthesis.speak(voice, manner, rng) for manner in manners]
+
+        def written(kind: str, change: Callable[[Array], Array], sounds: list[Array] = sounds) -> list[Path]:
+            return [write(tmp_path / f"{kind}{i}.wav", change(sound)) for i, sound in enumerate(sounds)]
+
+        wide = written("wide", lambda sound: sound)
+        assert bandwidth(wide, RATE) == bandwidth(written("quiet", lambda sound: 0.03 * sound), RATE) == 8000
+        assert bandwidth(wide, 8000) == 4000
+        telephone = written("telephone", lambda sound: low_passed(sound, 8000))
+        assert bandwidth(telephone, RATE) in (4000, 4500, 5000)
+        assert bandwidth([*wide, *telephone], RATE) == 8000
+    assert bandwidth([write(tmp_path / "nothing.wav", np.zeros(100))], RATE) == 0
+    assert [common_rate(end) for end in (3500, 4500, 8000, 11500)] == [8000, 8000, 16000, 22050]
+
+
 # -------------------------------------------------------------------------------------------------------- sound files
 
 
@@ -363,6 +418,28 @@ def test_silent_and_clipped_sounds_are_read(tmp_path: Path) -> None:
     assert not read_sound(write(tmp_path / "a.flac", np.zeros(100)), RATE).any()
     found = read_sound(write(tmp_path / "b.flac", 3 * sine(440)), RATE)
     assert (found.min(), found.max()) == pytest.approx((-1, 1), abs=1e-4)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
+@pytest.mark.parametrize("block", [37, 1000])
+def test_a_sound_that_is_read_in_blocks_is_the_whole_one(
+    tmp_path: Path, rate: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scipy.signal import resample_poly
+
+    sound = np.stack([noise(0.3, rate), noise(0.3, rate, seed=1)], axis=1).astype(np.float32)
+    path = write(tmp_path / "a.wav", sound, "FLOAT", rate)
+    monkeypatch.setattr(audio, "BLOCK", block)
+    np.testing.assert_array_equal(read_sound(path, RATE), resample_poly(sound.mean(axis=1), RATE, rate))
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+def test_a_file_of_each_kind_that_ends_too_early_is_refused(tmp_path: Path, kind: str) -> None:
+    soundfile.write(tmp_path / f"a.{kind}", 0.1 * noise(3.0), RATE)
+    assert len(read_sound(tmp_path / f"a.{kind}", RATE)) == 3 * RATE
+    os.truncate(tmp_path / f"a.{kind}", int(0.7 * (tmp_path / f"a.{kind}").stat().st_size))
+    with pytest.raises(SoundError, match=rf"a\.{kind}: .*(cut off|lost sync).*; replace or remove it"):
+        read_sound(tmp_path / f"a.{kind}", RATE)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -8,22 +8,26 @@ from typing import Any
 import lightning as L
 
 from lightning_da.errors import InterruptionError
-from lightning_da.tracking import Tracker, deciding_checkpoint
+from lightning_da.tracking import Tracker, artifacts_folder, deciding_checkpoint
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 CHECKPOINT = "interrupted.ckpt"
 
 
 class StopAtSignal(L.Callback):
-    """Ends a fit after the current step if the process gets Ctrl-C, SIGTERM or SIGUSR1, and saves a checkpoint first.
+    """Ends a fit after the current step if the process gets Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2; saves it first.
 
     A second Ctrl-C ends it at once.
+
+    Attributes:
+        always: Whether a fit that keeps no checkpoints is saved too, in the folder of its run.
 
     Raises:
         InterruptionError: With the command that goes on.
     """
 
     def __init__(self) -> None:
+        self.always = False
         self._asked = False
         self._said: str | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -40,11 +44,10 @@ class StopAtSignal(L.Callback):
         if not trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             return
         said = f"interrupted at step {trainer.global_step}"
-        checkpoint = deciding_checkpoint(trainer)
-        if checkpoint is None or checkpoint.dirpath is None:
+        path = self._path(trainer)
+        if path is None:
             self._said = f"{said}; there is no checkpoint to go on from"
             return
-        path = str(Path(checkpoint.dirpath) / CHECKPOINT)
         trainer.save_checkpoint(path, weights_only=False)
         named = trainer.logger.run_id if isinstance(trainer.logger, Tracker) else f"{path}, with the same options"
         self._said = f"{said}; to go on: lightning-da fit --ckpt_path {named}"
@@ -61,12 +64,20 @@ class StopAtSignal(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._restore()
-        checkpoint = deciding_checkpoint(trainer)
-        if checkpoint is not None and checkpoint.dirpath is not None and trainer.is_global_zero:
-            (Path(checkpoint.dirpath) / CHECKPOINT).unlink(missing_ok=True)
+        path = self._path(trainer)
+        if path is not None and trainer.is_global_zero:
+            path.unlink(missing_ok=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         self._restore()
+
+    def _path(self, trainer: L.Trainer) -> Path | None:
+        checkpoint = deciding_checkpoint(trainer)
+        if checkpoint is not None and checkpoint.dirpath is not None:
+            return Path(checkpoint.dirpath) / CHECKPOINT
+        if self.always and isinstance(trainer.logger, Tracker):
+            return artifacts_folder(trainer.logger) / "checkpoints" / CHECKPOINT
+        return None
 
     def _note(self, *_args: Any) -> None:
         if self._asked:

@@ -23,6 +23,7 @@ from lightning_da.grids.engine import (
     run_grid,
 )
 from lightning_da.grids.labels import report
+from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.methods import AdaptationModule
 from lightning_da.parser import CommandParser
 from lightning_da.paths import find_method, methods
@@ -71,7 +72,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     name = given.name or f"label-curve-{first.pair}"
     config = {**pattern, "name": "label_curve"}
     grid = Grid(name, config, same, list(cells.values()), partial(report, shown, name), refused=refused)
-    return run_grid(grid, first, given.jobs)
+    return run_grid(grid, first, workers_of(given))
 
 
 def _reading_labels(cli: TransferCLI, data: DomainPairDataModule, pair: bool) -> list[str]:
@@ -116,8 +117,6 @@ def _parser() -> argparse.ArgumentParser:
         f"{' '.join(OF_ONE)})",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds (default: 0 1 2)")
-    parser.add_argument(
-        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
-    )
+    add_options(parser)
     parser.add_argument("--name", help="name of the MLflow run that contains the curve")
     return parser

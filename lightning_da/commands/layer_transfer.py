@@ -19,6 +19,7 @@ from lightning_da.data import DomainPairDataModule, Roles, Task
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_grid
 from lightning_da.grids.layers import TREATMENTS, Layers, report
+from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.methods import FineTune
 from lightning_da.parser import CommandParser
 
@@ -54,7 +55,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     _check_data(cli.datamodule, cells, domains)
     name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
     same = digest(setting.config, setting.task_a, setting.across, cli.datamodule.fingerprint())
-    return run_grid(Grid(name, setting.config, same, cells, partial(report, setting, name)), cli, given.jobs)
+    return run_grid(Grid(name, setting.config, same, cells, partial(report, setting, name)), cli, workers_of(given))
 
 
 def _check_data(data: DomainPairDataModule, cells: Sequence[Cell], domains: tuple[str, ...]) -> None:
@@ -91,9 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--treatments", nargs="+", default=TREATMENTS, choices=TREATMENTS, metavar="NAME",
         help=f"{' '.join(TREATMENTS)} (default: all)",
     )  # fmt: skip
-    parser.add_argument(
-        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
-    )
+    add_options(parser)
     parser.add_argument("--name", help="name of the MLflow run that contains the grid")
     return parser
 

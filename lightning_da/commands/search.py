@@ -12,6 +12,7 @@ from lightning_da.commands.compare import CHOOSES
 from lightning_da.data import Roles
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.grids.engine import check_trainable, digest
+from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.search import Search, run_search
 from lightning_da.grids.space import as_words, corners, read_space
 from lightning_da.parser import CommandParser
@@ -60,7 +61,9 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     same = digest(config, "search", ranges, metric, data.fingerprint(), config["name"], config["after"], seed)
     name = given.name or f"search-{config['name']}-{cli.pair}"
     journal = given.journal or store_folder() / "search" / f"{name}-{same}.journal"
-    return run_search(Search(name, config, words, space, metric, given.oracle, journal, given.trials), cli, given.jobs)
+    return run_search(
+        Search(name, config, words, space, metric, given.oracle, journal, given.trials), cli, workers_of(given)
+    )
 
 
 def _metric(score: str | None, oracle: bool) -> str:
@@ -117,9 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--oracle", action="store_true", help="choose by the accuracy on the labels of the target's validation split"
     )
-    parser.add_argument(
-        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
-    )
+    add_options(parser)
     parser.add_argument(
         "--journal", type=Path, metavar="FILE",
         help="file of the trials, for commands on several machines with a shared disk (default: in the store's folder)",

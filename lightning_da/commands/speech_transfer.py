@@ -18,6 +18,7 @@ from lightning_da.data import Roles, SpeechCorpora
 from lightning_da.data.speech import LABELS
 from lightning_da.errors import ConfigError
 from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_grid
+from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.speech import SOURCE_TASKS, plan, report
 from lightning_da.methods import FineTune
 from lightning_da.networks import FeedForward
@@ -63,7 +64,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     pair = (Path(getattr(cli.datamodule, role)).stem for role in ("source", "target"))
     name = given.name or "-".join(["speech-transfer", *pair])
     same = digest(config, sizes, fingerprint(cli.datamodule))
-    return run_grid(Grid(name, config, same, cells, partial(report, name)), cli, given.jobs)
+    return run_grid(Grid(name, config, same, cells, partial(report, name)), cli, workers_of(given))
 
 
 def fingerprint(data: SpeechCorpora) -> str:
@@ -97,9 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes", nargs="+", default=["1024:1024", "2048:2048"], metavar="N:N",
         help="network sizes, as widths of the hidden layers (default: 1024:1024 2048:2048)",
     )  # fmt: skip
-    parser.add_argument(
-        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
-    )
+    add_options(parser)
     parser.add_argument("--name", help="name of the MLflow run that contains the experiment")
     return parser
 

@@ -21,6 +21,7 @@ from lightning_da.grids.engine import (
     parse_methods,
     run_grid,
 )
+from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.tables import bars
 from lightning_da.parser import CommandParser
 from lightning_da.paths import methods
@@ -69,7 +70,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         needs_all=len(cells) == 1,
         refused=refused,
     )
-    return run_grid(grid, first, given.jobs)
+    return run_grid(grid, first, workers_of(given))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{' '.join(METHODS)})",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of training (default: 0)")
-    parser.add_argument(
-        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
-    )
+    add_options(parser)
     parser.add_argument("--name", help="name of the MLflow run that contains the sweep")
     return parser
 

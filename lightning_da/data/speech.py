@@ -16,6 +16,7 @@ from lightning_da.data.splits import Indices, split_indices
 from lightning_da.errors import list_choices
 from lightning_da.paths import cache_folder
 from lightning_da.speech.audio import SUFFIXES
+from lightning_da.speech.bandwidth import bandwidth, common_rate
 from lightning_da.speech.extract import digest, extract, width
 from lightning_da.speech.synthesis import CORPORA, write_corpus
 
@@ -26,6 +27,8 @@ MANY = 12
 """With more classes, speakers for example, the number of sounds of each is not printed."""
 DRAWS = 50
 """Draws of speakers, of which the one with the most even emotions is taken."""
+NARROWER = 0.8
+"""A corpus whose sounds end below this share of the other's highest frequency is a narrower one."""
 NEW = "new"
 """Name of the split with the recordings that `predict` classifies."""
 
@@ -55,12 +58,13 @@ def read_corpus(place: Path, folders: Label) -> Corpus:
 
     Raises:
         DataError: If `place` does not exist, a folder has no sounds, or a manifest is unreadable, has no column `path`,
-            lists a file twice, has a duplicate column, a misspelled column name or an unknown split.
+            lists a file twice or a file of another kind, has a duplicate column, a misspelled column name or an unknown
+            split.
     """
     if place.suffix.lower() == ".csv" and place.is_file():
         return _read_manifest(place)
     if place.is_dir():
-        files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
         if not files:
             raise DataError(f"{place}: no sound files ({', '.join(SUFFIXES)}) in this folder or below it")
     elif place.suffix.lower() in SUFFIXES and place.is_file():
@@ -99,6 +103,9 @@ def _read_manifest(path: Path) -> Corpus:
         raise DataError(f"{path}: the manifest lists no sound files")
     if table["path"].duplicated().any():
         raise DataError(f"{path}: {table['path'][table['path'].duplicated()].iloc[0]!r} is listed twice")
+    for name in table["path"]:
+        if Path(name).suffix.lower() not in SUFFIXES:
+            raise DataError(f"{path}: {name!r} is no sound file ({', '.join(SUFFIXES)}); convert it, or remove its row")
     whole = _with_columns(table)
     if whole["split"].any() and not whole["split"].isin(SPLITS).all():
         wrong = whole["split"][~whole["split"].isin(SPLITS)].iloc[0]
@@ -116,8 +123,8 @@ class SpeechCorpora(DomainPairDataModule):
     A corpus is a manifest, a folder, or the name of a synthetic corpus that the project generates:
     `synthetic-speakers` or `synthetic-emotions`. A manifest is a CSV file with a column `path`, relative to its folder,
     and optional columns `speaker`, `gender`, `emotion` and `split` (train, val, test); an empty field means unknown. In
-    a folder, the names of the sub-folders are labels. Sounds are WAV or FLAC files of any sampling rate, with any
-    number of channels.
+    a folder, the names of the sub-folders are labels. Sounds are WAV, FLAC, MP3 or OGG files of any sampling rate, with
+    any number of channels.
 
     Splits come from the column `split`. Without it, whole speakers are drawn; an utterance of an unknown speaker is
     drawn on its own. Speakers in the test split are in no other split. The same name means the same person in both
@@ -285,9 +292,24 @@ class SpeechCorpora(DomainPairDataModule):
                 f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
                 f"{self.source!r}, which has speakers with the same names; rename them if they are different people"
             )
+        self._check_bandwidths()
         super().check(roles)
         for domain in dict.fromkeys((self.source, self.target)):
             rank_zero_info(f"{domain!r}, {self.task}: {self._counts(domain)}")
+
+    def _check_bandwidths(self) -> None:
+        """Warns if one corpus has sound at frequencies where the other, telephone speech for example, has none."""
+        files = [[file for file in self._read(getattr(self, role)).files if file.is_file()] for role in DOMAINS]
+        if self.source == self.target or not all(files):
+            return
+        ends = [bandwidth(of_corpus, self.rate) for of_corpus in files]
+        low, high = sorted(ends)
+        if 0 < low < NARROWER * high:
+            first, second = (f"{getattr(self, role)!r} to {end} Hz" for role, end in zip(DOMAINS, ends, strict=True))
+            rank_zero_warn(
+                f"the sounds reach, of {first}, and of {second}: the features tell the corpora apart by that; add "
+                f"--data.rate {common_rate(low)}, which leaves out what only one of them has"
+            )
 
     def _counts(self, domain: str) -> str:
         """The number of sounds of each class in each split."""
@@ -350,11 +372,16 @@ class SpeechCorpora(DomainPairDataModule):
         return read_corpus(write_corpus(name, cache_folder()) if name in CORPORA else self.root / name, folders)
 
     def _check_there(self, corpus: Corpus) -> None:
-        missing = [name for name, file in zip(corpus.names, corpus.files, strict=True) if not file.is_file()]
+        missing = [pair for pair in zip(corpus.names, corpus.files, strict=True) if not pair[1].is_file()]
         if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            (name, file), more = missing[0], f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            if file.is_symlink():
+                raise DataError(
+                    f"{corpus.place}: {name!r}{more} not found: it is a link to {str(file.readlink())!r}; restore that "
+                    "file, or remove the link"
+                )
             raise DataError(
-                f"{corpus.place}: {missing[0]!r}{more} not found; paths are relative to the folder of the manifest"
+                f"{corpus.place}: {name!r}{more} not found; paths are relative to the folder of the manifest"
             )
 
     def _extract(self, corpus: Corpus) -> NDArray[np.float32]:

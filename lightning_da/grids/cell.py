@@ -19,12 +19,15 @@ import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_da.callbacks.prune_trial import PruneTrial
+from lightning_da.callbacks.stop_at_signal import CHECKPOINT as INTERRUPTED
+from lightning_da.callbacks.stop_at_signal import StopAtSignal
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError, InterruptionError, RunError
 from lightning_da.grids.ensembles import join
 from lightning_da.paths import write_whole
 from lightning_da.process import prepare
-from lightning_da.tracking import chosen_checkpoint, deciding_checkpoint, find_fit
+from lightning_da.store import TrackingError, client, search_runs
+from lightning_da.tracking import chosen_checkpoint, deciding_checkpoint, find_fit, find_resumable
 
 
 class Order(NamedTuple):
@@ -53,6 +56,8 @@ class Done(NamedTuple):
 def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
     """Fits and tests one cell; sets the tag `whole` of its run at the end.
 
+    A cell that was interrupted goes on from its checkpoint, in the same run.
+
     Args:
         order: The cell.
         trial: If the cell is a trial of a search: the callback that may end it. Such a cell is not tested.
@@ -62,6 +67,7 @@ def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
         RunError: If the store does not take its results.
         KeyboardInterrupt: If the process receives SIGTERM.
     """
+    order = _resumed(order)
     if order.devices > 1:
         return _in_its_own_processes(order)
     start = time.monotonic()
@@ -83,11 +89,34 @@ def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
     return Done(run_id, list(dict.fromkeys(own)))
 
 
+def _resumed(order: Order) -> Order:
+    """The order to go on with an interrupted run of the cell, if there is one; marks its other runs as killed."""
+    tracker = order.config["trainer"]["logger"]["init_args"]
+    experiment = client().get_experiment_by_name(tracker["experiment_name"])
+    assert experiment is not None  # there is the grid's run
+    parent = tracker["tags"]["mlflow.parentRunId"]
+    for run in search_runs(experiment.experiment_id, f"tags.`mlflow.parentRunId` = '{parent}'"):
+        if run.data.tags.get("cell") != tracker["tags"]["cell"] or "whole" in run.data.tags:
+            continue
+        try:
+            checkpoint = find_resumable(run.info.run_id).checkpoint
+        except TrackingError:
+            checkpoint = ""
+        if Path(checkpoint).name == INTERRUPTED:
+            order = order._replace(config={**order.config, "ckpt_path": checkpoint}, start=None)
+        elif run.info.status == "RUNNING":
+            client().set_terminated(run.info.run_id, "KILLED")
+    return order
+
+
 def _fit_and_test(order: Order, trial: PruneTrial | None) -> Any:
     if order.members:
         return join(order.members, [find_fit(member) for member in order.members], order.config)
     cli = TransferCLI("fit", order.config).build(order.start)
     trainer = cli.trainer
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopAtSignal):
+            callback.always = True
     if trial is not None:
         trainer.callbacks.append(trial)  # type: ignore[attr-defined]
     cli.run()

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from mlflow.entities import Run
 from lightning_da.cli import OF_NO_EFFECT, TransferCLI
 from lightning_da.errors import ConfigError, RunError, check_range, one_line
 from lightning_da.grids.cell import Done, Order, run_cell
-from lightning_da.grids.pool import pool_for
+from lightning_da.grids.pool import Workers
 from lightning_da.paths import find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling, imported_modules, source_file
 from lightning_da.store import TrackingError, client, search_runs, tracking_uri
@@ -210,13 +210,13 @@ def check_trainable(
     return config
 
 
-def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
+def run_grid(grid: Grid, cli: TransferCLI, workers: Workers) -> pd.DataFrame:
     """Runs the unfinished cells of a grid.
 
     Args:
         grid: The grid.
         cli: A fit with the same trainer options as the cells.
-        jobs: Number of parallel trainings; None means one per GPU, otherwise one per CPU core.
+        workers: Who runs the trainings.
 
     Returns:
         The table of the report.
@@ -228,7 +228,7 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
     place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
     lock = FileLock(Path(tempfile.gettempdir()) / f"lightning_da-{grid.digest}-{place}.lock")
     try:
-        with lock.acquire(timeout=0), pool_for(cli.trainer, jobs) as pool:
+        with lock.acquire(timeout=0), workers.pool(cli.trainer, grid.digest) as pool:
             return _run(grid, cli.trainer.world_size, pool)
     except Timeout as error:
         raise ConfigError("another process runs this grid; wait for it, or stop it") from error
@@ -237,7 +237,7 @@ def run_grid(grid: Grid, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
         raise RunError("interrupted; run the same command again to continue") from None
 
 
-def _run(grid: Grid, devices: int, pool: ProcessPoolExecutor) -> pd.DataFrame:
+def _run(grid: Grid, devices: int, pool: Executor) -> pd.DataFrame:
     send_waiting()
     experiment_id, parents = _runs_of(grid)
     done, failed = finished_cells(experiment_id, parents, grid.cells), list(grid.refused)
@@ -342,7 +342,7 @@ def _last_weights(trainer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_missing(
-    grid: Grid, done: dict[str, Result], parent: str, devices: int, pool: ProcessPoolExecutor
+    grid: Grid, done: dict[str, Result], parent: str, devices: int, pool: Executor
 ) -> Iterator[tuple[Cell, Done | BaseException]]:
     """Runs the unfinished cells in the pool, each after its bases."""
     waiting = [cell for cell in grid.cells if cell.key not in done]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError, RunError, one_line
 from lightning_da.grids.cell import run_cell
 from lightning_da.grids.engine import Cell, Result, add_fit, order_of, reason, result_of
-from lightning_da.grids.pool import count_workers, pool_for
+from lightning_da.grids.pool import Workers
 from lightning_da.grids.space import as_words, as_yaml, value_of
 from lightning_da.store import client, search_runs
 from lightning_da.tracking import artifact_file, is_local, parameters
@@ -70,13 +70,13 @@ class Search:
         return {key: value_of(entry, trial.params[key]) for key, entry in self.space.items()}
 
 
-def run_search(search: Search, cli: TransferCLI, jobs: int | None) -> pd.DataFrame:
+def run_search(search: Search, cli: TransferCLI, workers: Workers) -> pd.DataFrame:
     """Runs the missing trials, then prints and records the best settings.
 
     Args:
         search: The search.
         cli: A fit with the same trainer options as the trials.
-        jobs: Number of parallel trials; None means one per GPU, otherwise one per CPU core.
+        workers: Who runs the trials.
 
     Returns:
         One row per trial: its number, state, score, options and run.
@@ -86,15 +86,17 @@ def run_search(search: Search, cli: TransferCLI, jobs: int | None) -> pd.DataFra
     """
     experiment = client().get_experiment_by_name(cli.config.trainer.logger.init_args.experiment_name)
     assert experiment is not None  # created by the logger
-    count_workers(cli.trainer, jobs)  # a wrong number is an error before anything is recorded
     seed = int(search.config["seed_everything"])
-    with _holding(search.journal) as held_by:
+    # the pool first: a wrong number of jobs is an error before anything is recorded
+    with workers.pool(cli.trainer, search.journal.stem) as pool, _holding(search.journal) as held_by:
         with _alone(search.journal):
             study = _open(search.journal)
             _restart_interrupted(study, search.journal, experiment.experiment_id)
             parent = _parent(search, study, experiment.experiment_id)
         try:
-            _run_missing(search, cli, study, parent, jobs, lambda: _ask(search, study, seed, held_by))
+            _run_missing(
+                search, study, parent, pool, workers.count(cli.trainer), lambda: _ask(search, study, seed, held_by)
+            )
             busy = _running(study)
             if busy:
                 print(f"{len(busy)} trials still run in other processes; the command that ends last reports all")
@@ -116,31 +118,30 @@ def run_search(search: Search, cli: TransferCLI, jobs: int | None) -> pd.DataFra
 
 def _run_missing(
     search: Search,
-    cli: TransferCLI,
     study: optuna.Study,
     parent: str,
-    jobs: int | None,
+    pool: Executor,
+    jobs: int,
     ask: Callable[[], Trial | None],
 ) -> None:
     """Runs trials until there are enough."""
     running: dict[Future[str], Trial] = {}
-    with pool_for(cli.trainer, jobs) as pool:
-        while True:
-            while len(running) < count_workers(cli.trainer, jobs) and (trial := ask()) is not None:
-                try:
-                    cell = _cell(search, trial)
-                except ConfigError as error:
-                    _end(search, study, trial, parent, error)
-                    continue
-                future = pool.submit(run_trial, cell, parent, search.journal, trial._trial_id, search.metric)
-                running[future] = trial
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                failure = future.exception()
-                if isinstance(failure, BrokenExecutor | KeyboardInterrupt):
-                    raise failure
-                _end(search, study, running.pop(future), parent, failure or future.result())
+    while True:
+        while len(running) < jobs and (trial := ask()) is not None:
+            try:
+                cell = _cell(search, trial)
+            except ConfigError as error:
+                _end(search, study, trial, parent, error)
+                continue
+            future = pool.submit(run_trial, cell, parent, search.journal, trial._trial_id, search.metric)
+            running[future] = trial
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            failure = future.exception()
+            if isinstance(failure, BrokenExecutor | KeyboardInterrupt):
+                raise failure
+            _end(search, study, running.pop(future), parent, failure or future.result())
 
 
 def run_trial(cell: Cell, parent: str, journal: Path, trial: int, metric: str) -> str:

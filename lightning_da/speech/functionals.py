@@ -4,6 +4,7 @@ The sound is first normalised to zero mean and unit power, so descriptors are re
 contains the loudness of the recording.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,7 @@ FLOOR = 1e-7  # added to powers, relative to the power of the utterance; silence
 LOWEST, HIGHEST = 60.0, 500.0  # Hz, range of the pitch
 VOICED, QUIET = 0.45, -30.0  # a frame is voiced above this strength and this energy in dB
 SURE = 0.7  # frames above this strength give the median pitch, which prevents octave errors
+BLOCK = 480_000  # samples whose frames are in memory at a time
 HIGH_BONUS, JUMP_COST = 0.05, 0.1  # change of strength per octave of pitch, and per octave of distance to the median
 
 SPECTRUM = [
@@ -62,24 +64,22 @@ def functionals(sound: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     Returns:
         Values in the order of `NAMES`, shape (len(NAMES),), all finite.
     """
-    centred = sound - sound.mean(dtype=np.float64)
-    level = max(float(np.sqrt(np.mean(centred**2))), 1e-5)
-    long = _frames((centred / level).astype(np.float32), rate)
-    margin = (long.shape[1] - round(FRAME * rate)) // 2
-    short = long[:, margin : margin + round(FRAME * rate)]
-    energy, (f0, strength) = _decibels(np.mean(short**2, axis=1)), pitch(long, rate)
+    mean = sound.mean(dtype=np.float64)
+    squares = sum(float(np.sum((part - mean) ** 2)) for part in np.split(sound, range(BLOCK, len(sound), BLOCK)))
+    level = max(float(np.sqrt(squares / len(sound))), 1e-5)
+    tracks, f0 = _tracks(sound, rate, mean, level)
+    energy, strength = tracks[:, DESCRIPTORS.index("energy")], tracks[:, DESCRIPTORS.index("voicing")]
     voiced = (strength > VOICED) & (energy > QUIET)
-    times = STEP * np.arange(len(long))
+    times = STEP * np.arange(len(tracks))
     if voiced.any():  # interpolate unvoiced frames, so that deltas at the ends of a voiced segment are correct
         f0 = np.interp(times, times[voiced], f0[voiced])
-    every = np.column_stack([_spectral(short, rate), energy, _sign_changes(short), strength])
     voice = np.column_stack([f0, _harmonics_to_noise(strength)])
     stretches = np.count_nonzero(np.diff(voiced.astype(int), prepend=0) == 1)
     duration = len(sound) / rate
     return np.concatenate(
         [
-            _statistics(every, times),
-            _statistics(_deltas(every), times),
+            _statistics(tracks, times),
+            _statistics(_deltas(tracks), times),
             _statistics(voice[voiced], times[voiced]),
             _statistics(_deltas(voice)[voiced], times[voiced]),
             [voiced.mean(), stretches / duration, duration, 20 * np.log10(level)],
@@ -88,12 +88,27 @@ def functionals(sound: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     )
 
 
-def pitch(frames: Array, rate: int) -> tuple[Array, Array]:
-    """Fundamental frequency of each frame by autocorrelation, and the strength of the periodicity.
+def _tracks(sound: Array, rate: int, mean: float, level: float) -> tuple[Array, Array]:
+    """The descriptors of all frames of a sound, shape (t, len(DESCRIPTORS)), and their `f0`, shape (t,)."""
+    described, peaks = [], []
+    for first, long, before in _blocks(sound, rate, mean, level):
+        margin = (long.shape[1] - round(FRAME * rate)) // 2
+        short = long[:, margin : margin + round(FRAME * rate)]
+        own = short[before:]
+        energy = _decibels(np.mean(own**2, axis=1))
+        described.append(np.column_stack([_spectral(short, rate)[before:], energy, _sign_changes(own)]))
+        frame, *values = _peaks(long[before:], rate)
+        peaks.append((frame + first, *values))
+    tracks = np.concatenate(described)
+    f0, strength = _pitch(len(tracks), rate, *map(np.concatenate, zip(*peaks, strict=True)))
+    return np.column_stack([tracks, strength]), f0
+
+
+def _peaks(frames: Array, rate: int) -> tuple[Array, Array, Array]:
+    """The peaks of the autocorrelation of each frame that can be its pitch.
 
     The autocorrelation of the windowed frame is divided by the autocorrelation of the window. Its peaks are found at
-    half samples and interpolated by parabolas. Among peaks of similar height (multiples of the period), the shortest
-    period is preferred, and then the period closest to the median pitch of clearly voiced frames.
+    half samples and interpolated by parabolas.
 
     Source: Boersma, "Accurate short-term analysis of the fundamental frequency and the harmonics-to-noise ratio of a
     sampled sound", IFA Proceedings 17, 1993.
@@ -103,9 +118,9 @@ def pitch(frames: Array, rate: int) -> tuple[Array, Array]:
         rate: Samples per second.
 
     Returns:
-        Octaves above `LOWEST`, and the height of the peak, 0 (none) to 1, each of shape (t,).
+        Frame, octaves above `LOWEST` and height of each peak, in the order of frames and periods.
     """
-    shortest, longest = int(2 * rate / HIGHEST), int(np.ceil(2 * rate / LOWEST))  # in half samples
+    shortest, longest = _periods(rate)
     window = np.hanning(frames.shape[1] + 1)[:-1].astype(np.float32)
     own = _autocorrelation(window[None], longest + 2)
     of_frames = _autocorrelation(frames * window, longest + 2)
@@ -117,12 +132,52 @@ def pitch(frames: Array, rate: int) -> tuple[Array, Array]:
     heights = np.where(peaks, middle + (right - left) * shift / 4, 0)
     octaves = np.log2(2 * rate / LOWEST / (np.arange(shortest, longest + 1, dtype=np.float32) + shift))
     scores = np.where(peaks, heights + HIGH_BONUS * octaves, -np.inf)
-    every, best = np.arange(len(frames)), scores.argmax(axis=1)
-    sure = heights[every, best] > SURE
-    if sure.any():
-        median = np.median(octaves[every, best][sure])
-        best = (scores - JUMP_COST * np.abs(octaves - median)).argmax(axis=1)
-    return octaves[every, best], np.minimum(heights[every, best], 1)
+    # a peak is left out if another one, to its left or right, has the higher score whatever the median is
+    cost = JUMP_COST * octaves
+    higher = np.maximum.accumulate(scores - cost, axis=1)
+    lower = np.maximum.accumulate((scores + cost)[:, ::-1], axis=1)[:, ::-1]
+    frame, place = np.nonzero(peaks & (scores - cost >= higher - 1e-4) & (scores + cost >= lower - 1e-4))
+    return frame.astype(np.int32), octaves[frame, place], heights[frame, place]
+
+
+def _pitch(number: int, rate: int, frame: Array, octaves: Array, heights: Array) -> tuple[Array, Array]:
+    """Fundamental frequency of each frame, and the strength of the periodicity.
+
+    Among peaks of similar height (multiples of the period), the shortest period is preferred, and then the period
+    closest to the median pitch of clearly voiced frames.
+
+    Args:
+        number: Number of frames, t.
+        rate: Samples per second.
+        frame: Frame of each peak; with the other two as from `_peaks`.
+        octaves: Octaves above `LOWEST`.
+        heights: Heights of the peaks.
+
+    Returns:
+        Octaves above `LOWEST`, and the height of the peak, 0 (none) to 1, each of shape (t,).
+    """
+    scores = heights + HIGH_BONUS * octaves
+    best = _first_best(frame, scores)
+    sure = best[heights[best] > SURE]
+    if len(sure):
+        best = _first_best(frame, scores - JUMP_COST * np.abs(octaves - np.median(octaves[sure])))
+    f0 = np.full(number, np.log2(2 * rate / LOWEST / _periods(rate)[0]), dtype=np.float32)
+    strength = np.zeros(number, dtype=np.float32)
+    f0[frame[best]], strength[frame[best]] = octaves[best], np.minimum(heights[best], 1)
+    return f0, strength
+
+
+def _periods(rate: int) -> tuple[int, int]:
+    """The shortest and the longest period of the pitch, in half samples."""
+    return int(2 * rate / HIGHEST), int(np.ceil(2 * rate / LOWEST))
+
+
+def _first_best(groups: Array, scores: Array) -> Array:
+    """The place of the highest score of each group, the first of equal ones; the groups are sorted."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    best = np.maximum.reduceat(scores, starts)
+    found = np.flatnonzero(scores == np.repeat(best, np.diff(starts, append=len(scores))))
+    return found[np.unique(groups[found], return_index=True)[1]]
 
 
 def _autocorrelation(frames: Array, lags: int) -> Array:
@@ -138,11 +193,19 @@ def _power(frames: Array, size: int) -> Array:
     return power
 
 
-def _frames(sound: Array, rate: int) -> Array:
-    """Frames of 50 ms every 10 ms, shape (t, n)."""
-    size = round(PITCH_FRAME * rate)
-    padded = np.pad(sound, (0, max(0, size - len(sound))))
-    return sliding_window_view(padded, size)[:: round(STEP * rate)]
+def _blocks(sound: Array, rate: int, mean: float, level: float) -> Iterator[tuple[int, Array, int]]:
+    """Frames of 50 ms every 10 ms of the sound with zero mean and unit power, some at a time.
+
+    Yields:
+        Number of the first frame, frames of shape (t, n), and how many of them, 0 or 1, are of the block before.
+    """
+    size, step = round(PITCH_FRAME * rate), round(STEP * rate)
+    number, most = max((len(sound) - size) // step, 0) + 1, BLOCK // step
+    for first in range(0, number, most):
+        before = min(first, 1)
+        part = sound[(first - before) * step : (min(first + most, number) - 1) * step + size]
+        normal = ((part - mean) / level).astype(np.float32)
+        yield first, sliding_window_view(np.pad(normal, (0, max(0, size - len(normal)))), size)[::step], before
 
 
 def _spectral(frames: Array, rate: int) -> Array:
