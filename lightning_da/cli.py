@@ -53,6 +53,8 @@ LEAST = {
 }
 ABOVE = {"limit_train_batches": 0, "val_check_interval": 0}
 """Bounds of the trainer options that Lightning does not check."""
+COUNT_OR_SHARE = tuple(f"limit_{part}_batches" for part in ("train", "val", "test", "predict"))
+"""Trainer options where 1 is a number of batches, and 1.0 a share of them."""
 LAST = "last"
 """`--ckpt_path` of a fit that goes on with the latest run of the same settings."""
 LABELS = ("method", "published")
@@ -125,6 +127,9 @@ class TransferCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(self.trainer_class, "trainer")
+        for action in parser._actions:  # read as a float, 1 would mean all batches
+            if action.dest.removeprefix("trainer.") in COUNT_OR_SHARE:
+                action._typehint = int | float | None  # type: ignore[attr-defined]
         # Data and backbone files set `model.init_args` without a class; their keys are checked against this class.
         kind = MarginEnsemble if self._ensemble else TransferModule
         parser.add_lightning_class_args(kind, "model", subclass_mode=True)

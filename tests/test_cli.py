@@ -253,6 +253,14 @@ def test_trainer_files(precision: str) -> None:
     assert cli.trainer.precision == precision
 
 
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("1.0", 1.0), ("3", 3), ("0.5", 0.5)])
+def test_one_batch_is_not_the_share_of_all(text: str, value: float) -> None:
+    for part in ("train", "val", "test", "predict"):
+        cli = TransferCLI("fit", [*digits("dann"), f"--trainer.limit_{part}_batches={text}"])
+        found = cli.config.trainer[f"limit_{part}_batches"]
+        assert (found, type(found)) == (value, type(value))
+
+
 def test_method_and_data_in_either_order() -> None:
     one = main(["fit", *configs("method/dann", "data/digits"), *digits()[4:]])
     other = main(["fit", *configs("data/digits", "method/dann"), *digits()[4:]])

@@ -283,7 +283,7 @@ def test_an_extended_fit_that_is_interrupted_goes_on_to_its_new_length(
     [
         (
             "--trainer.limit_train_batches=2",
-            r"trainer\.limit_train_batches: it is 2\.0, but the run was fitted with None",
+            r"trainer\.limit_train_batches: it is 2, but the run was fitted with None",
         ),
         ("--model.optimizer.init_args.lr=0.5", r"optimizer\.lr: it is 0\.5, but the run was fitted with 0\.001"),
         ("--data.batch_size=8", "batch_size: it is 8, but the run was fitted with 16"),
