@@ -278,7 +278,7 @@ VALUES = {
     "trainer.accumulate_grad_batches": {"0": "0 is less than 1", "-1": "-1 is less than 1", "1.5": WHOLE},
     "trainer.gradient_clip_val": {"-1": "-1.0 is less than 0", ".nan": "nan is not a finite number", "x": NUMBER},
     "trainer.gradient_clip_algorithm": {"foo": "gradient_clip_algorithm` foo is invalid"},
-    "trainer.limit_train_batches": {"0": "0.0 is not more than 0", "-1": "-1 is not more than 0",
+    "trainer.limit_train_batches": {"0": "0 is not more than 0", "-1": "-1 is not more than 0",
                                     "2.5": "invalid value 2.5",
                                     "0.001": "increase the `limit_train_batches`"},
     "trainer.limit_val_batches": {"-1": "invalid value -1 for limit_val_batches"},
