@@ -25,7 +25,9 @@ from lightning_da.data.shards import Shards, write_shards
 from lightning_da.main import main
 from lightning_da.methods import DANN
 from lightning_da.networks import FeedForward
+from lightning_da.store import client
 from lightning_da.testing import equal, state, trainer
+from tests.test_distributed import TWO, lightning_da
 from tests.test_image_folders import draw, fill, folders, names
 from tests.toy import ADAM
 
@@ -148,6 +150,24 @@ def test_no_sample_twice_in_a_pass_over_processes(root: Path) -> None:
     first, second = read(0), read(1)
     assert len(first) == len(second) == len(whole) // 2
     assert set(first + second) == {whole[index][0].numpy().tobytes() for index in range(len(whole))}
+
+
+@pytest.mark.slow
+def test_a_fit_on_two_processes_is_that_of_one_with_the_whole_batch(root: Path) -> None:
+    """Also on files: the second fit is theirs."""
+    data = ["--data.source", "art", "--data.target", "photo", "--data.image_size", "8", "--data.num_workers", "1"]
+    model = ["--model.backbone", "lightning_da.networks.FeedForward", "--model.backbone.hidden", "[16]"]
+    options = ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--trainer.enable_progress_bar", "false"]
+    found = []
+    for name, folder, batch, processes in (("streamed_images", "shards", "4", TWO), ("image_folders", ".", "8", [])):
+        words = ["--config", "method/deep_coral.yaml", "--config", f"data/{name}.yaml", *data, *model, *options]
+        words += ["--data.root", str(root / folder), "--data.batch_size", batch, *processes]
+        lightning_da("fit", *words, "--trainer.logger.experiment_name", name)
+        (run,) = client().search_runs([client().get_experiment_by_name(name).experiment_id])  # type: ignore[union-attr]
+        kept = client().download_artifacts(run.info.run_id, "checkpoints/last.ckpt")
+        found.append(torch.load(kept, weights_only=True)["state_dict"])
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=1e-4, atol=1e-6, msg=key)
 
 
 # ---------------------------------------------------------------- what is refused
