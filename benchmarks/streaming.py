@@ -6,7 +6,8 @@ Speed: images of 500 x 375 pixels are read with the augmentation of training, by
 CPU cores, from shards and from files, while the network rests; then ResNet-18 takes training steps on batches that are
 in memory, while the loader rests. These alternate. What was read is dropped from the system's file cache before each
 round. Memory: the proportional set size (PSS) of the process and of its four loading processes in the course of one
-pass over 50,000 images of two domains.
+pass over 50,000 images of two domains, and the part of it that files have: the code of libraries, which is shared with
+all programs that use them, so that it grows when another one ends.
 """
 
 import argparse
@@ -98,11 +99,11 @@ def speed(root: Path, rounds: int, seconds: float) -> None:
         print(f"{name} / network: {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
 
 
-def pss() -> list[int]:
-    """MB of this process and of each of its children."""
+def held(kind: str) -> list[int]:
+    """MB of this process and of each of its children; `kind` is a line of /proc/PID/smaps_rollup."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    held = [Path(f"/proc/{process}/smaps_rollup").read_text() for process in ("self", *children)]
-    return [int(text.split("\nPss:")[1].split()[0]) // 1000 for text in held]
+    texts = [Path(f"/proc/{process}/smaps_rollup").read_text() for process in ("self", *children)]
+    return [int(text.split(f"\n{kind}:")[1].split()[0]) // 1000 for text in texts]
 
 
 def memory(root: Path) -> None:
@@ -113,7 +114,7 @@ def memory(root: Path) -> None:
     print(f"{2 * len(data.dataset('one', 'train'))} images, {size / 1e9:.1f} GB")
     for step, _ in enumerate(data.train_dataloader(), start=1):
         if step % 50 == 0:
-            print(f"after {200 * step} images: PSS {pss()} MB", flush=True)
+            print(f"after {200 * step} images: PSS {held('Pss')} MB, of files {held('Pss_File')} MB", flush=True)
 
 
 def main() -> None:

@@ -126,7 +126,7 @@ class Shards:
         shard = int(np.searchsorted(self._ends, row, side="right"))
         path, first = self._paths[shard], self._ends[shard - 1] if shard else 0
         try:
-            with path.open("rb", buffering=0) as stream:
+            with path.open("rb") as stream:
                 stream.seek(4 + 4 * (row - first))  # behind the number of images, the offset of each
                 start, end = struct.unpack("<2I", stream.read(8))
                 stream.seek(start + 4)  # behind the number of bytes
