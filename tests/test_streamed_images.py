@@ -1,5 +1,6 @@
 """Images in shards: the same samples and fits as from files, and what is refused."""
 
+import errno
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning as L
 import numpy as np
@@ -270,7 +272,7 @@ def test_the_command_says_what_is_wrong(
     def refused(message: str, *words: object, code: int = 2) -> None:
         with pytest.raises(SystemExit) as stop:
             shard(*words)
-        error = capsys.readouterr().err.splitlines()[-1]
+        error = capsys.readouterr().err.splitlines(keepends=True)[-1]
         assert (stop.value.code, message in error) == (code, True), error
 
     new = root / "new"
@@ -279,7 +281,11 @@ def test_the_command_says_what_is_wrong(
     (root / "file").touch()
     refused("file/new: not written ([Errno ", root / "art", root / "file" / "new", code=1)
     cut(root / "art" / "mug" / "03.jpg")
-    refused("mug/03.jpg: not a readable image", root / "art", new)
+    refused("remove or replace it\n", root / "art", new)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", Mock(side_effect=full))  # behind the last shard
+        refused("new: not written ([Errno 28] No space", root / "photo", new, code=1)
     monkeypatch.setitem(sys.modules, "litdata.streaming", None)
     refused("install this project with the extra [streaming]", root / "photo", new)
     assert not list(root.glob(".*")), "nothing half-written is left"
