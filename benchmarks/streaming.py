@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=20)
     given = parser.parse_args()
     speed(domains(given.out / "large", DIFFERENT, (500, 375)), given.rounds, given.seconds)
     memory(domains(given.out / "many", 12_500, (160, 120)))
