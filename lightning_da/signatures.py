@@ -33,7 +33,7 @@ def unknown_key(key: str, known: Iterable[str], owner: str | None = None) -> str
         known: All known keys.
         owner: Path of the class whose arguments they are; None for command-line options.
     """
-    known = list(known)
+    known = [name for name in known if name != key]  # one that a base class has and a subclass does not take
     near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     return f"unknown key {key!r}{f' of {owner}' if owner else ''}; {hint}"

@@ -4,6 +4,7 @@ from lightning_da.data.features import FeatureTables
 from lightning_da.data.image_folders import ImageFolders
 from lightning_da.data.reversed import Reversed
 from lightning_da.data.speech import SpeechCorpora
+from lightning_da.data.streamed_images import StreamedImages
 from lightning_da.data.task import Task
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Reversed",
     "Roles",
     "SpeechCorpora",
+    "StreamedImages",
     "Task",
     "TensorDomain",
 ]

@@ -65,7 +65,11 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         return len(self._names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(read_image(self._path(index))), int(self.y[index])
+        return self.transform(self.read(index)), int(self.y[index])
+
+    def read(self, index: int) -> Image.Image:
+        """The image of a sample, as it is stored."""
+        return read_image(self._path(index))
 
     def fingerprint(self) -> str:
         """A digest of the file names and the file sizes; the files are not read."""
@@ -178,20 +182,20 @@ class ImageFolders(DomainPairDataModule):
                 f"no folder {str(folder)!r} for domain {domain!r}; "
                 f"{list_choices(folder.name, _folders(folder.parent))} (--data.root, --data.source, --data.target)"
             )
-        parts = [""]
-        if _folders(folder) and set(_folders(folder)) <= set(SPLIT_FOLDERS):
-            parts = _folders(folder)
+        parts, inner = [""], self._folders(domain)
+        if inner and set(inner) <= set(SPLIT_FOLDERS):
+            parts = inner
             if "train" not in parts or len(parts) < 2 or len({SPLIT_FOLDERS[part] for part in parts}) < len(parts):
                 raise DataError(
                     f"domain {domain!r}: {str(folder)!r} has {' and '.join(parts)} only; predefined splits need the "
                     "folder train, and val or test or both"
                 )
-        if self._one_folder:
-            self._check_no_domains(folder, _folders(folder))
-        files = list_images(folder, parts)
+        files = self._files(domain, parts)
         names = files.names.tolist()
+        if self._one_folder:
+            self._check_no_domains(domain, inner, names)
         of_class = [_folder_of(name, depth=int(parts != [""])) for name in names]
-        classes = sorted({name for part in parts for name in _folders(folder / part)})
+        classes = sorted({name for part in parts for name in self._folders(domain, part)})
         self._check_listing(domain, folder, classes, set(map(os.fsdecode, set(of_class))))
         codes = {os.fsencode(name): label for label, name in enumerate(classes)} | {b"": UNKNOWN}
         labels = np.array([codes[name] for name in of_class], dtype=np.int64)
@@ -206,9 +210,21 @@ class ImageFolders(DomainPairDataModule):
         splits = {split: indices[~np.isin(indices, damaged)] for split, indices in splits.items()}
         prefix = Path(domain, "_").as_posix()[:-1]
         return {
-            split: ImageFiles(folder, prefix, files.select(rows), labels[rows], classes, self._transform(split))
+            split: self._images(domain, rows, prefix, files.select(rows), labels[rows], classes, self._transform(split))
             for split, rows in splits.items()
         }
+
+    def _folders(self, domain: str, part: str = "") -> list[str]:
+        """Sorted names of the folders in the folder of a domain, or in a folder of it."""
+        return _folders(self.root / domain / part)
+
+    def _files(self, domain: str, parts: Sequence[str]) -> Listing:
+        """The images of a domain."""
+        return list_images(self.root / domain, parts)
+
+    def _images(self, domain: str, rows: Indices, *arguments: Any) -> ImageFiles:  # noqa: ARG002  # read by name here
+        """The images of a split, `rows` of the listing; for the other arguments see `ImageFiles`."""
+        return ImageFiles(self.root / domain, *arguments)
 
     def _find_damaged(self, domain: str, files: Listing) -> list[int]:
         """Indices of the files that are left out because they are damaged."""
@@ -239,15 +255,16 @@ class ImageFolders(DomainPairDataModule):
                 f"inside it, use the domain name '{domain}/{classes[0]}'"
             )
 
-    def _check_no_domains(self, folder: Path, names: Sequence[str]) -> None:
+    def _check_no_domains(self, domain: str, folders: Sequence[str], names: Sequence[bytes]) -> None:
         """Refuses a folder of domains: its folders have the same folders, and no image beside them."""
-        inner = [_folders(folder / name) for name in names]
-        if set(names) <= set(SPLIT_FOLDERS) or len(names) < 2 or not inner[0] or inner.count(inner[0]) < len(inner):
+        if set(folders) <= set(SPLIT_FOLDERS) or len(folders) < 2:
             return
-        if not any(file.suffix.lower() in SUFFIXES for name in names for file in (folder / name).iterdir()):
+        inner = [self._folders(domain, name) for name in folders]
+        if inner[0] and inner.count(inner[0]) == len(inner) and not any(name.count(b"/") == 1 for name in names):
             raise DataError(
-                f"{folder}: its folders {', '.join(map(repr, names[:5]))} have the same folders, like domains with "
-                f"classes; name two domains, for example --data.source {names[0]} --data.target {names[1]}, or one"
+                f"{self.root / domain}: its folders {', '.join(map(repr, folders[:5]))} have the same folders, like "
+                f"domains with classes; name two domains, for example --data.source {folders[0]} --data.target "
+                f"{folders[1]}, or one"
             )
 
     def _transform(self, split: str) -> Callable[[Image.Image], Tensor]:
