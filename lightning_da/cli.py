@@ -335,7 +335,7 @@ def _check_processes(trainer: Trainer) -> None:
     """Refuses a trainer that would wait for processes that nobody starts, or leave out some of those that run."""
     if is_torchelastic_launched():
         here, whole = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        if trainer.world_size != whole:
+        if (trainer.world_size, trainer.num_devices) != (whole, here):
             raise ConfigError(
                 f"torchrun has started {whole} processes, but trainer.num_nodes x trainer.devices are "
                 f"{trainer.num_nodes} x {trainer.num_devices}; set --trainer.num_nodes {whole // here} "

@@ -1,9 +1,7 @@
 """Writes of a fit that its MLflow store does not take: they wait in a file, and are sent when the store is back."""
 
-import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from itertools import chain, groupby
@@ -14,14 +12,16 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
-from lightning_da.store import PatientClient, cause, impatient, is_fault
+from lightning_da.store import PatientClient, cause, impatient, is_fault, without_password
 
 PAUSE = 10.0
 """Seconds between two attempts to reach the store; more if an attempt takes long."""
 LAST_WAIT = 60.0
 """Seconds that the end of a fit waits for the store."""
-WRITES = "writes.jsonl"
+WRITES, STORE, REFUSED = "writes.jsonl", "store.txt", "refused.jsonl"
+"""The waiting writes and the address of their store, in the folder; the refused writes, beside it."""
 METRICS_AT_ONCE = 1000
 """MLflow takes no more in one call."""
 
@@ -29,7 +29,8 @@ METRICS_AT_ONCE = 1000
 class OutboxClient(PatientClient):
     """A client whose writes wait in a folder while the store fails; they are sent in order before the next write.
 
-    A write that is sent twice changes nothing: a metric has its step and its time.
+    A write that is sent twice changes nothing: a metric has its step and its time. A write that the store refuses, as
+    that of a deleted run, is set aside with a warning.
 
     Args:
         uri: Address of the store.
@@ -41,7 +42,7 @@ class OutboxClient(PatientClient):
 
     def __init__(self, uri: str, folder: Path) -> None:
         super().__init__(uri)
-        self.folder = folder
+        self.folder, self._store = folder, without_password(uri)
         self._next_attempt = 0.0
 
     # ---------------------------------------------------------------- the writes of a fit
@@ -81,24 +82,33 @@ class OutboxClient(PatientClient):
     def send(self) -> int:
         """Sends the waiting writes.
 
+        A write that the store refuses is set aside, in the file `refused.jsonl` beside the folder.
+
         Returns:
-            Their number.
+            The number of the others.
 
         Raises:
-            Exception: If the store fails or refuses a write; all writes stay in the folder.
+            Exception: If the store fails; all writes stay in the folder.
         """
         with self._locked():
             waiting = self.waiting()
             for kind, group in groupby(waiting, key=lambda write: write["kind"]):
                 if kind != "metrics":
                     for write in group:
-                        self._apply(write)
+                        self._apply_or_refuse(write)
                     continue
                 values = list(chain.from_iterable(write["values"] for write in group))
                 for start in range(0, len(values), METRICS_AT_ONCE):
-                    self._apply(waiting[0] | {"kind": kind, "values": values[start : start + METRICS_AT_ONCE]})
+                    part = values[start : start + METRICS_AT_ONCE]
+                    self._apply_or_refuse(waiting[0] | {"kind": kind, "values": part})
+            (self.folder / WRITES).unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
         return len(waiting)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are waiting writes."""
+        return (self.folder / WRITES).exists()
 
     def waiting(self) -> list[dict[str, Any]]:
         """The writes in the folder, in order."""
@@ -120,11 +130,11 @@ class OutboxClient(PatientClient):
             Whether no write waits any more.
         """
         end = time.monotonic() + (LAST_WAIT if wait else 0.0)
-        while self.folder.exists():
+        while self.waits:
             try:
                 self._send_first()
             except Exception as error:
-                if time.monotonic() >= end or not is_fault(error):
+                if time.monotonic() >= end:
                     rank_zero_warn(
                         f"{len(self.waiting())} writes to the MLflow store wait in {self.folder} ({cause(error)}); "
                         "`lightning-da sync` sends them when the store is back"
@@ -136,16 +146,14 @@ class OutboxClient(PatientClient):
     def _write(self, kind: str, run_id: str, **given: Any) -> None:
         write = {"kind": kind, "run_id": run_id, **given}
         start = time.monotonic()
-        if self.folder.exists() and start < self._next_attempt:
+        if self.waits and start < self._next_attempt:
             self._keep(write)
             return
         try:
             self._send_first()
-            self._apply(write)
+            self._apply_or_refuse(write)
         except Exception as error:
-            if not is_fault(error):
-                raise
-            if not self.folder.exists():
+            if not self.waits:
                 rank_zero_warn(
                     f"the MLflow store fails ({cause(error)}); the fit goes on, and what it logs waits in {self.folder}"
                 )
@@ -154,8 +162,27 @@ class OutboxClient(PatientClient):
             self._next_attempt = now + max(PAUSE, 9 * (now - start))  # at most a tenth of the time is lost
 
     def _send_first(self) -> None:
-        if self.folder.exists() and (sent := self.send()):
+        if self.waits and (sent := self.send()):
             rank_zero_info(f"the MLflow store answers again: {sent} waiting writes are sent")
+
+    def _apply_or_refuse(self, write: dict[str, Any]) -> None:
+        """Sends a write, or sets it aside if it can never be sent.
+
+        Raises:
+            Exception: If the store fails.
+        """
+        try:
+            if write["kind"] == "artifact" and not (self.folder / write["file"]).is_file():
+                raise MlflowException.invalid_parameter_value(f"the file {write['file']!r} is gone")
+            self._apply(write)
+        except Exception as error:
+            if is_fault(error):
+                raise
+            place = self.folder.parent / REFUSED
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("a") as file:
+                file.write(json.dumps(write | {"reason": cause(error)}) + "\n")
+            rank_zero_warn(f"the MLflow store refuses {write['kind']} of a fit ({cause(error)}); they are in {place}")
 
     def _apply(self, write: dict[str, Any]) -> None:
         run_id, kind = write["run_id"], write["kind"]
@@ -178,14 +205,16 @@ class OutboxClient(PatientClient):
     def _keep(self, write: dict[str, Any]) -> None:
         """Adds a write to the folder, with the file of an artifact."""
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self.folder.mkdir(exist_ok=True)  # the process that held the lock has removed it
                 if write["kind"] == "artifact":
                     given = Path(write["file"])
                     kept = self.folder / str(len(list(self.folder.iterdir()))) / given.name
                     kept.parent.mkdir()
                     shutil.copyfile(given, kept)
                     write = write | {"file": str(kept.relative_to(self.folder))}
+                (self.folder / STORE).write_text(self._store)
                 with (self.folder / WRITES).open("a") as file:
                     file.write("\n" + json.dumps(write))
         except OSError as error:
@@ -193,5 +222,4 @@ class OutboxClient(PatientClient):
 
     def _locked(self) -> FileLock:
         """Two processes, a fit and `lightning-da sync`, must not change the folder at the same time."""
-        name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
-        return FileLock(Path(tempfile.gettempdir()) / f"lightning_da-unsent-{name}.lock")
+        return FileLock(self.folder.with_name(f".{self.folder.name}.lock"))

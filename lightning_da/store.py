@@ -48,10 +48,11 @@ def store_folder() -> Path:
 
 def shown_uri() -> str:
     """`tracking_uri()` for messages: without the password."""
-    return _without_password(tracking_uri())
+    return without_password(tracking_uri())
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
+    """The text without the passwords of addresses in it."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", text)
 
 
@@ -64,7 +65,7 @@ def cause(error: BaseException) -> str:
     """Why a store fails, in a few words and without its password."""
     short = re.search(r"\[Errno -?\d+\] [^\"')]*|timed out", str(error))
     text = short.group(0) if short else one_line(error).partition(" [SQL:")[0]
-    return _without_password(re.sub(r"^\(\S+\) ", "", text))
+    return without_password(re.sub(r"^\(\S+\) ", "", text))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_da.errors import InterruptionError, one_line
 from lightning_da.networks.weights import read_checkpoint
-from lightning_da.outbox import OutboxClient
+from lightning_da.outbox import STORE, OutboxClient
 from lightning_da.paths import PROJECT
 from lightning_da.store import TrackingError, cause, client, shown_uri, tracking_uri
 
@@ -109,7 +109,10 @@ class Tracker(MLFlowLogger):
             checkpoint: The checkpoint file that the fit goes on from.
         """
         assert self.run_id is not None
-        self.experiment.finish(wait=True)
+        if not self.experiment.finish(wait=True):
+            raise TrackingError(
+                f"run {self.run_id}: {shown_uri()} does not take its waiting writes; go on when it does"
+            )
         run = self.experiment.get_run(self.run_id)
         histories = {key: self.experiment.get_metric_history(self.run_id, key) for key in run.data.metrics}
         self._joined = False
@@ -330,6 +333,10 @@ def send_waiting() -> int:
     found = [folder for place in places for folder in place.glob(f"*/artifacts/checkpoints/{UNSENT}")]
     left = 0
     for folder in (*found, *UPLOADS.glob(f"*/checkpoints/{UNSENT}")):
+        place = folder / STORE
+        if place.exists() and (store := place.read_text()) != shown_uri():
+            print(f"{folder} waits for {store}: set MLFLOW_TRACKING_URI to it to send its writes", file=sys.stderr)
+            continue
         try:
             sent = OutboxClient(tracking_uri(), folder).send()
             print(f"{sent} writes sent, which waited in {folder}")

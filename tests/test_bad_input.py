@@ -537,7 +537,7 @@ def test_a_table(source: str, target: str, message: str, complaint: Complaint) -
         ([*IMAGES, "--data.root=source.csv"], "no folder"),
         ([*IMAGES, "--data.target=p"], "are the same data"),
         ([*IMAGES, "--data.target=r"], "for domain 'r'; there are: 'p', 'q'"),
-        ([*SPEECH, "--data.root=cut"], "cut/target/t-1-1.wav: the file is shorter than its header says"),
+        ([*SPEECH, "--data.root=cut"], "cut/target/t-1-1.wav: the file ends before its sound does"),
         ([*SPEECH, "--data.root=empty"], "empty/target/t-1-1.wav: not a readable sound file"),
         ([*SPEECH, "--data.root=words"], "words/target/t-1-1.wav: not a readable sound file"),
         ([*SPEECH, "--data.root=nan"], "nan/target/t-1-1.wav: some samples are NaN or infinite"),

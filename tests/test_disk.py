@@ -4,7 +4,7 @@ import errno
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,17 @@ trainer:
 
 
 @pytest.mark.parametrize(
-    ("kept", "size", "refused", "step"),
+    ("kept", "full", "size", "refused", "step"),
     [
-        (True, 3_000_000, "last.ckpt", 12),  # large files are refused, and so not the store's
-        (False, 3_000_000, "last.ckpt", 20),
-        (True, 100, "unsent", 11),
+        (True, 10, 3_000_000, "last.ckpt", 12),  # large files are refused, and so not the store's
+        (False, 2, 3_000_000, "last.ckpt", 7),
+        (True, 10, 100, "unsent", 11),
     ],
     ids=["a checkpoint is kept", "nothing is kept", "the store is refused too"],
 )
 def test_a_full_disk_ends_the_fit_in_one_line_and_it_goes_on(
     kept: bool,
+    full: int,
     size: int,
     refused: str,
     step: int,
@@ -85,9 +86,9 @@ def test_a_full_disk_ends_the_fit_in_one_line_and_it_goes_on(
     experiment = f"--trainer.logger.experiment_name={tmp_path.name}"
     words = [*words, *(["--config", "every.yaml"] if kept else []), "--model.backbone.hidden=[600, 600]", experiment]
     whole = logged(main(["fit", *words]).trainer.logger.run_id)
-    full = f"--trainer.callbacks+={{class_path: tests.test_disk.FullAt, init_args: {{step: 10, size: {size}}}}}"
+    at = f"--trainer.callbacks+={{class_path: tests.test_disk.FullAt, init_args: {{step: {full}, size: {size}}}}}"
     with files_of_at_most(resource.RLIM_INFINITY), pytest.raises(SystemExit) as stop:
-        main(["fit", *words, full])
+        main(["fit", *words, at])
     assert stop.value.code == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     run = client().search_runs([experiment_of(tmp_path.name)])[0]
@@ -106,6 +107,16 @@ def experiment_of(name: str) -> str:
     found = client().get_experiment_by_name(name)
     assert found is not None
     return str(found.experiment_id)
+
+
+def test_flipped_bytes_of_the_directory_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(10)}}, path)
+    whole = path.read_bytes()
+    for place in range(len(whole) - 600, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+        with suppress(ConfigError):  # no other exception, and no other weights
+            assert torch.equal(read_checkpoint(str(path))["state_dict"]["w"], torch.ones(10))
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.8])

@@ -1,12 +1,13 @@
 """A step that is not finite ends the fit, and says where."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_da.callbacks import StopAtDivergence
+from lightning_da.callbacks.stop_at_divergence import SKIPPED, StopAtDivergence
 from lightning_da.errors import RunError
 from lightning_da.methods import DeepCORAL
 from lightning_da.methods.adaptation import DomainBatch
@@ -38,3 +39,18 @@ def test_large_gradients_are_no_divergence() -> None:
     model = build(DeepCORAL)
     model.head.weight.register_hook(lambda gradient: torch.full_like(gradient, 1e30))
     fit(model, steps=2, callbacks=[StopAtDivergence()])
+
+
+def test_steps_that_mixed_precision_skips_end_the_fit_if_they_do_not_end() -> None:
+    model: Any = build(DeepCORAL)
+    model.head.weight.grad = torch.full_like(model.head.weight, float("inf"))
+    trainer: Any = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()), global_step=0)
+    callback: Any = StopAtDivergence()
+    for _ in range(SKIPPED):
+        callback.on_before_optimizer_step(trainer, model, None)
+    with pytest.raises(RunError, match=r"the gradients of 1 of 1 tensors .* head\.weight"):
+        callback.on_before_optimizer_step(trainer, model, None)
+    model.head.weight.grad.zero_()
+    callback.on_before_optimizer_step(trainer, model, None)
+    model.head.weight.grad.fill_(float("inf"))
+    callback.on_before_optimizer_step(trainer, model, None)

@@ -196,6 +196,15 @@ def test_a_file_that_ends_in_zeros(tmp_path: Path, kind: str, lost: int) -> None
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_png_that_is_damaged_within(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", noise(3), "RGB")
+    assert not damaged(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content)
+    assert "a.png: not a readable image" in damaged(tmp_path)[0]
+
+
 def test_what_is_no_image(tmp_path: Path) -> None:
     bad = {
         "bomb.png": png(40_000, 40_000, 1, 0, b""),
@@ -214,7 +223,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
 def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
     draw(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
-    with pytest.raises(DataError, match="a/again: the link leads to a folder that it is in"):
+    with pytest.raises(DataError, match="a/again: the link leads to one of its own parent folders"):
         list_images(tmp_path)
 
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_da.methods import DAN, DANN
 from lightning_da.networks import FeedForward
-from lightning_da.networks.norms import keep_statistics
+from lightning_da.networks.norms import PerDomainNorm, keep_statistics
 from lightning_da.testing import ready
 from tests import toy
 from tests.test_distributed import AT_ONCE
@@ -137,6 +137,18 @@ def test_a_step_keeps_only_the_graph_of_a_part() -> None:
         return sum(sizes)
 
     assert saved(micro_batch=8) < 0.5 * saved()
+
+
+def test_afterwards_the_domain_is_the_target() -> None:
+    _, _, model = step(DANN, batch(), micro_batch=8, batch_norm="per_domain", **NORM)
+    norms = [module for module in model.modules() if isinstance(module, PerDomainNorm)]
+    assert norms
+    assert all(norm._domain == "target" for norm in norms)
+
+
+def test_no_part_has_a_single_sample() -> None:
+    loss, _, _ = step(DANN, batch(25), micro_batch=2, **NORM)
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("value", [1, 0, -4])

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from lightning_da import outbox, store
+from lightning_da import outbox, store, tracking
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import RunError
 from lightning_da.grids.cell import Order, run_cell
@@ -111,7 +111,8 @@ def logged(run_id: str) -> dict[str, Any]:
     }
     histories["fit/seconds"] = [(step, 0.0) for step, _ in histories["fit/seconds"]]
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
-    files = {str(path.relative_to(folder)): path.stat().st_size > 0 for path in folder.rglob("*") if path.is_file()}
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    files = {str(path.relative_to(folder)): path.stat().st_size > 0 for path in paths}
     tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
     return {"metrics": histories, "params": run.data.params, "tags": tags, "files": files, "status": run.info.status}
 
@@ -179,7 +180,8 @@ def test_an_interrupted_fit_sends_its_rest_when_it_goes_on(own_store: Store, wor
 
 def test_the_results_of_a_cell_wait_too(own_store: Store, words: list[str], tmp_path: Path) -> None:
     config = TransferCLI("fit", [*words, outage(tmp_path, 5, 10**6)]).plain()
-    config["trainer"]["logger"]["init_args"]["tags"] = {"cell": "{}"}
+    config["trainer"]["logger"]["init_args"]["tags"] = {"cell": "{}", "mlflow.parentRunId": "grid"}
+    client().create_experiment("lightning_da", (tmp_path / "store" / "artifacts").as_uri())
     with pytest.raises(RunError, match="does not take its results; run the same command again"):
         run_cell(Order(config, None, (), 1))
     own_store.heal()
@@ -284,11 +286,67 @@ def test_a_store_is_not_asked_again_at_every_write(
     assert steps(run) == [0, 1]
 
 
-def test_a_refused_write_is_an_error(own_store: Store, box: OutboxClient) -> None:
-    assert own_store.file.exists()
-    with pytest.raises(MlflowException, match="not found"):
+def test_a_refused_write_is_set_aside_and_the_others_are_sent(
+    own_store: Store, run: Run, box: OutboxClient, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match=r"refuses set_tag of a fit \(.*not found.*they are in .*refused\.jsonl"):
         box.set_tag("no such run", "stage", "early")
     assert not box.folder.exists()
+    (tmp_path / "note.txt").write_text("one")
+    own_store.fail()
+    with pytest.warns(UserWarning, match="the MLflow store fails"):
+        box.log_batch(run.info.run_id, params=[Param("rate", "1")])
+    box.log_batch(run.info.run_id, params=[Param("rate", "2")])
+    box.log_artifact(run.info.run_id, str(tmp_path / "note.txt"))
+    box.log_batch(run.info.run_id, [metric(0)])
+    next(box.folder.glob("*/note.txt")).unlink()
+    own_store.heal()
+    with pytest.warns(UserWarning, match="refuses") as warned:
+        box.send()
+    assert len(warned) == 2
+    assert client().get_run(run.info.run_id).data.params == {"rate": "1"}
+    assert steps(run) == [0]
+    assert not box.waits
+    kept = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]
+    assert [write["kind"] for write in kept] == ["set_tag", "params", "artifact"]
+
+
+def test_a_deleted_run_does_not_end_its_fit(own_store: Store, run: Run, box: OutboxClient) -> None:
+    assert own_store.file.exists()
+    client().delete_run(run.info.run_id)
+    with pytest.warns(UserWarning, match="active"):
+        box.log_batch(run.info.run_id, [metric(0)])
+
+
+def test_sync_leaves_the_writes_for_another_store(
+    own_store: Store, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tracking, "UPLOADS", tmp_path / "upload")
+    box = OutboxClient(os.environ["MLFLOW_TRACKING_URI"], tmp_path / "upload" / "id" / "checkpoints" / tracking.UNSENT)
+    own_store.fail()
+    with pytest.warns(UserWarning, match="the MLflow store fails"):
+        box.log_batch(run.info.run_id, [metric(0)])
+    own_store.heal()
+    there = box.folder / outbox.STORE
+    there.write_text("http://me:***@other:5000")
+    assert tracking.send_waiting() == 0
+    assert "waits for http://me:***@other:5000" in capsys.readouterr().err
+    there.write_text(store.shown_uri())
+    assert tracking.send_waiting() == 0
+    assert steps(run) == [0]
+
+
+def test_a_folder_that_cannot_be_removed_is_sent_once(
+    own_store: Store, run: Run, box: OutboxClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_store.fail()
+    with pytest.warns(UserWarning, match="the MLflow store fails"):
+        box.log_batch(run.info.run_id, [metric(0)])
+    own_store.heal()
+    monkeypatch.setattr("shutil.rmtree", lambda *_args, **_kwargs: None)
+    assert box.finish(wait=True)
+    assert box.folder.exists()
+    assert box.send() == 0
 
 
 def test_uploads_may_take_long_and_the_settings_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,38 @@ def test_a_signal_ends_the_fit_after_the_step_and_it_goes_on(
     assert left == ["last.ckpt"]
 
 
+class CrashAt(L.Callback):
+    """An error at a step: nothing is saved then."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ARG002
+        if trainer.global_step == self.step and not Path("crashed").exists():
+            Path("crashed").touch()
+            raise RuntimeError("crash")
+
+
+def test_a_crash_goes_on_from_the_last_finished_epoch(words: list[str], tmp_path: Path) -> None:
+    """With the checkpoints of the default file."""
+    place = words.index("--config", 4)
+    words = [*words[:place], *words[place + 2 :], "--data.batch_size", "32", "--trainer.callbacks.TransferCurve=null"]
+    words = [word for word in words if "TransferCurve" not in word]
+    crash = "--trainer.callbacks+={class_path: tests.test_resume.CrashAt, init_args: {step: 11}}"
+    with pytest.raises(RuntimeError, match="crash"):
+        main(["fit", *words, crash])
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FAILED"
+    folder = Path(run.info.artifact_uri.removeprefix("file://")) / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+    kept = torch.load(folder / "last.ckpt", weights_only=True)
+    assert kept["global_step"] in (8, 9)  # epochs of 3 or 4 steps
+    resumed = main(["fit", "--ckpt_path", run.info.run_id, *words])
+    unbroken = main(["fit", *words, f"--trainer.logger.experiment_name={tmp_path.name}-whole"])
+    assert equal(state(resumed.model, ("",)), state(unbroken.model, ("",)))
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+
+
 def test_last_is_the_run_with_these_settings(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

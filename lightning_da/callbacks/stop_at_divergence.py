@@ -8,14 +8,21 @@ from lightning_da.errors import RunError
 REMEDY = "try a smaller learning rate, a smaller weight of the domain loss, or --trainer.gradient_clip_val 1"
 
 
+SKIPPED = 50
+"""Steps in a row that may be skipped: a scale of 65,536 that is too large is halved 16 times."""
+
+
 class StopAtDivergence(L.Callback):
     """Stops a fit at the step whose loss or gradient is not finite, or at the end if a weight is not.
 
-    Such a network is no result. With `16-mixed`, gradients overflow at times, and the precision plugin skips the step.
+    Such a network is no result. With `16-mixed`, gradients overflow at times, and the precision plugin skips the step;
+    `SKIPPED` such steps in a row end the fit.
 
     Raises:
         RunError: With the step, the part of the loss or the layer, and what to try.
     """
+
+    _skipped = 0
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:  # noqa: ARG002
         if trainer.strategy.reduce_boolean_decision(bool(loss.isfinite().all())):
@@ -32,11 +39,11 @@ class StopAtDivergence(L.Callback):
         pl_module: L.LightningModule,
         optimizer: Optimizer,  # noqa: ARG002
     ) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            return
         found = {name: value.grad for name, value in pl_module.named_parameters() if value.grad is not None}
         sizes = torch.stack([size.float() for size in torch._foreach_norm(list(found.values()))]) if found else None
-        if sizes is None or sizes.isfinite().all():
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        self._skipped = 0 if sizes is None or sizes.isfinite().all() else self._skipped + 1
+        if self._skipped <= (SKIPPED if scaled else 0):
             return
         broken = [name for name, gradient in found.items() if not gradient.isfinite().all()]
         if broken:  # otherwise their squares are too large for a sum, but not they

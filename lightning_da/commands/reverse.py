@@ -17,6 +17,7 @@ from lightning_da.commands.compare import tested_runs
 from lightning_da.data.base import SPLITS
 from lightning_da.errors import ConfigError
 from lightning_da.grids.engine import Cell, Grid, Result, add_fit, digest, run_grid
+from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.tables import print_table
 from lightning_da.parser import CommandParser
 from lightning_da.store import TrackingError, client, store_folder
@@ -66,7 +67,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         list(cells.values()),
         partial(_report, scored),
     )
-    return run_grid(grid, first, given.jobs)
+    return run_grid(grid, first, workers_of(given))
 
 
 def _runs_in(experiment: str) -> list[Run]:
@@ -147,7 +148,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="checkpoint file, run id or run name")
     parser.add_argument("--experiment", metavar="NAME", help="all tested runs of an experiment without target labels")
-    parser.add_argument(
-        "--jobs", type=int, help="parallel trainings (default: one per GPU, otherwise one per CPU core)"
-    )
+    add_options(parser)
     return parser

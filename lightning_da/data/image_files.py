@@ -56,7 +56,7 @@ def list_images(folder: Path, parts: Sequence[str] = ("",)) -> Listing:
         The files, sorted by name within each part.
 
     Raises:
-        DataError: If a link leads to a folder that it is in.
+        DataError: If a link leads to one of its own parent folders.
     """
     listed = []
     for part in map(os.fsencode, parts):
@@ -74,7 +74,7 @@ def _scan(
     """Appends the name of each image in a folder and its sub-folders, and its size and times, in any order."""
     place = os.stat(folder)
     if any(os.path.samestat(place, other) for other in above):
-        raise DataError(f"{os.fsdecode(folder)}: the link leads to a folder that it is in; remove it")
+        raise DataError(f"{os.fsdecode(folder)}: the link leads to one of its own parent folders; remove it")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(b"."):
@@ -158,6 +158,9 @@ def _looks_complete(path: Path) -> bool:
     try:
         with path.open("rb") as stream, Image.open(stream) as image:
             end = ENDS.get(image.format or "")
+            if image.format == "PNG":
+                image.verify()  # compares its checksums
+                return True
             if end is None:
                 return False
             stream.seek(-len(end), os.SEEK_END)

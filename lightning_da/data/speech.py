@@ -292,8 +292,8 @@ class SpeechCorpora(DomainPairDataModule):
                 f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
                 f"{self.source!r}, which has speakers with the same names; rename them if they are different people"
             )
-        self._check_bandwidths()
         super().check(roles)
+        self._check_bandwidths()
         for domain in dict.fromkeys((self.source, self.target)):
             rank_zero_info(f"{domain!r}, {self.task}: {self._counts(domain)}")
 

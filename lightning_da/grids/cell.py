@@ -143,7 +143,8 @@ def _in_its_own_processes(order: Order) -> Done:
             log.seek(0)
             said = log.read().strip()[-1000:]
         if status or not answer.exists():
-            raise ConfigError(said or f"its process ended with status {status}")
+            kind = ConfigError if status == 2 else RunError
+            raise kind(said or f"its process ended with status {status}")
         return Done(*json.loads(answer.read_text()))
 
 

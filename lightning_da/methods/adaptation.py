@@ -231,7 +231,7 @@ class AdaptationModule(TransferModule):
         if self._micro_batch is None:
             return self._pass_at_once(x)
         sizes = [len(part) for part in x.values()]
-        number = min(-(-max(sizes) // self._micro_batch), *sizes)
+        number = min(-(-max(sizes) // self._micro_batch), max(min(sizes) // 2, 1))  # batch norm needs two samples
         pieces = zip(*(part.tensor_split(number) for part in x.values()), strict=True)
         outputs = [
             checkpoint(
@@ -247,8 +247,10 @@ class AdaptationModule(TransferModule):
     def _pass_at_once(self, x: dict[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
         sizes = {domain: len(part) for domain, part in x.items()}
         domain = sizes if len(x) > 1 else next(iter(x))
-        logits, layers = self.activations(torch.cat(list(x.values())), domain, self.adapted)
-        self.set_domain("target")
+        try:
+            logits, layers = self.activations(torch.cat(list(x.values())), domain, self.adapted)
+        finally:  # the second pass of `checkpoint` ends early by an exception
+            self.set_domain("target")
         outputs = (part.split(list(sizes.values())) for part in (logits, *layers))
         return dict(zip(x, zip(*outputs, strict=True), strict=True))
 

@@ -23,18 +23,16 @@ def read_checkpoint(path: str, needed: tuple[str, ...] = ("state_dict",)) -> dic
     """
     if not Path(path).is_file():
         raise ConfigError(f"{path!r} is no checkpoint file; give the path of a checkpoint file")
-    if not zipfile.is_zipfile(path):
-        raise ConfigError(f"{path!r} is not a checkpoint of a fit: it is empty, cut off or another kind of file")
-    with zipfile.ZipFile(path) as parts:
-        damaged = parts.testzip()
-    if damaged is not None:
-        raise ConfigError(
-            f"{path!r} is damaged: the checksum of its part {damaged!r} is wrong; take an earlier checkpoint"
-        )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a file of another kind raises exceptions of many kinds
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is empty, cut off or another kind of file")
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if damaged is None else None
+    except Exception as error:  # a damaged file, or one of another kind, raises exceptions of many kinds
         raise ConfigError(f"{path!r} is not a checkpoint of a fit ({one_line(error)})") from error
+    if damaged is not None:
+        raise ConfigError(f"{path!r} is damaged: the checksum of {damaged!r} in it is wrong; take another checkpoint")
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if missing:
         raise ConfigError(f"{path!r} is not a checkpoint of a fit: it has no {missing[0]!r}")
