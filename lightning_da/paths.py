@@ -9,8 +9,21 @@ from pathlib import Path
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.yaml_files import check_yaml
 
-PROJECT = Path(__file__).resolve().parent.parent
-CONF = PROJECT / "conf"
+PACKAGE = Path(__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The configurations: in the package if it was installed from a wheel, otherwise beside it."""
+PROJECT = CONF.parent
+"""The checkout; the package if it was installed from a wheel."""
+
+
+def work_folder() -> Path:
+    """The folder of the runs and the code that is worked on.
+
+    It is the checkout. It is the working folder if that has a folder `mlruns`, as a project of `lightning-da new` has,
+    or if the package was installed from a wheel.
+    """
+    here = Path.cwd()
+    return here if PROJECT == PACKAGE or (here / "mlruns").is_dir() else PROJECT
 
 
 def find_config(name: str) -> Path:
@@ -23,7 +36,7 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: If the file does not exist, or holds no options.
     """
-    for path in (Path(name), CONF / name, PROJECT / name):
+    for path in (Path(name), CONF / name, CONF.parent / name):
         if path.is_file():
             check_yaml(path)
             return path

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lightning_da.errors import ConfigError, RunError, one_line
-from lightning_da.paths import PROJECT
+from lightning_da.paths import work_folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,14 +36,14 @@ class TrackingError(ConfigError):
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or the sqlite store in the project's folder `mlruns`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{PROJECT / 'mlruns' / 'mlflow.db'}"
+    """`MLFLOW_TRACKING_URI`, or the sqlite store in the folder `mlruns` of `work_folder()`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{work_folder() / 'mlruns' / 'mlflow.db'}"
 
 
 def store_folder() -> Path:
-    """The folder of an sqlite store; for a store on a server, the project's folder `mlruns`."""
+    """The folder of an sqlite store; for a store on a server, the folder `mlruns` of `work_folder()`."""
     uri = tracking_uri()
-    return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else PROJECT / "mlruns"
+    return Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else work_folder() / "mlruns"
 
 
 def shown_uri() -> str:

@@ -1,13 +1,15 @@
-"""Checks of the properties of every method and every domain loss, ours and yours.
+"""Checks of the properties of every method, every domain loss and all data, ours and yours.
 
 In a test of any runner:
 
     check_method(MyMethod, my_argument=3)
     check_domain_loss(my_loss)
+    check_data(MyDataModule())
 
 A failure is an AssertionError. Its message names the property and the usual causes.
 """
 
+import hashlib
 import inspect
 import logging
 import multiprocessing
@@ -25,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from lightning_da.data.base import DomainPairDataModule, TensorDomain
+from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.errors import list_choices
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.base import TransferModule
@@ -787,3 +789,86 @@ def check_domain_loss(loss: DomainLoss, skip: tuple[str, ...] = ()) -> None:
         ValueError: If there is no property of a name in `skip`.
     """
     _check_all(LOSS_CHECKS, skip, loss)
+
+
+# ---------------------------------------------------------------- properties of data
+
+
+def _data_read(data: DomainPairDataModule) -> None:
+    data.check(_roles_of(data))
+
+
+def _roles_of(data: DomainPairDataModule) -> Roles:
+    """The roles of a method of adaptation, as far as there are two domains and the source has labels."""
+    if len(data.domains) < 2:
+        return Roles(("target",), ())
+    return Roles() if (torch.as_tensor(data.dataset(data.source, "train").y) != UNKNOWN).any() else Roles((), DOMAINS)
+
+
+def _data_splits(data: DomainPairDataModule) -> None:
+    for role in data.domains:
+        domain, seen = getattr(data, role), dict[str, str]()
+        for split in SPLITS:
+            found = dict.fromkeys(_identities(data.dataset(domain, split)), split)
+            for sample in found.keys() & seen.keys():
+                raise AssertionError(
+                    f"splits: a sample of domain {domain!r} is in {seen[sample]} and in {split} ({sample[:80]}); "
+                    "draw the splits without overlap, and remove samples that are there twice"
+                )
+            seen |= found
+
+
+def _identities(dataset: Any) -> list[str]:
+    """The path of each sample, or a digest of its values."""
+    if hasattr(dataset, "files"):
+        return list(dataset.files)
+    return [hashlib.sha256(dataset[i][0].numpy().tobytes()).hexdigest() for i in range(len(dataset))]
+
+
+def _data_same(data: DomainPairDataModule) -> None:
+    for role in data.domains:
+        for split in SPLITS:
+            one, other = (data.dataset(getattr(data, role), split) for _ in range(2))
+            if one.fingerprint() != other.fingerprint() or not np.array_equal(one.y, other.y):
+                raise AssertionError(
+                    f"same: the {split} split of domain {getattr(data, role)!r} is another one each time; draw it with "
+                    "a generator of its own and a fixed seed"
+                )
+
+
+def _data_labels(data: DomainPairDataModule) -> None:
+    if len(data.domains) < 2:
+        return
+    batch = next(iter(data.train_dataloader()))[0]
+    if not isinstance(batch["target"], Tensor):
+        raise AssertionError(
+            "labels: a training batch of the target holds more than its samples; leave train_dataloader and the "
+            "target's batch to DomainPairDataModule"
+        )
+
+
+DATA_CHECKS: dict[str, Callable[[DomainPairDataModule], None]] = {
+    "read": _data_read,
+    "splits": _data_splits,
+    "same": _data_same,
+    "labels": _data_labels,
+}
+"""The properties of data, by name."""
+
+
+def check_data(data: DomainPairDataModule, skip: tuple[str, ...] = ()) -> None:
+    """Checks every property of a data module.
+
+    Its domains fit together (see `DomainPairDataModule.check`), no sample is in two splits of a domain, a split is the
+    same each time it is made, and no training batch has labels of the target.
+
+    Args:
+        data: The data module.
+        skip: Names of properties that do not apply, keys of `DATA_CHECKS`: `splits` for example if all samples are
+            trained on and tested by design.
+
+    Raises:
+        AssertionError: If a property does not hold; the message names it and the usual causes.
+        ValueError: If there is no property of a name in `skip`.
+    """
+    _check_all(DATA_CHECKS, skip, data)

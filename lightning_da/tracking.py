@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from lightning_da.errors import InterruptionError, one_line
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.outbox import STORE, OutboxClient
-from lightning_da.paths import PROJECT
+from lightning_da.paths import work_folder
 from lightning_da.store import TrackingError, cause, client, shown_uri, tracking_uri
 
 EXPERIMENT = "lightning_da"
@@ -31,8 +31,6 @@ EXTENDED = "extended."
 """Prefix of the tags with the settings of a fit that was made longer."""
 UNSENT = "unsent"
 """Folder beside the checkpoints of a run for its writes that wait for the store."""
-UPLOADS = PROJECT / "mlruns" / "upload"
-"""Local folders of the runs whose artifacts are in a remote store."""
 
 
 def charts_url(experiment_id: str) -> str:
@@ -315,7 +313,12 @@ def _checkpoints_folder(info: RunInfo) -> Path:
     """The local folder of a run's checkpoints; for a remote store, a folder to upload from."""
     if is_local(info.artifact_uri):
         return _local(info.artifact_uri) / "checkpoints"
-    return UPLOADS / str(info.run_id) / "checkpoints"
+    return _uploads() / str(info.run_id) / "checkpoints"
+
+
+def _uploads() -> Path:
+    """The parent of the local folders of the runs whose artifacts are in a remote store."""
+    return work_folder() / "mlruns" / "upload"
 
 
 def _local(uri: str) -> Path:
@@ -332,7 +335,7 @@ def send_waiting() -> int:
     places = [_local(e.artifact_location) for e in client().search_experiments() if is_local(e.artifact_location)]
     found = [folder for place in places for folder in place.glob(f"*/artifacts/checkpoints/{UNSENT}")]
     left = 0
-    for folder in (*found, *UPLOADS.glob(f"*/checkpoints/{UNSENT}")):
+    for folder in (*found, *_uploads().glob(f"*/checkpoints/{UNSENT}")):
         place = folder / STORE
         if place.exists() and (store := place.read_text()) != shown_uri():
             print(f"{folder} waits for {store}: set MLFLOW_TRACKING_URI to it to send its writes", file=sys.stderr)

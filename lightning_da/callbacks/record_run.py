@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
-from lightning_da.paths import PROJECT
+from lightning_da.paths import work_folder
 from lightning_da.store import TrackingError
 from lightning_da.tracking import (
     EXTENDED,
@@ -185,7 +185,7 @@ def _git() -> dict[str, str]:
 
     def git(*args: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(PROJECT), *args], capture_output=True, text=True, check=True
+            ["git", "-C", str(work_folder()), *args], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:

@@ -1,6 +1,7 @@
 """The commands, one file each, with a function `run` that takes the arguments after the name of the command."""
 
 COMMANDS = {
+    "new": "write a project of your own that depends on this one",
     "fit": "train a method on a pair of domains",
     "validate": "evaluate a fit on the validation splits",
     "test": "evaluate a fit on the test splits; the results are added to its run",

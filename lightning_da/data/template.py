@@ -1,4 +1,4 @@
-"""A template data module: see "Your own format" in the README. EDIT marks the lines to change."""
+"""Your own data. EDIT marks the lines to change."""
 
 from typing import Any
 

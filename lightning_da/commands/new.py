@@ -1,0 +1,117 @@
+"""`lightning-da new`: a project of your own that depends on this package."""
+
+import importlib.util
+import json
+import keyword
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import distribution
+from pathlib import Path
+
+import copier
+import yaml
+from copier.errors import CopierError
+
+from lightning_da import __version__
+from lightning_da.errors import ConfigError, list_choices
+from lightning_da.parser import CommandParser
+from lightning_da.paths import CONF, PACKAGE, PROJECT, write_whole
+
+KINDS = {
+    "images": "one folder of labelled images, fine-tuned",
+    "pair-of-images": "source and target folders of images, adapted",
+    "features": "source and target files of vectors, adapted",
+    "speech": "speakers first, then emotions",
+    "custom": "a data module of your own",
+}
+"""Kinds of data, and one line of help."""
+ANSWERS = ".copier-answers.yml"
+TAKEN = ("conf", "data", "example", "mlruns", "tests")
+"""Names that mean something else in a project."""
+
+
+def run(args: Sequence[str]) -> None:
+    """Writes a new project.
+
+    Args:
+        args: The arguments after `new`.
+
+    Raises:
+        ConfigError: If the folder is not empty or cannot be written, or the name is no import path or taken.
+    """
+    parser = CommandParser(
+        "lightning-da new",
+        description="Write a project for your data that depends on this package; its tests and its demo run at once.",
+        epilog="kinds: " + "; ".join(f"{kind}: {text}" for kind, text in KINDS.items()),
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a new or empty folder")
+    parser.add_argument("--kind", required=True, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--name", help="name of the project in Python (default: the name of the folder)")
+    given = parser.parse_args(args)
+    if given.kind not in KINDS:
+        raise ConfigError(f"kind: {given.kind!r} is not a valid choice; {list_choices(given.kind, KINDS)}")
+    folder = given.path.expanduser().absolute()
+    name = given.name or re.sub(r"[\s-]", "_", folder.resolve().name.lower())
+    _check_name(name)
+    try:
+        _check_empty(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(folder) as part:
+            _render(part, {"kind": given.kind, "name": name})
+    except (OSError, CopierError) as error:
+        raise ConfigError(f"{given.path}: the project cannot be written ({error})") from error
+    print(f"{given.path} is ready: the README says what to edit\n\n  cd {given.path}\n  make test\n  make demo")
+
+
+def _check_name(name: str) -> None:
+    """Refuses a name that Python cannot import, or that imports something else."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise ConfigError(
+            f"name: {name!r} is no import path of Python; give --name with small letters, digits and _, my_task for "
+            "example"
+        )
+    spec = importlib.util.find_spec(name)
+    if name in TAKEN or (spec is not None and spec.origin is not None):
+        raise ConfigError(f"name: {name!r} is taken by a package or a folder; give another --name, my_{name} for example")
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder}: it is there and not an empty folder; name a new folder")
+
+
+def _render(folder: Path, answers: dict[str, str]) -> None:
+    """Writes the files of a project into a new folder, and the origin of its answers."""
+    requirement, origin = _origin()
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)  # the repository, as far as copier needs it: a wheel has another layout
+        template = root / "lightning_da" / "project_template"
+        shutil.copytree(PACKAGE / "project_template", template)
+        for source, path in ((PACKAGE, "lightning_da/data/template.py"), (CONF, "conf/data/template.yaml")):
+            (root / path).parent.mkdir(parents=True)
+            shutil.copy(source.joinpath(*Path(path).parts[1:]), root / path)
+        shutil.copy(template / "copier.yml", root)
+        copier.run_copy(place, folder, {**answers, "requirement": requirement}, defaults=True, quiet=True)
+    file = folder / ANSWERS
+    header, _, text = file.read_text().partition("\n")
+    kept = {key: value for key, value in yaml.safe_load(text).items() if key[0] != "_"}
+    file.write_text(f"{header}\n{yaml.safe_dump(origin | kept, width=1000)}")
+
+
+def _origin() -> tuple[str, dict[str, str]]:
+    """Where this package comes from: what pip installs it by, and where `copier update` finds it."""
+    if PROJECT != PACKAGE:
+        described = ["git", "-C", str(PROJECT), "describe", "--tags", "--always"]
+        try:
+            commit = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            commit = f"v{__version__}"
+        return f"lightning-da @ {PROJECT.as_uri()}", {"_commit": commit, "_src_path": str(PROJECT)}
+    direct = json.loads(distribution("lightning_da").read_text("direct_url.json") or "{}")
+    if "vcs_info" in direct:
+        url, commit = direct["url"], direct["vcs_info"]["commit_id"]
+        return f"lightning-da @ git+{url}@{commit}", {"_commit": commit, "_src_path": url}
+    return f"lightning-da~={__version__}", {"_commit": f"v{__version__}"}
