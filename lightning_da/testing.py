@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DomainPairDataModule, Roles, TensorDomain
+from lightning_da.data.base import SPLITS, UNKNOWN, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.errors import list_choices
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.base import TransferModule
@@ -794,15 +794,13 @@ def check_domain_loss(loss: DomainLoss, skip: tuple[str, ...] = ()) -> None:
 # ---------------------------------------------------------------- properties of data
 
 
+def _trains_a_source(data: DomainPairDataModule) -> bool:
+    return len(data.domains) > 1 and bool((torch.as_tensor(data.dataset(data.source, "train").y) != UNKNOWN).any())
+
+
 def _data_read(data: DomainPairDataModule) -> None:
-    data.check(_roles_of(data))
-
-
-def _roles_of(data: DomainPairDataModule) -> Roles:
-    """The roles of a method of adaptation, as far as there are two domains and the source has labels."""
-    if len(data.domains) < 2:
-        return Roles(("target",), ())
-    return Roles() if (torch.as_tensor(data.dataset(data.source, "train").y) != UNKNOWN).any() else Roles((), DOMAINS)
+    alone = Roles(("target",), () if len(data.domains) < 2 else ("source",))
+    data.check(Roles() if _trains_a_source(data) else alone)
 
 
 def _data_splits(data: DomainPairDataModule) -> None:
@@ -837,7 +835,7 @@ def _data_same(data: DomainPairDataModule) -> None:
 
 
 def _data_labels(data: DomainPairDataModule) -> None:
-    if len(data.domains) < 2:
+    if not _trains_a_source(data):
         return
     batch = next(iter(data.train_dataloader()))[0]
     if not isinstance(batch["target"], Tensor):

@@ -75,7 +75,9 @@ def _check_name(name: str) -> None:
         )
     spec = importlib.util.find_spec(name)
     if name in TAKEN or (spec is not None and spec.origin is not None):
-        raise ConfigError(f"name: {name!r} is taken by a package or a folder; give another --name, my_{name} for example")
+        raise ConfigError(
+            f"name: {name!r} is taken by a package or a folder; give another --name, my_{name} for example"
+        )
 
 
 def _check_empty(folder: Path) -> None:

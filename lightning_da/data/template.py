@@ -33,7 +33,7 @@ class Template(DomainPairDataModule):  # EDIT: the name, here and in the YAML
         labels = generator.integers(2, size=400)
         points = np.stack([4 * labels - 2, 0 * labels], axis=1) + generator.normal(0, self.noise, (400, 2))
         if domain == "evening":
-            angle = 0.7
+            angle = 1.2
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
             points = points @ turn.T + [0.0, 1.0]
         return TensorDomain(torch.from_numpy(points).float(), torch.from_numpy(labels), classes=["left", "right"])

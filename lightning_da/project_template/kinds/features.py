@@ -9,11 +9,11 @@ CLASSES = ["apple", "pear", "plum"]
 
 Path("data/example").mkdir(parents=True, exist_ok=True)
 centres = np.random.default_rng(0).normal(0, 2, (3, 8))  # of the classes
-shift = np.random.default_rng(1).normal(0, 1.5, 8)  # of the target
+shift = np.random.default_rng(1).normal(0, 3, 8)  # of the target
 for number, domain in enumerate(("source", "target")):
     rng = np.random.default_rng([2, number])
     labels = rng.integers(3, size=600)
-    x = centres[labels] + rng.normal(size=(600, 8)) + number * shift
+    x = centres[labels] + 1.5 * rng.normal(size=(600, 8)) + number * shift
     table = pd.DataFrame(x, columns=[f"x{i}" for i in range(8)])
     table["label"] = np.array(CLASSES)[labels]
     table.to_csv(f"data/example/{domain}.csv", index=False, float_format="%.4f")

@@ -11,9 +11,9 @@ for domain in ("plain", "noisy"):
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(120):
             rng = np.random.default_rng([corners, number, domain == "noisy"])
-            size, x, y = rng.uniform(7, 11), *rng.uniform(12, 20, 2)
+            size, x, y = rng.uniform(9, 13), *rng.uniform(13, 19, 2)
             image = Image.new("RGB", (32, 32), "white")
-            shape = ((x, y, size), corners, int(rng.integers(360)))
+            shape = ((x, y, size), corners, int(rng.integers(-15, 15)))
             ImageDraw.Draw(image).regular_polygon(*shape, fill=tuple(rng.integers(0, 160, 3).tolist()))
             if domain == "noisy":
                 pixels = 0.6 * np.asarray(image) + rng.normal(0, 40, (32, 32, 3))

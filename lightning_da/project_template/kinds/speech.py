@@ -14,14 +14,13 @@ folder = Path("data/example")
 folder.mkdir(parents=True, exist_ok=True)
 for corpus, emotions in {"speakers": ["neutral"], "emotions": EMOTIONS}.items():
     rows = []
-    for number in range(8):
+    for number in range(12):
         rng = np.random.default_rng([len(emotions), number])
         gender = ("female", "male")[number % 2]
         voice = draw_voice(gender, rng)
-        for take in range(12):
+        for take in range(16):
             emotion = emotions[take % len(emotions)]
             name = f"{corpus}-{number}-{take:02d}.wav"
             soundfile.write(folder / name, speak(voice, draw_manner(voice, emotion, rng), rng), RATE)
             rows.append({"path": name, "speaker": f"{corpus}-{number}", "gender": gender, "emotion": emotion})
-    table = pd.DataFrame(rows)
-    table.to_csv(folder / f"{corpus}.csv", index=False)
+    pd.DataFrame(rows).to_csv(folder / f"{corpus}.csv", index=False)
