@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 from unittest.mock import patch
 
 import lightning as L
@@ -795,7 +795,8 @@ def check_domain_loss(loss: DomainLoss, skip: tuple[str, ...] = ()) -> None:
 
 
 def _trains_a_source(data: DomainPairDataModule) -> bool:
-    return len(data.domains) > 1 and bool((torch.as_tensor(data.dataset(data.source, "train").y) != UNKNOWN).any())
+    train: Any = data.dataset(data.source, "train")
+    return len(data.domains) > 1 and bool((torch.as_tensor(train.y) != UNKNOWN).any())
 
 
 def _data_read(data: DomainPairDataModule) -> None:
@@ -826,7 +827,7 @@ def _identities(dataset: Any) -> list[str]:
 def _data_same(data: DomainPairDataModule) -> None:
     for role in data.domains:
         for split in SPLITS:
-            one, other = (data.dataset(getattr(data, role), split) for _ in range(2))
+            one, other = (cast(Any, data.dataset(getattr(data, role), split)) for _ in range(2))
             if one.fingerprint() != other.fingerprint() or not np.array_equal(one.y, other.y):
                 raise AssertionError(
                     f"same: the {split} split of domain {getattr(data, role)!r} is another one each time; draw it with "

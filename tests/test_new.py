@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,12 @@ def call(*words: str | Path, cwd: Path, **env: str) -> str:
 
 
 @pytest.fixture(params=KINDS)
-def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     main(["new", "my-task", "--kind", request.param])
     monkeypatch.chdir(tmp_path / "my-task")
     monkeypatch.syspath_prepend(tmp_path / "my-task")
-    monkeypatch.delitem(sys.modules, "my_task", raising=False)
-    return tmp_path / "my-task"
+    yield tmp_path / "my-task"
+    sys.modules.pop("my_task", None)
 
 
 def kind_of(project: Path) -> str:
@@ -74,11 +75,10 @@ def test_a_project_is_whole(project: Path) -> None:
 
 
 def test_the_lines_are_those_of_this_repository(project: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--check", "--config", PROJECT / "pyproject.toml", "."], check=True
-    )
-    rules = ["--config", PROJECT / "pyproject.toml", "--config", 'lint.isort.known-first-party=["lightning_da"]']
-    subprocess.run([sys.executable, "-m", "ruff", "check", *rules, "--ignore", "D103", project], check=True)
+    ruff, rules = [sys.executable, "-m", "ruff"], ["--config", str(PROJECT / "pyproject.toml")]
+    call(*ruff, "format", "--check", *rules, ".", cwd=project)
+    ours = ["--config", 'lint.isort.known-first-party=["lightning_da"]', "--ignore", "D103"]
+    call(*ruff, "check", *rules, *ours, ".", cwd=project)
 
 
 def test_the_bounds_are_those_of_this_repository(project: Path) -> None:
@@ -115,16 +115,13 @@ def test_the_commands_of_its_readme_are_right(project: Path) -> None:
 
 
 def test_the_configuration_holds_overrides_only(project: Path) -> None:
-    """Each value differs from that of the file below it, or is an option that is not there."""
+    """The data are those of a file of this repository, and each of their values is another one."""
     (config,) = re.findall(r"CONFIG := (.*)", (project / "Makefile").read_text())
-    below, own = (
-        (yaml.safe_load(Path(path).read_text()) for path in with_found_configs(config.split())[1::2][-2:])
-        if (config.count("--config") > 1)
-        else ({}, {})
-    )
-    assert "class_path" not in own.get("data", {})
-    for name, value in own.get("data", {}).get("init_args", {}).items():
-        assert below["data"].get("init_args", {}).get(name) != value
+    below, own = ([{}] + [yaml.safe_load(Path(path).read_text()) for path in with_found_configs(config.split())[1::2]])[
+        -2:
+    ]
+    assert ("class_path" in own["data"]) == (kind_of(project) == "custom")
+    assert not own["data"]["init_args"].items() & below.get("data", {}).get("init_args", {}).items()
 
 
 # ---------------------------------------------------------------- errors
@@ -314,7 +311,7 @@ def test_a_wheel_is_whole(tmp_path: Path) -> None:
     assert 'dependencies = ["lightning-da~=' in (made / "pyproject.toml").read_text()
     assert str(tmp_path) not in (made / ".copier-answers.yml").read_text()
     call(python, "example.py", cwd=made)
-    words = "--config method/source_only.yaml --config data/features.yaml --config conf/task.yaml".split()
+    words = ["--config", "method/source_only.yaml", "--config", "data/features.yaml", "--config", "conf/task.yaml"]
     program("fit", *words, "--trainer.max_steps", "5", cwd=made)
     program("test", *words, "--trainer.max_steps", "5", cwd=made)
     assert "source_only" in program("compare", cwd=made)

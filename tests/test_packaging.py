@@ -58,6 +58,13 @@ def test_every_dependency_has_a_reason_or_is_what_the_project_is_for() -> None:
     assert [re.split(r"[<>=]", line)[0] for line in unexplained] == ["torch"]
 
 
+def test_a_wheel_has_every_package_and_the_configurations() -> None:
+    tools = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {path.parent.relative_to(PROJECT) for path in (PROJECT / "lightning_da").glob("**/__init__.py")}
+    assert set(tools["packages"]) == {".".join(path.parts) for path in found} | {"lightning_da.conf"}
+    assert tools["package-dir"] == {"lightning_da.conf": "conf"}
+
+
 def versions_of_python() -> list[str]:
     return [f"3.{minor}" for minor in range(20) if f"3.{minor}" in SpecifierSet(project()["requires-python"])]
 

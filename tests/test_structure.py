@@ -31,7 +31,7 @@ FLOORS = (
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    for path in PACKAGE.glob("**/*.py"):
+    for path in set(PACKAGE.glob("**/*.py")) - set(PACKAGE.glob("project_template/**/*.py")):  # of other projects
         yield ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"), path
 
 

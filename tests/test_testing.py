@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities import CombinedLoader
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy
 
+from lightning_da.data import ImageFolders, TensorDomain
+from lightning_da.data.base import DOMAINS
 from lightning_da.losses.coral import coral
 from lightning_da.losses.mmd import mmd
 from lightning_da.methods import DAN, DANN, AdaptationModule, DomainBatch
-from lightning_da.testing import METHOD_CHECKS, check_domain_loss, check_method
+from lightning_da.testing import DATA_CHECKS, METHOD_CHECKS, Toy, check_data, check_domain_loss, check_method
 
 SLOW = ("processes", "better")
 
@@ -247,3 +252,72 @@ def test_a_broken_loss_is_caught(loss: Callable[[Tensor, Tensor], Tensor], messa
 def test_a_root_of_zero_is_caught() -> None:
     with pytest.raises(AssertionError, match=r"^collapsed: its gradient is not finite .* square root"):
         check_domain_loss(lambda source, target: coral(source, target).sqrt(), skip=("null",))
+
+
+# ---------------------------------------------------------------- broken data
+
+
+class Overlapping(Toy):
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        whole = super().dataset(domain, split)
+        if split == "test":
+            whole.x[3] = super().dataset(domain, "train").x[5]
+        return whole
+
+
+class Redrawn(Toy):
+    draws = 0
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        whole = super().dataset(domain, split)
+        Redrawn.draws += split == "val"
+        whole.x[0, 0] += Redrawn.draws
+        return whole
+
+
+class Relabelled(Toy):
+    draws = 0
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        whole = super().dataset(domain, split)
+        Relabelled.draws += 1
+        whole.y = whole.y.roll(Relabelled.draws)
+        return whole
+
+
+class Leaking(Toy):
+    def train_dataloader(self) -> CombinedLoader:
+        return CombinedLoader({role: self._train_loader(role, labels=True) for role in DOMAINS}, "max_size_cycle")
+
+
+class Infinite(Toy):
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        whole = super().dataset(domain, split)
+        whole.x[0] = float("inf")
+        return whole
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "message"),
+    [
+        (Infinite, "read", "NaN or infinite"),
+        (Overlapping, "splits", "is in train and in test"),
+        (Redrawn, "same", "the val split"),
+        (Relabelled, "same", "the train split"),
+        (Leaking, "labels", "more than its samples"),
+    ],
+)
+def test_broken_data_are_caught_by_their_property(data: type[Toy], name: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=f"^{name}: .*{message}"):
+        check_data(data())
+    check_data(data(), skip=tuple(DATA_CHECKS))
+
+
+def test_whole_data_pass(tmp_path: Path) -> None:
+    check_data(Toy())
+    for label in ("a", "b"):
+        for number in range(20):
+            path = tmp_path / "one" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(path)  # classes that look alike are no overlap
+    check_data(ImageFolders(str(tmp_path / "one"), image_size=8, batch_size=4, num_workers=0))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import copier
 import yaml
 from copier.errors import CopierError
 
-from lightning_da import __version__
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.parser import CommandParser
 from lightning_da.paths import CONF, PACKAGE, PROJECT, write_whole
@@ -104,16 +104,16 @@ def _render(folder: Path, answers: dict[str, str]) -> None:
 
 
 def _origin() -> tuple[str, dict[str, str]]:
-    """Where this package comes from: what pip installs it by, and where `copier update` finds it."""
+    """Where this package comes from: what pip installs it by, and what `copier update` reads."""
     if PROJECT != PACKAGE:
+        origin = {"_src_path": str(PROJECT)}
         described = ["git", "-C", str(PROJECT), "describe", "--tags", "--always"]
-        try:
-            commit = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            commit = f"v{__version__}"
-        return f"lightning-da @ {PROJECT.as_uri()}", {"_commit": commit, "_src_path": str(PROJECT)}
-    direct = json.loads(distribution("lightning_da").read_text("direct_url.json") or "{}")
+        with suppress(OSError, subprocess.CalledProcessError):  # a copy without git, which cannot update
+            origin["_commit"] = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
+        return f"lightning-da @ {PROJECT.as_uri()}", origin
+    installed = distribution("lightning_da")
+    direct = json.loads(installed.read_text("direct_url.json") or "{}")
     if "vcs_info" in direct:
         url, commit = direct["url"], direct["vcs_info"]["commit_id"]
         return f"lightning-da @ git+{url}@{commit}", {"_commit": commit, "_src_path": url}
-    return f"lightning-da~={__version__}", {"_commit": f"v{__version__}"}
+    return f"lightning-da~={installed.version}", {"_commit": f"v{installed.version}"}
