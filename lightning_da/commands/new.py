@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import keyword
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -63,7 +65,10 @@ def run(args: Sequence[str]) -> None:
             _render(part, {"kind": given.kind, "name": name})
     except (OSError, CopierError) as error:
         raise ConfigError(f"{given.path}: the project cannot be written ({error})") from error
-    print(f"{given.path} is ready: the README says what to edit\n\n  cd {given.path}\n  make test\n  make demo")
+    activate = Path(sys.prefix, "bin", "activate")
+    inactive = activate.is_file() and os.environ.get("VIRTUAL_ENV") != sys.prefix
+    steps = [f"source {activate}"] * inactive + [f"cd {given.path}", "make test", "make demo"]
+    print("\n  ".join([f"{given.path} is ready; its README says what to edit\n", *steps]))
 
 
 def _check_name(name: str) -> None:
@@ -116,4 +121,5 @@ def _origin() -> tuple[str, dict[str, str]]:
     if "vcs_info" in direct:
         url, commit = direct["url"], direct["vcs_info"]["commit_id"]
         return f"lightning-da @ git+{url}@{commit}", {"_commit": commit, "_src_path": url}
-    return f"lightning-da~={installed.version}", {"_commit": f"v{installed.version}"}
+    requirement = f"lightning-da @ {direct['url']}" if "url" in direct else f"lightning-da~={installed.version}"
+    return requirement, {"_commit": f"v{installed.version}"}
