@@ -1,5 +1,6 @@
 """`lightning-da new`: every kind of project is whole, runs, and can be updated; the package installs from a wheel."""
 
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,6 +171,28 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     main(["new", "empty", "--kind", "custom", "--name", "mine"])
     assert (tmp_path / "empty" / "mine.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("direct", "requirement", "origin"),
+    [
+        (
+            {"url": "https://h.example/da.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "lightning-da @ git+https://h.example/da.git@abc",
+            {"_commit": "abc", "_src_path": "https://h.example/da.git"},
+        ),
+        ({"url": "file:///da.whl", "archive_info": {}}, "lightning-da @ file:///da.whl", {"_commit": "v0.3.1"}),
+        (None, "lightning-da~=0.3.1", {"_commit": "v0.3.1"}),
+    ],
+)
+def test_a_project_depends_on_what_was_installed(
+    direct: dict[str, Any] | None, requirement: str, origin: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = None if direct is None else json.dumps(direct)
+    installed = SimpleNamespace(version="0.3.1", read_text={"direct_url.json": text}.get)
+    monkeypatch.setattr(new, "PROJECT", PACKAGE)  # no checkout
+    monkeypatch.setattr(new, "distribution", {"lightning_da": installed}.get)
+    assert new._origin() == (requirement, origin)
 
 
 def test_the_kinds_are_those_of_the_template() -> None:
