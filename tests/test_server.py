@@ -46,7 +46,7 @@ def started(port: int, path: str, process: subprocess.Popen[Any]) -> None:
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL server with an empty data base."""
-    pytest.importorskip("psycopg")
+    psycopg = pytest.importorskip("psycopg")
     if shutil.which("initdb") is None or shutil.which("postgres") is None:
         pytest.skip("no PostgreSQL (initdb, postgres) on the PATH")
     user: dict[str, Any] = {}
@@ -67,7 +67,6 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     given = ["-D", str(folder / "data"), "-p", str(port), "-k", str(folder), "-h", "127.0.0.1", "-F"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(["postgres", *given], stdout=log, stderr=log, cwd="/", **user)
-    import psycopg
 
     until = time.monotonic() + 60
     while True:
