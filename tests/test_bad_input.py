@@ -585,7 +585,7 @@ def fitted(files: Path) -> Path:
     """A folder with the checkpoint of a fit, and with broken copies."""
     here = Path.cwd()
     os.chdir(files)
-    whole = Path(main([*FIT, "--name=whole"]).trainer.checkpoint_callback.last_model_path)
+    whole = Path(main([*FIT, "--name=whole"]).trainer.checkpoint_callback.best_model_path)
     os.chdir(here)
     content = torch.load(whole, weights_only=True)
     torch.save(content, files / "whole.ckpt")

@@ -153,7 +153,7 @@ def test_one_command_runs_both_stages_of_adda() -> None:
 
 def test_the_second_stage_takes_a_run_or_a_file() -> None:
     first = main(["fit", *digits("source_only", experiment="second stage")])
-    run_id, path = first.trainer.logger.run_id, first.trainer.checkpoint_callback.last_model_path
+    run_id, path = first.trainer.logger.run_id, first.trainer.checkpoint_callback.best_model_path
     for reference in (run_id, path, "source_only-typeset-handwritten-s0"):
         start = f"--model.init_args.init_from={reference}"
         cli = main(["fit", *digits("adda", start, experiment="second stage")])
@@ -178,7 +178,7 @@ def test_the_same_seed_gives_the_same_second_stage_whoever_ran_the_first() -> No
 
 def test_a_resumed_second_stage_does_not_repeat_the_first() -> None:
     args = digits("adda", experiment="resumed stage")
-    path = main(["fit", *args]).trainer.checkpoint_callback.last_model_path
+    path = main(["fit", *args]).trainer.checkpoint_callback.best_model_path
     cli = main(["fit", *args, "--trainer.max_steps=4", "--ckpt_path", path])
     assert cli.trainer.global_step == 4
     assert len(runs("resumed stage")) == 2
@@ -197,7 +197,7 @@ def test_a_first_stage_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> 
     start = "--model.init_args.init_from"
     assert "'nothing' is no checkpoint file" in complaint(["fit", *digits("adda", f"{start}=nothing")], capsys)
     gone = main(["fit", *digits("source_only", experiment="gone")])
-    Path(gone.trainer.checkpoint_callback.last_model_path).unlink()
+    Path(gone.trainer.checkpoint_callback.best_model_path).unlink()
     message = complaint(["fit", *digits("adda", f"{start}={gone.trainer.logger.run_id}")], capsys)
     assert "its checkpoint" in message
     assert "is gone" in message
