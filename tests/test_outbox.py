@@ -321,7 +321,7 @@ def test_a_deleted_run_does_not_end_its_fit(own_store: Store, run: Run, box: Out
 def test_sync_leaves_the_writes_for_another_store(
     own_store: Store, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tracking, "UPLOADS", tmp_path / "upload")
+    monkeypatch.setattr(tracking, "_uploads", lambda: tmp_path / "upload")
     box = OutboxClient(os.environ["MLFLOW_TRACKING_URI"], tmp_path / "upload" / "id" / "checkpoints" / tracking.UNSENT)
     own_store.fail()
     with pytest.warns(UserWarning, match="the MLflow store fails"):
