@@ -338,6 +338,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_interruptible")
+@pytest.mark.slow
 def test_a_killed_worker_and_an_interruption_are_said(folder: Path) -> None:
     def kill_a_worker() -> None:
         multiprocessing.active_children()[0].kill()
