@@ -3,8 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
-from itertools import chain, groupby
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,15 @@ class OutboxClient(PatientClient):
         A write that the store refuses is set aside, in the file `refused.jsonl` beside the folder.
 
         Returns:
-            The number of the others.
+            The number of writes that waited.
 
         Raises:
             Exception: If the store fails; all writes stay in the folder.
         """
         with self._locked():
             waiting = self.waiting()
-            for kind, group in groupby(waiting, key=lambda write: write["kind"]):
-                if kind != "metrics":
-                    for write in group:
-                        self._apply_or_refuse(write)
-                    continue
-                values = list(chain.from_iterable(write["values"] for write in group))
-                for start in range(0, len(values), METRICS_AT_ONCE):
-                    part = values[start : start + METRICS_AT_ONCE]
-                    self._apply_or_refuse(waiting[0] | {"kind": kind, "values": part})
+            for write in _merged(waiting):
+                self._apply_or_refuse(write)
             (self.folder / WRITES).unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
         return len(waiting)
@@ -223,3 +216,14 @@ class OutboxClient(PatientClient):
     def _locked(self) -> FileLock:
         """Two processes, a fit and `lightning-da sync`, must not change the folder at the same time."""
         return FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
+
+
+def _merged(writes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The writes in order; metrics that follow one another are one write, with as many as MLflow takes."""
+    for (kind, run_id), group in groupby(writes, key=lambda write: (write["kind"], write["run_id"])):
+        if kind != "metrics":
+            yield from group
+            continue
+        values = [value for write in group for value in write["values"]]
+        for start in range(0, len(values), METRICS_AT_ONCE):
+            yield {"kind": kind, "run_id": run_id, "values": values[start : start + METRICS_AT_ONCE]}

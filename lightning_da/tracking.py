@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_da.errors import InterruptionError, one_line
 from lightning_da.networks.weights import read_checkpoint
-from lightning_da.outbox import STORE, OutboxClient
+from lightning_da.outbox import STORE, WRITES, OutboxClient
 from lightning_da.paths import work_folder
 from lightning_da.store import TrackingError, cause, client, shown_uri, tracking_uri
 
@@ -90,7 +90,7 @@ class Tracker(MLFlowLogger):
         opened = super().experiment
         if self._outbox is None:
             self._info = opened.get_run(self._run_id).info
-            self._outbox = OutboxClient(tracking_uri(), _checkpoints_folder(self._info) / UNSENT)
+            self._outbox = OutboxClient(tracking_uri(), checkpoints_folder(self._info) / UNSENT)
         return self._outbox
 
     @property
@@ -170,11 +170,6 @@ def chosen_checkpoint(trainer: Trainer) -> str:
 def is_local(uri: str) -> bool:
     """Whether an artifact URI is a folder on this machine."""
     return urlparse(uri).scheme in ("", "file")
-
-
-def artifacts_folder(logger: Tracker) -> Path:
-    """The local folder of a run's artifacts; for a remote store, a folder to upload from."""
-    return _checkpoints_folder(logger.info).parent
 
 
 def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data")) -> dict[str, str]:
@@ -259,7 +254,7 @@ def find_fit(reference: str, experiment: str | None = None, settings: dict[str, 
             "an existing run"
         )
     if "checkpoint" not in run.data.tags:
-        if (_checkpoints_folder(run.info) / UNSENT).exists():
+        if (checkpoints_folder(run.info) / UNSENT / WRITES).exists():
             raise TrackingError(
                 f"run {reference!r} is not complete in the store; send the rest with `lightning-da sync`"
             )
@@ -306,10 +301,10 @@ def find_resumable(reference: str, experiment: str | None = None, settings: dict
 
 def _left_of(run: Run) -> list[Path]:
     """The checkpoint files of a run on this machine."""
-    return sorted(_checkpoints_folder(run.info).glob("*.ckpt"))
+    return sorted(checkpoints_folder(run.info).glob("*.ckpt"))
 
 
-def _checkpoints_folder(info: RunInfo) -> Path:
+def checkpoints_folder(info: RunInfo) -> Path:
     """The local folder of a run's checkpoints; for a remote store, a folder to upload from."""
     if is_local(info.artifact_uri):
         return _local(info.artifact_uri) / "checkpoints"
@@ -333,9 +328,9 @@ def send_waiting() -> int:
         The number of runs whose writes the store does not take; they stay in their folder.
     """
     places = [_local(e.artifact_location) for e in client().search_experiments() if is_local(e.artifact_location)]
-    found = [folder for place in places for folder in place.glob(f"*/artifacts/checkpoints/{UNSENT}")]
+    found = [path for place in places for path in place.glob(f"*/artifacts/checkpoints/{UNSENT}/{WRITES}")]
     left = 0
-    for folder in (*found, *_uploads().glob(f"*/checkpoints/{UNSENT}")):
+    for folder in (path.parent for path in (*found, *_uploads().glob(f"*/checkpoints/{UNSENT}/{WRITES}"))):
         place = folder / STORE
         if place.exists() and (store := place.read_text()) != shown_uri():
             print(f"{folder} waits for {store}: set MLFLOW_TRACKING_URI to it to send its writes", file=sys.stderr)

@@ -10,16 +10,14 @@ import pytest
 from lightning_da.grids.labels import picture
 from lightning_da.main import main
 from lightning_da.store import client
+from tests import toy
 
 METHODS = ("source_only", "target_only", "fine_tune", "dann")
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    rng = np.random.default_rng(0)
-    for name in ("one", "two"):
-        y = np.arange(160) % 2
-        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(160, 5)) + 3 * y[:, None], y=y)
+    toy.write_tables(tmp_path)
     return [
         *("label-curve", "--config", "data/features.yaml", "--jobs", "1", "--seeds", "0"),
         *("--config", str(Path(__file__).parent / "short.yaml"), "--data.batch_size", "16"),

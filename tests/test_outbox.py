@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
@@ -20,6 +19,7 @@ from lightning_da.grids.engine import result_of
 from lightning_da.main import main
 from lightning_da.outbox import OutboxClient
 from lightning_da.store import cause, client, impatient, is_fault
+from tests import toy
 
 
 class Store:
@@ -61,22 +61,9 @@ def own_store(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    rng = np.random.default_rng(0)
-    for name in ("one", "two"):
-        y = np.arange(160) % 2
-        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(160, 5)) + 3 * y[:, None], y=y)
+    toy.write_tables(tmp_path)
     return [
-        *("--config", "method/dann.yaml", "--config", "data/features.yaml"),
-        *(
-            "--config",
-            str(Path(__file__).parent / "short.yaml"),
-            "--data.source",
-            "one.npz",
-            "--data.target",
-            "two.npz",
-        ),
-        *("--data.batch_size", "16", "--trainer.max_steps", "20", "--trainer.accelerator", "cpu"),
-        *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+        *toy.DANN_OF_TABLES,
         "--model.backbone={class_path: FeedForward, init_args: {hidden: [8]}}",
     ]
 

@@ -24,6 +24,7 @@ from lightning_da.networks import FeedForward
 from lightning_da.schedules import inverse_decay
 from lightning_da.store import client
 from lightning_da.testing import build, equal, state, trainer
+from tests import toy
 from tests.test_image_folders import fill, folders
 from tests.toy import ADAM, Toy
 
@@ -165,22 +166,9 @@ class At(L.Callback):
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    rng = np.random.default_rng(0)
-    for name in ("one", "two"):
-        y = np.arange(160) % 2
-        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(160, 5)) + 3 * y[:, None], y=y)
+    toy.write_tables(tmp_path)
     return [
-        *("--config", "method/dann.yaml", "--config", "data/features.yaml"),
-        *(
-            "--config",
-            str(Path(__file__).parent / "short.yaml"),
-            "--data.source",
-            "one.npz",
-            "--data.target",
-            "two.npz",
-        ),
-        *("--data.batch_size", "16", "--trainer.max_steps", "20", "--trainer.accelerator", "cpu"),
-        *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+        *toy.DANN_OF_TABLES,
         "--model.backbone={class_path: FeedForward, init_args: {hidden: [8], dropout: 0.5}}",
         f"--trainer.logger.experiment_name={tmp_path.name}",
     ]

@@ -10,14 +10,12 @@ import torch
 from lightning_da.data import DataError, FeatureTables, Reversed
 from lightning_da.main import main
 from lightning_da.store import client
+from tests import toy
 
 
 @pytest.fixture
 def options(tmp_path: Path) -> list[str]:
-    rng = np.random.default_rng(0)
-    for name in ("one", "two"):
-        y = np.arange(160) % 2
-        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(160, 5)) + 3 * y[:, None], y=y)
+    toy.write_tables(tmp_path)
     return [
         *("--config", "data/features.yaml", "--config", str(Path(__file__).parent / "short.yaml")),
         *("--data.source", "one.npz", "--data.target", "two.npz", "--model.backbone.hidden=[4]"),

@@ -20,16 +20,14 @@ from lightning_da.grids.space import as_words, as_yaml, corners, read_space
 from lightning_da.main import main
 from lightning_da.methods import FineTune
 from lightning_da.store import client
+from tests import toy
 
 LR = "model.init_args.optimizer.init_args.lr"
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    rng = np.random.default_rng(0)
-    for name in ("one", "two"):
-        y = np.arange(160) % 2
-        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(160, 5)) + 3 * y[:, None], y=y)
+    toy.write_tables(tmp_path)
     (tmp_path / "space.yaml").write_text(
         "model.optimizer.init_args.lr: {low: 1e-4, high: 1e-1, log: true}\ndata.batch_size: {choices: [8, 16]}\n"
     )

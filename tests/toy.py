@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,3 +81,21 @@ ON_ONE_NETWORK = [name for name in ADAPTING if name != "adda"]
 
 def build(name: str, seed: int = 0, **kwargs: Any) -> Any:
     return testing.build(METHODS[name].method, seed, **kwargs)
+
+
+def write_tables(folder: Path) -> None:
+    """Writes `one.npz` and `two.npz`: two domains of 160 vectors in two classes, which differ by their noise alone."""
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        y = np.arange(160) % 2
+        np.savez(folder / f"{name}.npz", x=rng.normal(size=(160, 5)) + 3 * y[:, None], y=y)
+
+
+DANN_OF_TABLES = [
+    *("--config", "method/dann.yaml", "--config", "data/features.yaml"),
+    *("--config", str(Path(__file__).parent / "short.yaml")),
+    *("--data.source", "one.npz", "--data.target", "two.npz"),
+    *("--data.batch_size", "16", "--trainer.max_steps", "20", "--trainer.accelerator", "cpu"),
+    *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+]
+"""The options of 20 steps on the tables of `write_tables`; the backbone is left to the test."""

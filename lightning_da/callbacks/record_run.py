@@ -17,7 +17,7 @@ from lightning_da.tracking import (
     EXTENDED,
     LENGTHS,
     Tracker,
-    artifacts_folder,
+    checkpoints_folder,
     chosen_checkpoint,
     deciding_checkpoint,
     find_fit,
@@ -36,7 +36,7 @@ class RecordRun(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
             self._run_id = trainer.logger.run_id
-            folder = artifacts_folder(trainer.logger) / "checkpoints"
+            folder = checkpoints_folder(trainer.logger.info)
             for checkpoint in trainer.checkpoint_callbacks:
                 if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is None:
                     checkpoint.dirpath = str(folder)
@@ -161,7 +161,7 @@ def keep_checkpoint(logger: Tracker, path: str, selection: str) -> None:
 
     Args:
         logger: Logger of the run.
-        path: The file, in `artifacts_folder(logger) / "checkpoints"`.
+        path: The file, in `checkpoints_folder(logger.info)`.
         selection: How the checkpoint was selected, for example `last epoch`.
     """
     run_id, tracked = logger.run_id, logger.experiment

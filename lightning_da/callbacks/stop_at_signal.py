@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from lightning_da.errors import InterruptionError
-from lightning_da.tracking import Tracker, artifacts_folder, deciding_checkpoint
+from lightning_da.tracking import Tracker, checkpoints_folder, deciding_checkpoint
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 CHECKPOINT = "interrupted.ckpt"
@@ -76,7 +76,7 @@ class StopAtSignal(L.Callback):
         if checkpoint is not None and checkpoint.dirpath is not None:
             return Path(checkpoint.dirpath) / CHECKPOINT
         if self.always and isinstance(trainer.logger, Tracker):
-            return artifacts_folder(trainer.logger) / "checkpoints" / CHECKPOINT
+            return checkpoints_folder(trainer.logger.info) / CHECKPOINT
         return None
 
     def _note(self, *_args: Any) -> None:

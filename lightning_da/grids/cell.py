@@ -95,7 +95,8 @@ def _resumed(order: Order) -> Order:
     experiment = client().get_experiment_by_name(tracker["experiment_name"])
     assert experiment is not None  # there is the grid's run
     parent = tracker["tags"]["mlflow.parentRunId"]
-    for run in search_runs(experiment.experiment_id, f"tags.`mlflow.parentRunId` = '{parent}'"):
+    unfinished = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status != 'FINISHED'"
+    for run in search_runs(experiment.experiment_id, unfinished):
         if run.data.tags.get("cell") != tracker["tags"]["cell"] or "whole" in run.data.tags:
             continue
         try:

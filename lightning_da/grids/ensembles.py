@@ -12,7 +12,7 @@ from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.store import client
-from lightning_da.tracking import Fit, Tracker, artifacts_folder
+from lightning_da.tracking import Fit, Tracker, checkpoints_folder
 
 
 def join(members: Sequence[str], fits: Sequence[Fit], config: dict[str, Any]) -> Trainer:
@@ -55,7 +55,7 @@ def join(members: Sequence[str], fits: Sequence[Fit], config: dict[str, Any]) ->
         names = [client().get_run(fit.run_id).info.run_name if fit.run_id else fit.checkpoint for fit in fits]
         started = [fit.checkpoint for fit in fits]
         recorder.record(trainer, cli.model, started, {"members": ", ".join(map(str, names))})
-        path = artifacts_folder(trainer.logger) / "checkpoints" / "last.ckpt"
+        path = checkpoints_folder(trainer.logger.info) / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         keep_checkpoint(trainer.logger, str(path), "joined by the margin")
     return trainer
