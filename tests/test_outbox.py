@@ -231,6 +231,17 @@ def test_writes_keep_their_order_and_more_than_one_call_takes(
     assert not box.folder.exists()
 
 
+def test_waiting_writes_are_sent_before_the_next_one(own_store: Store, run: Run, box: OutboxClient) -> None:
+    own_store.fail()
+    with pytest.warns(UserWarning, match="the MLflow store fails"):
+        box.set_tag(run.info.run_id, "stage", "early")
+    own_store.heal()
+    box._next_attempt = 0.0
+    box.set_tag(run.info.run_id, "stage", "late")
+    assert not box.waits
+    assert client().get_run(run.info.run_id).data.tags["stage"] == "late"
+
+
 def test_writes_that_are_sent_twice_are_there_once(
     own_store: Store, run: Run, box: OutboxClient, tmp_path: Path
 ) -> None:
