@@ -68,6 +68,11 @@ def methods() -> list[str]:
     return sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
 
+def those_left(*names: str) -> tuple[str, ...]:
+    """The given methods without those whose file was deleted from a copy of the project."""
+    return tuple(name for name in names if name in methods())
+
+
 def with_found_configs(words: Sequence[str]) -> list[str]:
     """The words of a command line, with the full path of each `--config` file."""
     found = list(words)

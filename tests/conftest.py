@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import voices
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -38,5 +36,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def pair(tmp_path: Path) -> Path:
     """A folder with `source.csv`, which knows speakers and genders, and `target.csv`, which knows emotions too."""
+    from tests import voices  # a copy of the project without speech has none
+
     voices.pair(tmp_path / "pair")
     return tmp_path / "pair"

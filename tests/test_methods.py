@@ -1,4 +1,4 @@
-"""What every method must hold, and what the base offers to all of them."""
+"""What the base of the methods offers to all of them."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,7 +9,6 @@ import lightning as L
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -19,62 +18,20 @@ from lightning_da.errors import ConfigError
 from lightning_da.methods import DANN, AdaptationModule, FineTune, TransferModule
 from lightning_da.networks.backbones import FeedForward, TimmBackbone
 from lightning_da.schedules import constant, inverse_decay, ramp
-from lightning_da.testing import METHOD_CHECKS
 from tests.toy import (
     ADAM,
-    ADAPTING,
     BACKBONE,
-    METHODS,
-    ON_ONE_NETWORK,
     Toy,
     accuracy,
     build,
     equal,
     fit,
+    replace,
     state,
     trainer,
 )
 
 NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
-
-
-def replace(model: nn.Module, method: str, function: Any) -> None:
-    setattr(model, method, function)
-
-
-# ---------------------------------------------------------------- what every method holds
-
-
-def check(prop: str, name: str, **kwargs: Any) -> None:
-    METHOD_CHECKS[prop](METHODS[name].method, **kwargs)
-
-
-@pytest.mark.parametrize("name", ADAPTING)
-@pytest.mark.parametrize("prop", [prop for prop in METHOD_CHECKS if prop not in ("processes", "better")])
-def test_holds(prop: str, name: str) -> None:
-    if prop not in METHODS[name].without:
-        check(prop, name)
-    else:
-        with pytest.raises(AssertionError, match=f"^{prop}: "):
-            check(prop, name)
-
-
-@pytest.mark.parametrize("name", ADAPTING)
-def test_beats_source_only_on_a_shift_made_for_it(name: str) -> None:
-    check("better", name, shifts=(METHODS[name].shift,))
-
-
-@pytest.mark.parametrize("name", ON_ONE_NETWORK)
-@pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
-def test_domain_loss_sends_a_gradient_through_batch_norm(name: str, batch_norm: str) -> None:
-    check("gradient", name, batch_norm=batch_norm, backbone=NORMED)
-
-
-@pytest.mark.parametrize("name", ON_ONE_NETWORK)
-@pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
-@pytest.mark.parametrize("short", ["calm", "noisy"])
-def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str, short: str) -> None:
-    check("weight_zero", name, batch_norm=batch_norm, short=short)
 
 
 @pytest.mark.parametrize("batch_norm", ["joint", "separate"])
@@ -84,52 +41,6 @@ def test_with_weight_zero_the_source_is_normalised_by_its_own_statistics(batch_n
         return {key: p for key, p in model.named_parameters() if key.startswith(("backbone.", "head."))}
 
     assert equal(weights("dann", domain_weight=0.0, batch_norm=batch_norm), weights("source_only"))
-
-
-@pytest.mark.parametrize("prop", ["precision", "checkpoint"])
-def test_source_only_holds(prop: str) -> None:
-    check(prop, "source_only")
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_trainable_parameter_gets_a_gradient_and_moves(name: str) -> None:
-    model = build(name)
-    before: dict[str, Tensor] = {}
-    seen: set[str] = set()
-    start = model.on_train_start
-
-    def copy() -> None:
-        start()
-        before.update({key: p.detach().clone() for key, p in model.named_parameters()})
-
-    def note(_optimizer: Any) -> None:
-        seen.update(key for key, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0)
-
-    replace(model, "on_train_start", copy)
-    replace(model, "on_before_optimizer_step", note)
-    fit(model, steps=5)
-    assert seen == {key for key, p in model.named_parameters() if p.requires_grad}
-    assert all(torch.equal(before[key], p) != p.requires_grad for key, p in model.named_parameters())
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_repeats_itself(name: str) -> None:
-    once, again = (fit(build(name, seed=3), steps=12) for _ in range(2))
-    assert equal(state(once), state(again))
-    assert accuracy(once) == accuracy(again)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_resumed_equals_unbroken(name: str, tmp_path: Path) -> None:
-    # 3 batches an epoch; the checkpoint after the second is resumed, with the schedules on their way
-    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-    unbroken = build(name, lr_schedule=inverse_decay)
-    trainer(12, enable_checkpointing=True, callbacks=[keep]).fit(unbroken, Toy(number=96))
-    resumed = build(name, seed=9, lr_schedule=inverse_decay)
-    L.seed_everything(0, verbose=False)
-    trainer(12).fit(resumed, Toy(number=96), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
-    assert resumed.trainer.global_step == 12
-    assert equal(state(resumed, ("",)), state(unbroken, ("",)))
 
 
 @pytest.mark.parametrize("train_on", ["source", "target", "both"])

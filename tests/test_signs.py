@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_da.losses.adversarial import domain_classification
 from lightning_da.methods import DANN, DeepCORAL
 from lightning_da.methods.adaptation import DomainBatch
-from lightning_da.methods.dann import watch_discriminators
+from lightning_da.methods.discriminators import watch_discriminators
 from lightning_da.methods.signs import LOGGED_STEPS, Signs, largest_share
 from tests import toy
 

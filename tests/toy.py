@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_da import testing
 from lightning_da.methods import ADDA, DAN, DANN, JAN, DeepCORAL, FineTune, TransferModule
@@ -81,6 +81,10 @@ ON_ONE_NETWORK = [name for name in ADAPTING if name != "adda"]
 
 def build(name: str, seed: int = 0, **kwargs: Any) -> Any:
     return testing.build(METHODS[name].method, seed, **kwargs)
+
+
+def replace(model: nn.Module, method: str, function: Any) -> None:
+    setattr(model, method, function)
 
 
 def write_tables(folder: Path) -> None:

@@ -1,50 +1,53 @@
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_da.data.base import DOMAINS
-from lightning_da.data.speech import SpeechCorpora, check_apart
+from lightning_da.data.base import DOMAINS, DomainPairDataModule
+from lightning_da.data.splits import check_apart
 from lightning_da.errors import ConfigError
 from lightning_da.store import client
 from lightning_da.tracking import find_fit
 
 
 class CheckLeaks(L.Callback):
-    """Refuses a speech test split with speakers or sounds from the training split of an earlier stage.
+    """Refuses a test split with samples from the training split of an earlier stage.
 
     At the start of a fit it checks the runs that the fit starts from; at the start of a test, the tested run. In both
-    cases it also checks the earlier stages of these runs.
+    cases it also checks the earlier stages of these runs, as far as their data are of the same kind and identify their
+    samples (`DomainPairDataModule.trained_on`): speakers and sounds do.
 
     Raises:
-        DataError: If a speaker or a sound is in both training and test.
+        DataError: If a sample is in both training and test.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data: Any = getattr(trainer, "datamodule", None)
         reads = any(getattr(pl_module, role, ()) for role in ("supervised", "unlabelled"))
-        if stage == "fit" and isinstance(data, SpeechCorpora) and reads:
-            for checkpoint in getattr(pl_module, "starts_from", ()):
-                self._check(checkpoint, data)
+        if stage == "fit" and reads:
+            self._check(getattr(pl_module, "starts_from", ()), trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        data: Any = getattr(trainer, "datamodule", None)
-        if isinstance(data, SpeechCorpora) and trainer.ckpt_path is not None:
-            self._check(str(trainer.ckpt_path), data)
+        if trainer.ckpt_path is not None:
+            self._check([str(trainer.ckpt_path)], trainer)
 
-    def _check(self, checkpoint: str, data: SpeechCorpora) -> None:
-        check_apart(
-            _learnt_by(checkpoint),
-            data.tested(),
-            f"was trained on by {checkpoint!r}",
-            f"in the test split of {data.target!r}; give both runs the same seed and test_speakers, or define the "
-            "splits in a column 'split'",
-        )
+    def _check(self, checkpoints: Iterable[str], trainer: L.Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, DomainPairDataModule) or not (tested := data.tested()):
+            return
+        for checkpoint in checkpoints:
+            check_apart(
+                _learnt_by(checkpoint, type(data)),
+                tested,
+                f"was trained on by {checkpoint!r}",
+                f"in the test split of {data.target!r}; give both runs the same seed and the same "
+                "options of the splits",
+            )
 
 
-def _learnt_by(run: str) -> dict[str, str]:
+def _learnt_by(run: str, kind: type[DomainPairDataModule]) -> dict[str, str]:
     """Training samples of an earlier run and of the runs that it started from, as far as they still exist."""
     try:
         fit = find_fit(run)
@@ -52,10 +55,10 @@ def _learnt_by(run: str) -> dict[str, str]:
             raise ConfigError("its run is not in this MLflow store")
         tags = client().get_run(fit.run_id).data.tags
         earlier = [part for part in tags.get("started_from", "").split(", ") if part]
-        learnt = {key: name for part in earlier for key, name in _learnt_by(part).items()}
+        learnt = {key: name for part in earlier for key, name in _learnt_by(part, kind).items()}
         config = yaml.safe_load(cast(Path, fit.config).read_text())["data"]
-        if config["class_path"].endswith(SpeechCorpora.__name__):
-            data = SpeechCorpora(**{**config["init_args"], "recordings": None})
+        if config["class_path"].rpartition(".")[2] == kind.__name__:
+            data = kind(**config["init_args"])
             for role in filter(None, tags.get("trained_on", ", ".join(DOMAINS)).split(", ")):
                 learnt |= data.trained_on(getattr(data, role))
         return learnt

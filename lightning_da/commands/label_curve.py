@@ -26,10 +26,10 @@ from lightning_da.grids.labels import report
 from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.methods import AdaptationModule
 from lightning_da.parser import CommandParser
-from lightning_da.paths import find_method, methods
+from lightning_da.paths import find_method, methods, those_left
 
 EXPERIMENT = "label_curve"
-METHODS = ("source_only", "target_only", "fine_tune", "dann")
+METHODS = those_left("source_only", "target_only", "fine_tune", "dann")
 
 
 def run(args: Sequence[str]) -> pd.DataFrame:

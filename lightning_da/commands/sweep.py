@@ -24,11 +24,11 @@ from lightning_da.grids.engine import (
 from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.tables import bars
 from lightning_da.parser import CommandParser
-from lightning_da.paths import methods
+from lightning_da.paths import methods, those_left
 from lightning_da.store import client
 from lightning_da.tracking import charts_url
 
-METHODS = ("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
+METHODS = those_left("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
 OF_ONE = ("linear_probe", "fine_tune")
 """The methods for one domain."""
 

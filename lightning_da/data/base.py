@@ -317,6 +317,14 @@ class DomainPairDataModule(L.LightningDataModule):
             for x, _ in _in_chunks(dataset, range(len(dataset))):
                 yield x
 
+    def trained_on(self, domain: str) -> dict[str, str]:  # noqa: ARG002
+        """Samples of a training split that no test may have: text for messages, by identity. None in this class."""
+        return {}
+
+    def tested(self) -> dict[str, str]:
+        """Samples of the target's test split, as those of `trained_on`. None in this class."""
+        return {}
+
     def classes_of(self, domain: str) -> list[str]:
         """Class names of a domain; empty if no label is known."""
         return list(self._get(domain, "train").classes)

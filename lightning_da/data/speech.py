@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
-from lightning_da.data.splits import Indices, split_indices
+from lightning_da.data.splits import Indices, check_apart, split_indices
 from lightning_da.errors import list_choices
 from lightning_da.paths import cache_folder
 from lightning_da.speech.audio import SUFFIXES
@@ -479,23 +479,6 @@ def _sounds(corpus: Corpus, rows: Indices) -> dict[str, str]:
 def _speakers(corpus: Corpus, rows: Indices) -> dict[str, str]:
     """Speakers, by name."""
     return {f"speaker {name!r}": f"speaker {name!r}" for name in corpus.table["speaker"].iloc[rows] if name}
-
-
-def check_apart(trained: dict[str, str], tested: dict[str, str], how: str, where: str) -> None:
-    """Checks that training and test share no speaker and no sound.
-
-    Args:
-        trained: Result of `SpeechCorpora.trained_on`.
-        tested: Result of `SpeechCorpora.tested`.
-        how: Text of the message after the name of the training speaker or sound.
-        where: End of the message.
-
-    Raises:
-        DataError: If a speaker or a sound is in both.
-    """
-    for twin, name in trained.items():
-        if twin in tested:
-            raise DataError(f"{name} {how}, and is {tested[twin]} {where}")
 
 
 def _shared_speaker(table: pd.DataFrame) -> str | None:

@@ -58,3 +58,20 @@ def _draw(indices: Indices, labels: Indices, size: int, generator: np.random.Gen
     indices = indices[np.argsort(labels[indices], kind="stable")]
     drawn = ((np.arange(size) + 0.5) * (len(indices) / max(size, 1))).astype(np.int64)
     return np.delete(indices, drawn), indices[drawn]
+
+
+def check_apart(trained: dict[str, str], tested: dict[str, str], how: str, where: str) -> None:
+    """Checks that training and test share no sample.
+
+    Args:
+        trained: Result of `DomainPairDataModule.trained_on`.
+        tested: Result of `DomainPairDataModule.tested`.
+        how: Text of the message after the name of the training sample.
+        where: End of the message.
+
+    Raises:
+        DataError: If a sample is in both.
+    """
+    for twin, name in trained.items():
+        if twin in tested:
+            raise DataError(f"{name} {how}, and is {tested[twin]} {where}")

@@ -10,7 +10,7 @@ from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import domain_classification, inverted_labels
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
-from lightning_da.methods.dann import discriminators, watch_discriminators
+from lightning_da.methods.discriminators import discriminators, watch_discriminators
 from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import constant
 

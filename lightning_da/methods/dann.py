@@ -1,40 +1,11 @@
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_da.losses.adversarial import domain_classification, scale_gradient
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
-from lightning_da.networks.backbones import FeedForward
-
-
-def discriminators(widths: list[int], hidden: tuple[int, ...], batch_norm: bool = False) -> nn.ModuleList:
-    """A domain discriminator (n, width) -> (n, 1) for each adapted layer.
-
-    Args:
-        widths: Widths of the adapted layers.
-        hidden: Widths of the hidden layers in each discriminator.
-        batch_norm: Whether each hidden layer has batch normalisation.
-    """
-    return nn.ModuleList(
-        nn.Sequential(FeedForward((width,), list(hidden), batch_norm=batch_norm), nn.Linear(hidden[-1], 1))
-        for width in widths
-    )
-
-
-def watch_discriminators(
-    source: Sequence[Tensor], target: Sequence[Tensor], discriminators: Iterable[nn.Module]
-) -> dict[str, Tensor]:
-    """Accuracy and mean loss of domain discriminators, each for the features (n, d) of a layer, for `Signs.add`."""
-    right, losses = [], []
-    for s, t, discriminator in zip(source, target, discriminators, strict=True):
-        right.append(torch.cat([discriminator(s) > 0, discriminator(t) <= 0]))
-        losses.append(domain_classification(s, t, discriminator))
-    return {
-        "discriminator_acc": torch.cat(right).float().mean(),
-        "discriminator_loss": torch.stack(losses).mean(),
-    }
+from lightning_da.methods.discriminators import discriminators, watch_discriminators
 
 
 class DANN(AdaptationModule):
