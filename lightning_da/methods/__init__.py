@@ -2,6 +2,7 @@ from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.classifier import Classifier
+from lightning_da.methods.conservative import Conservative
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
 from lightning_da.methods.deep_coral import DeepCORAL
@@ -16,6 +17,7 @@ __all__ = [
     "JAN",
     "AdaptationModule",
     "Classifier",
+    "Conservative",
     "DeepCORAL",
     "DomainBatch",
     "FineTune",

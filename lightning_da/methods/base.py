@@ -272,14 +272,25 @@ class TransferModule(Classifier):
         """
         return torch.stack([self.task_loss(logits, y) for logits, y in parts]).mean()
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+    def supervised_pass(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Passes the labelled samples of a training batch through the network.
+
+        Returns:
+            The task loss; samples (B, *input_shape), features (B, width) and logits (B, num_classes) of all domains in
+            `supervised`, in order.
+        """
         xs, ys = zip(*(batch[domain] for domain in self.supervised), strict=True)
         sizes = {domain: len(x) for domain, x in zip(self.supervised, xs, strict=True)}
         self.set_domain(sizes)
-        loss = self.mean_task_loss(zip(self(torch.cat(xs)).split(list(sizes.values())), ys, strict=True))
+        x = torch.cat(xs)
+        features, logits = self.classify(x)
+        loss = self.mean_task_loss(zip(logits.split(list(sizes.values())), ys, strict=True))
         self.set_domain("target")
         self.log("train/task_loss", loss)
-        return loss
+        return loss, x, features, logits
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+        return self.supervised_pass(batch)[0]
 
     @essential
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002

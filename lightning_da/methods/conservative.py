@@ -1,0 +1,132 @@
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, linear
+
+from lightning_da.errors import ConfigError, check_range
+from lightning_da.gather import total, world_size
+from lightning_da.methods.fine_tune import FineTune
+from lightning_da.methods.hooks import essential
+from lightning_da.networks.weights import read_checkpoint
+
+PARTS = ("standardize", "backbone", "bottleneck")
+"""The parts of a network before its head."""
+
+
+class Conservative(FineTune):
+    """Conservative training: fine-tuning that is held near the network it starts from.
+
+    Two terms are added to the task loss. By weights (L2-SP; Li, Grandvalet and Davoine, "Explicit inductive bias for
+    transfer learning with convolutional networks", ICML 2018, equation 3): `start_decay / 2 * ||w - w0||^2` for the
+    weights that are copied, `new_decay / 2 * ||w||^2` for the new ones. By outputs (Yu et al., "KL-divergence
+    regularized deep neural network adaptation", ICASSP 2013; Li and Hoiem, "Learning without forgetting", ECCV 2016):
+    `output_weight * KL(p0 || p)`, the mean over the training samples, with the classes of the earlier network. p0 are
+    its predictions, and p are those of its head on the features of this network; with `keep_head`, those of this
+    network.
+
+    With all weights 0 it is `FineTune`.
+
+    Args:
+        start_decay: Weight of the distance to the start, for copied weights.
+        new_decay: Weight decay of new weights.
+        output_weight: Weight of the divergence from the earlier network's predictions; it needs `init_from`.
+        **kwargs: Arguments of `FineTune`.
+
+    Raises:
+        ConfigError: If a weight is negative; when a fit begins, if there are no weights to start from, or if
+            `output_weight` has no whole earlier network.
+    """
+
+    def __init__(
+        self, start_decay: float = 0.1, new_decay: float = 0.01, output_weight: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        weights = {"start_decay": start_decay, "new_decay": new_decay, "output_weight": output_weight}
+        for name, value in weights.items():
+            check_range(name, value, 0)
+        self._start_decay, self._new_decay, self._output_weight = start_decay, new_decay, output_weight
+        self._start: dict[str, Tensor] = {}
+        self._earlier: list[nn.Module] = []  # in a list: no part of this network and of its checkpoints
+
+    def initialise(self) -> None:
+        if self.starts_random():
+            raise ConfigError(
+                "conservative training stays near earlier weights: give an earlier run (--model.init_from RUN, or "
+                "--after source_only), or a backbone with pretrained weights"
+            )
+        whole = self.starts_from and "bottleneck." in self.initialised
+        if self._output_weight > 0 and not whole:
+            raise ConfigError(
+                "output_weight: it needs the whole network of an earlier run; set --model.init_from, and leave "
+                "init_layers at all"
+            )
+        super().initialise()
+        self._start = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        if self._output_weight > 0:
+            weights = read_checkpoint(self.starts_from[0])["state_dict"]
+            self._start |= {name: weights[name].clone() for name in ("head.weight", "head.bias")}
+
+    @essential
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["start"] = self._start
+
+    @essential
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._start = checkpoint.get("start", {})
+
+    @essential
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._start = {name: value.to(self.device) for name, value in self._start.items()}
+        if self._output_weight > 0:
+            network = deepcopy(nn.ModuleDict({name: getattr(self, name) for name in PARTS}))
+            network.load_state_dict({name: self._start[name] for name in network.state_dict()})
+            self._earlier = [network.eval().requires_grad_(False)]
+
+    def weight_penalty(self) -> Tensor:
+        """Distance of the copied weights to the start, and decay of the new ones, each with its weight."""
+        copied = (
+            *(self.initialised if self.starts_from else ()),
+            *(("backbone.",) if self.backbone.pretrained else ()),
+        )
+        terms = [
+            self._start_decay / 2 * (weight - self._start[name]).square().sum()
+            if name.startswith(copied)
+            else self._new_decay / 2 * weight.square().sum()
+            for name, weight in self.named_parameters()
+            if weight.requires_grad
+        ]
+        return torch.stack(terms).sum()
+
+    def output_penalty(self, x: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Divergence from the earlier network's predictions, the mean over the samples of all processes.
+
+        Args:
+            x: Samples, shape (B, *input_shape).
+            features: Their features in this network, shape (B, width).
+            logits: Their logits in this network, shape (B, num_classes).
+        """
+        earlier = x
+        for name in PARTS:
+            earlier = self._earlier[0].get_submodule(name)(earlier)
+        head = self._start["head.weight"], self._start["head.bias"]
+        now = logits if "head." in self.initialised else linear(features, *head)
+        p, p0 = (part.float().log_softmax(dim=1) for part in (now, linear(earlier, *head)))
+        divergence = kl_div(p, p0, reduction="sum", log_target=True)
+        return divergence * world_size() / total(x.new_tensor(len(x)))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
+        loss, x, features, logits = self.supervised_pass(batch)
+        if self._start_decay > 0 or self._new_decay > 0:
+            penalty = self.weight_penalty()
+            self.log("train/weight_penalty", penalty)
+            loss = loss + penalty
+        if self._output_weight > 0:
+            penalty = self.output_penalty(x, features, logits)
+            self.log("train/output_penalty", penalty)
+            loss = loss + self._output_weight * penalty
+        return loss

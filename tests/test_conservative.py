@@ -1,0 +1,166 @@
+"""Conservative training: its two terms against closed forms, and what they do to forgetting."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_da.errors import ConfigError
+from lightning_da.methods import Conservative, FineTune
+from lightning_da.networks.backbones import FeedForward
+from lightning_da.schedules import inverse_decay
+from tests.toy import ADAM, SGD, Toy, equal, fit, state, trainer
+
+NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    L.seed_everything(0, verbose=False)
+    model = fit(FineTune(num_classes=3, input_shape=(8,), backbone=NORMED, optimizer=ADAM), steps=60)
+    path = tmp_path_factory.mktemp("earlier") / "first.ckpt"
+    model.trainer.save_checkpoint(path)
+    return str(path)
+
+
+def build(kind: Any, start: str | None, seed: int = 1, **kwargs: Any) -> Any:
+    L.seed_everything(seed, verbose=False)
+    given: dict[str, Any] = {"num_classes": 3, "input_shape": (8,), "backbone": NORMED, "optimizer": ADAM}
+    return kind(**given | {"train_on": "target", "init_from": start} | kwargs)
+
+
+NOTHING: dict[str, Any] = {"start_decay": 0.0, "new_decay": 0.0, "output_weight": 0.0}
+
+
+@pytest.mark.parametrize("keep_head", [True, False])
+def test_without_weights_it_is_fine_tuning_bit_by_bit(start: str, keep_head: bool) -> None:
+    plain = fit(build(FineTune, start, keep_head=keep_head), steps=20)
+    held = fit(build(Conservative, start, keep_head=keep_head, **NOTHING), steps=20)
+    assert equal(state(held, ("",)), state(plain, ("",)))
+
+
+def test_the_distance_of_weights_is_the_papers(start: str) -> None:
+    model = build(Conservative, start, start_decay=0.3, new_decay=0.7)
+    fit(model, steps=0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert model.weight_penalty().item() == pytest.approx(0.7 / 2 * squares(before, "head."))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p))
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    new = 0.7 / 2 * squares(dict(model.named_parameters()), "head.")
+    expected = 0.3 / 2 * squares(moved, "backbone.") + new
+    assert model.weight_penalty().item() == pytest.approx(expected, rel=1e-5)
+    model.weight_penalty().backward()
+    for name, p in model.named_parameters():
+        pull = 0.7 * p if name.startswith("head.") else 0.3 * moved[name]
+        assert torch.allclose(p.grad, pull, rtol=1e-4, atol=1e-6)
+
+
+def squares(weights: dict[str, Tensor], prefix: str) -> float:
+    return sum(float(p.detach().double().square().sum()) for name, p in weights.items() if name.startswith(prefix))
+
+
+def test_frozen_weights_are_in_no_term(start: str) -> None:
+    model = build(Conservative, start, freeze="all", start_decay=1.0, new_decay=0.0)
+    fit(model, steps=0)
+    assert model.weight_penalty() == 0
+    assert model.weight_penalty().requires_grad
+
+
+@pytest.mark.parametrize("keep_head", [True, False])
+def test_the_distance_of_outputs_is_the_divergence_from_the_earlier_network(start: str, keep_head: bool) -> None:
+    """Against the earlier network, built anew from its checkpoint."""
+    first = earlier(start)
+    model = build(Conservative, start, output_weight=1.0, start_decay=0.0, new_decay=0.0, keep_head=keep_head)
+    fit(model, steps=7)
+    model.eval()
+    x = torch.randn(20, 8)
+    features, logits = model.classify(x)
+    now = logits if keep_head else first.head(features)
+    p0, p = first(x).double().softmax(dim=1), now.double().softmax(dim=1)
+    expected = (p0 * (p0.log() - p.log())).sum(dim=1).mean()
+    found = model.output_penalty(x, features, logits)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found > 1e-4
+    model.zero_grad()
+    found.backward()
+    reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == ({"backbone", "head"} if keep_head else {"backbone"})
+
+
+def test_at_the_start_the_outputs_have_no_distance(start: str) -> None:
+    model = build(Conservative, start, output_weight=1.0)
+    fit(model, steps=0)
+    model.eval()
+    x = torch.randn(20, 8)
+    assert model.output_penalty(x, *model.classify(x)).abs() < 1e-6
+
+
+@pytest.mark.parametrize("terms", [{"start_decay": 3.0}, {"output_weight": 10.0, "start_decay": 0.0}])
+def test_it_forgets_less(start: str, terms: dict[str, Any]) -> None:
+    """The predictions of the earlier network for samples of the source, after a fit on the target."""
+    x = torch.cat([x for x, _ in Toy().sample_dataloader("source", "test", 200)])
+    kept: dict[str, Any] = {"keep_head": True, "optimizer": partial(torch.optim.Adam, lr=0.01)}
+
+    def moved(model: Any) -> float:
+        before, now = (torch.nn.functional.log_softmax(part(x), dim=1) for part in (earlier(start), model.eval().cpu()))
+        return float((before.exp() * (before - now)).sum(dim=1).mean())
+
+    plain = moved(fit(build(FineTune, start, **kept), steps=100))
+    assert moved(fit(build(Conservative, start, **kept, **terms), steps=100)) < plain / 2
+
+
+def earlier(start: str) -> FineTune:
+    model = FineTune(num_classes=3, input_shape=(8,), backbone=NORMED)
+    model.load_state_dict(torch.load(start, weights_only=True)["state_dict"])
+    return model.eval()
+
+
+def test_a_large_weight_holds_the_network_at_its_start(start: str) -> None:
+    model = build(Conservative, start, start_decay=1.0, new_decay=0.0, optimizer=partial(SGD, lr=0.1))
+    fit(model, steps=0)
+    before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
+    with torch.no_grad():
+        for p in model.backbone.parameters():
+            p.add_(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model.weight_penalty().backward()
+        optimizer.step()
+    assert all(torch.allclose(p, before[name], atol=1e-5) for name, p in model.backbone.named_parameters())
+
+
+def test_resumed_equals_unbroken_without_the_earlier_run(start: str, tmp_path: Path) -> None:
+    terms: dict[str, Any] = {"output_weight": 1.0, "lr_schedule": inverse_decay}
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    unbroken = build(Conservative, start, **terms)
+    trainer(12, enable_checkpointing=True, callbacks=[keep]).fit(unbroken, Toy(number=96))
+    resumed = build(Conservative, str(tmp_path / "gone.ckpt"), seed=9, **terms)
+    L.seed_everything(1, verbose=False)
+    trainer(12).fit(resumed, Toy(number=96), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    assert equal(state(resumed, ("",)), state(unbroken, ("",)))
+    assert not [name for name in state(unbroken, ("",)) if "earlier" in name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"init_from": None}, "stays near earlier weights.*--after source_only"),
+        ({"output_weight": 1.0, "init_layers": 1}, "output_weight: it needs the whole network"),
+    ],
+)
+def test_a_start_is_needed(start: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit(build(Conservative, start, **arguments), steps=0)
+
+
+def test_weights_are_not_negative(start: str) -> None:
+    with pytest.raises(ConfigError, match="output_weight: -1"):
+        build(Conservative, start, output_weight=-1.0)
