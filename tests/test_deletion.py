@@ -133,7 +133,7 @@ def rows(copy: Path, config: str, *options: str | Path) -> list[str]:
 
 def on_tables(copy: Path) -> list[str]:
     toy.write_tables(copy)
-    domains = ("--data.source", copy / "source.csv", "--data.target", copy / "target.csv")
+    domains = ("--data.source", copy / "one.npz", "--data.target", copy / "two.npz")
     return rows(copy, "data/features.yaml", *domains)
 
 
