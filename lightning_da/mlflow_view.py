@@ -19,22 +19,23 @@ VERDICT, PAIR = "verdict", "pair"
 VIEW = "lightning_da"
 """Key of the view in the address."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-COLUMNS = (
-    "params.`method`",
-    f"tags.`{PAIR}`",
-    "params.`seed`",
-    f"metrics.`{PRIMARY_METRIC}`",
-    "metrics.`test/target/class_acc`",
-    f"metrics.`{GAP_CLOSED}`",
-    f"tags.`{VERDICT}`",
-)
+COLUMNS = {
+    "params.`method`": 120,
+    "params.`seed`": 60,
+    f"tags.`{PAIR}`": 180,
+    f"metrics.`{PRIMARY_METRIC}`": 120,
+    "metrics.`test/target/class_acc`": 160,
+    f"metrics.`{GAP_CLOSED}`": 100,
+    f"tags.`{VERDICT}`": 120,
+}
+"""The columns of the table, and their widths in pixels."""
 CHARTS = {
     "Results on the test splits": ("BAR", (PRIMARY_METRIC, "test/target/class_acc", "test/source/acc", GAP_CLOSED)),
-    "Over the depth of the network (step = layer)": (
+    "Over depth (step = layer)": (
         "LINE",
         ("depth/a_distance", "depth/mmd", "depth/coral", "depth/probe_target", "depth/probe_source"),
     ),
-    "Over the steps of training": (
+    "Over training": (
         "LINE",
         ("train/task_loss", "train/domain_loss", "val/source/acc", "val/target/acc", "score/neighbours"),
     ),
@@ -66,7 +67,7 @@ def view_url(experiment: Experiment, port: int = 5000) -> str:
         port: Port of the UI on this machine; of no effect if the store is a server, which has its own UI.
     """
     server = tracking_uri().rstrip("/") if tracking_uri().startswith("http") else f"http://127.0.0.1:{port}"
-    view = f"?viewStateShareKey={VIEW}" if VIEW_TAG in experiment.tags else ""
+    view = f"?viewStateShareKey={VIEW}&workflowType=machine_learning" if VIEW_TAG in experiment.tags else ""
     return f"{server}/#/experiments/{experiment.experiment_id}/runs{view}"
 
 
@@ -88,8 +89,9 @@ def _saved_view(name: str) -> str:
     state = {
         "orderByKey": f"metrics.`{PRIMARY_METRIC}`",
         "orderByAsc": False,
-        "selectedColumns": COLUMNS,
-        "columnOrder": COLUMNS,
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
         "runsHiddenMode": f"FIRST_{SHOWN}_RUNS",
         "isAccordionReordered": True,
         **_charts(CHARTS),
@@ -101,10 +103,11 @@ def _saved_view(name: str) -> str:
 
 def _charts(wanted: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, list[dict[str, Any]]]:
     """Charts and sections of the chart view. The page adds the other metrics below them."""
-    sections = [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in wanted]
+    sections = [{"uuid": name, "name": name, "display": True, "isReordered": True, "columns": 2} for name in wanted]
     charts = [
         {"uuid": metric, "type": kind, "metricSectionId": name, "metricKey": metric, "displayName": metric}
         | {"runsCountToCompare": SHOWN, "deleted": False, "isGenerated": False}
+        | {"xAxisKey": "step", "lineSmoothness": 0, "useGlobalLineSmoothing": False, "displayPoints": True}
         for name, (kind, metrics) in wanted.items()
         for metric in metrics
     ]

@@ -139,7 +139,6 @@ def curve_html(table: pd.DataFrame, title: str) -> str:
     return render(
         "curve.html.jinja",
         title=title,
-        caption=CAPTION,
         figure=svg(curve_figure(table, ""), f"curves over depth of {title}"),
         columns=[name.replace("null", "shuffled") for name in shown.columns],
         rows=shown.assign(**numbers).to_numpy().tolist(),
