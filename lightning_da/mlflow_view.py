@@ -20,13 +20,14 @@ VIEW = "lightning_da"
 """Key of the view in the address."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 COLUMNS = {
-    "params.`method`": 120,
-    "params.`seed`": 60,
-    f"tags.`{PAIR}`": 180,
-    f"metrics.`{PRIMARY_METRIC}`": 120,
-    "metrics.`test/target/class_acc`": 160,
-    f"metrics.`{GAP_CLOSED}`": 100,
-    f"tags.`{VERDICT}`": 120,
+    "attributes.`Run Name`": 230,
+    "params.`method`": 100,
+    "params.`seed`": 50,
+    f"tags.`{PAIR}`": 160,
+    f"metrics.`{PRIMARY_METRIC}`": 110,
+    "metrics.`test/target/class_acc`": 155,
+    f"metrics.`{GAP_CLOSED}`": 95,
+    f"tags.`{VERDICT}`": 110,
 }
 """The columns of the table, and their widths in pixels."""
 CHARTS = {
@@ -89,7 +90,7 @@ def _saved_view(name: str) -> str:
     state = {
         "orderByKey": f"metrics.`{PRIMARY_METRIC}`",
         "orderByAsc": False,
-        "selectedColumns": list(COLUMNS),
+        "selectedColumns": list(COLUMNS)[1:],  # the name is always shown
         "columnOrder": list(COLUMNS),
         "columnWidths": COLUMNS,
         "runsHiddenMode": f"FIRST_{SHOWN}_RUNS",

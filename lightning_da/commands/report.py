@@ -180,7 +180,7 @@ def _over_time(group: pd.DataFrame, metric: str) -> pd.DataFrame:
         for point in client().get_metric_history(run, metric)
     ]
     frame = pd.DataFrame(points, columns=["name", "x", "value"])
-    frame = frame[np.isfinite(frame["value"])]
+    frame = frame[np.isfinite(frame["value"].astype(float))]
     return frame.groupby(["name", "x"])["value"].mean().reset_index()
 
 
