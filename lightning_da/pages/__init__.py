@@ -6,6 +6,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -39,8 +40,9 @@ def svg(figure: Figure, label: str) -> Markup:
     for place, (axes, line) in enumerate((part, line) for part in figure.axes for line in part.lines):
         if line.get_marker() not in (None, "None", ""):
             line.set_gid(f"line{place}")
+            x, y = (np.asarray(numbers, float).tolist() for numbers in line.get_data())
             texts[f"line{place}"] = [
-                f"{line.get_label()}, {_place(axes, x)}: {y:.4g}" for x, y in zip(*line.get_data(), strict=True)
+                f"{line.get_label()}, {_place(axes, at)}: {value:.4g}" for at, value in zip(x, y, strict=True)
             ]
     written = io.BytesIO()
     # a constant salt: equal parts of several figures of a page have equal ids
