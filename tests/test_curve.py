@@ -377,6 +377,16 @@ def test_the_page_needs_no_network_and_shows_every_curve() -> None:
         float(value) for value in re.findall(r"<title>(?:untrained|step 5|trained), \w+: (.*?)</title>", page)
     ] == pytest.approx(own.tolist(), rel=1e-3)
     assert len(page) < 150_000
+    gap = pd.concat(
+        [
+            table.iloc[:1].assign(layer=layer, value=value, network="trained")
+            for layer, value in zip("abc", (1.0, np.nan, 3.0), strict=True)
+        ]
+    )
+    assert re.findall(r"<title>(trained, .*?)</title>", curve_html(gap.assign(depth=[1, 2, 3]), "a gap")) == [
+        "trained, a: 1",
+        "trained, c: 3",
+    ]
     figure = curve_figure(both, "a run")
     lines = [axes.get_lines() for axes in figure.axes]
     drawn = [line for line in lines[0] if line.get_label() == "trained"]

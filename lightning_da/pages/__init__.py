@@ -42,7 +42,9 @@ def svg(figure: Figure, label: str) -> Markup:
             line.set_gid(f"line{place}")
             x, y = (np.asarray(numbers, float).tolist() for numbers in line.get_data())
             texts[f"line{place}"] = [
-                f"{line.get_label()}, {_place(axes, at)}: {value:.4g}" for at, value in zip(x, y, strict=True)
+                f"{line.get_label()}, {_place(axes, at)}: {value:.4g}"
+                for at, value in zip(x, y, strict=True)
+                if np.isfinite(value)  # others have no mark
             ]
     written = io.BytesIO()
     # a constant salt: equal parts of several figures of a page have equal ids
