@@ -1,8 +1,8 @@
 """A walk through the MLflow UI in headless Chromium, as a newcomer takes it; its pictures are those of docs/reading.md.
 
-    python benchmarks/walk.py --out docs [--steps 600]
+    python benchmarks/walk.py --out docs [--steps 150] [--store FOLDER]
 
-Runs a demo in a temporary store, starts the UI, opens the address that is printed, and looks for what docs/reading.md
+Runs a short demo, starts the UI, opens the address that is printed, and looks for what docs/reading.md
 says: the experiment, the columns and their values, four runs compared, the charts over depth, the pictures of a run,
 and the page of `lightning-da report`. Data sets and registered models are looked for if the store has them. Ends with
 an error if something is not there. Needs the package playwright of the extra `dev`, and Chromium on the PATH (Debian:
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -43,11 +43,12 @@ COLUMNS = ("method", "seed", "pair", "test/target/acc", "test/target/class_acc",
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("--steps", type=int, default=600, help="training steps of the demo (default: 600)")
+    parser.add_argument("--steps", type=int, default=150, help="training steps of the demo (default: 150)")
+    parser.add_argument("--store", help="folder of the runs, which are kept there (default: a temporary one)")
     given = parser.parse_args()
     if CHROMIUM is None:
         sys.exit("no Chromium on the PATH; on Debian: apt-get install chromium")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() if given.store is None else nullcontext(given.store) as folder:
         os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         said = lightning_da(

@@ -224,6 +224,6 @@ def _files(run: Run) -> list[Path]:
 def _pictures(name: str, files: Sequence[Path]) -> dict[str, Any] | None:
     """The pictures of a row; None if one cannot be read."""
     try:
-        return {"name": name, "images": [Markup(picture(file, WIDTH)) for file in files]}
+        return {"name": name, "images": [picture(file, WIDTH) for file in files]}
     except (OSError, Image.DecompressionBombError):
         return None
