@@ -64,7 +64,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1500, "height": 900})
             page.set_default_timeout(PATIENCE)
             expect.set_options(timeout=PATIENCE)
-            server, number = re.fullmatch(r"(.*)/#/experiments/(\d+)/.*", addresses[EXPERIMENT]).groups()
+            ((server, number),) = re.findall(r"^(.*)/#/experiments/(\d+)/", addresses[EXPERIMENT])
             list_experiments(page, server)
             list_runs(page, addresses[EXPERIMENT], given.out)
             look_at_charts(page, addresses[EXPERIMENT], given.out)
@@ -161,7 +161,8 @@ def look_at_run(page: Page, experiment: str, out: Path) -> None:
     run_id = next(run.info.run_id for run in MlflowClient().search_runs([number], "params.method = 'dann'"))
     page.goto(f"{experiment}/runs/{run_id}?workflowType=machine_learning")
     expect(page.get_by_role("heading", name=re.compile("dann-typeset-handwritten"))).to_be_visible()
-    for used in MlflowClient().get_run(run_id).inputs.dataset_inputs:
+    inputs = MlflowClient().get_run(run_id).inputs
+    for used in inputs.dataset_inputs if inputs else ():
         expect(page.get_by_text(used.dataset.name).first).to_be_visible()
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("confusion.png", exact=True).click()
