@@ -133,7 +133,7 @@ def test_each_pair_has_a_chapter_and_its_own_verdict(experiment: str) -> None:
 
 
 def test_what_cannot_be_reported_is_an_error(experiment: str) -> None:
-    with pytest.raises(SystemExit, match=f"no experiment 'nowhere' in .*{experiment}"):
+    with pytest.raises(SystemExit, match="no experiment 'nowhere' in sqlite"):
         main(["report", "nowhere"])
     with pytest.raises(SystemExit, match="has no tested runs"):
         main(["report", experiment])

@@ -1,8 +1,7 @@
 """`lightning-da report`: one HTML page about an experiment, to send to somebody."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +101,9 @@ def page_of(name: str, runs: Sequence[Run], number: int) -> str:
     }
     room = LARGEST - len(render("report.html.jinja", **values).encode())
 
-    def add(place: list[Any], make: Callable[[], Any]) -> None:
+    def add(place: list[Any], figure: object) -> None:
         """Adds a figure to a list of the page if there is one, and room for it."""
         nonlocal room
-        figure = make()
         if figure is None:
             return
         if (size := len(str(figure).encode())) > room:
@@ -116,15 +114,15 @@ def page_of(name: str, runs: Sequence[Run], number: int) -> str:
 
     for pair, group in zip(pairs, groups, strict=True):
         best = group.loc[group["target acc"].fillna(-1).nlargest(DRAWN).index.sort_values()]
-        draw = partial(_drawn, names=list(best["method"]))
+        names = list(best["method"])
         for title, curves in _over_depth(best, by_id).groupby("title", sort=False):
-            add(pair["depth"], partial(draw, curves, title=str(title)))
+            add(pair["depth"], _drawn(curves, names, str(title)))
         for metric in OVER_TIME:
-            add(pair["time"], partial(draw, _over_time(best, metric), title=metric))
+            add(pair["time"], _drawn(_over_time(best, metric), names, metric))
     for pair, group in zip(pairs, groups, strict=True):
         for row in group.to_dict("records"):
             if files := _files(by_id[_median_run(row["runs"], by_id)]):
-                add(pair["pictures"], partial(_pictures, str(row["method"]), files))
+                add(pair["pictures"], _pictures(str(row["method"]), files))
     return render("report.html.jinja", **values)
 
 
