@@ -19,6 +19,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -90,13 +92,14 @@ def ui(folder: str) -> Iterator[dict[str, str]]:
         command = [sys.executable, "-m", "lightning_da", "ui", "--port", str(port)]
         server = subprocess.Popen(command, stdout=place, stderr=place, start_new_session=True)
     try:
-        while "running on" not in log.read_text():
-            if server.poll() is not None:
-                raise SystemExit(f"the UI ended:\n{log.read_text()}")
+        while True:
             try:
-                server.wait(1)
-            except subprocess.TimeoutExpired:
-                continue
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise SystemExit(f"the UI ended:\n{log.read_text()}") from None
+                time.sleep(1)
         yield dict(re.findall(r"^  (\S+): (http\S+)$", log.read_text(), re.MULTILINE))
     finally:
         os.killpg(server.pid, signal.SIGTERM)
