@@ -90,7 +90,7 @@ def page_of(name: str, runs: Sequence[Run], number: int) -> str:
     by_id = {run.info.run_id: run for run in runs}
     groups = [group for _, group in table.groupby("pair", sort=False)]
     pairs = [_described(group) for group in groups]
-    values = {
+    values: dict[str, Any] = {
         "title": name,
         "made": f"{datetime.now():%Y-%m-%d %H:%M}",
         "tested": len(runs),
@@ -165,7 +165,7 @@ def _over_depth(group: pd.DataFrame, by_id: dict[str, Run]) -> pd.DataFrame:
     rows = pd.concat(parts).dropna(subset="value").rename(columns={"layer": "x"})
     several = rows.groupby("panel")["measure"].transform("nunique") > 1
     rows["title"] = rows["panel"].mask(several, rows["panel"] + ": " + rows["measure"])
-    means = rows.groupby(["title", "name", "x"], sort=False)[["depth", "value"]].mean().reset_index()
+    means: pd.DataFrame = rows.groupby(["title", "name", "x"], sort=False)[["depth", "value"]].mean().reset_index()
     return means.sort_values("depth", kind="stable")
 
 
