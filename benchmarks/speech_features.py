@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lightning_da.errors import ConfigError
 from lightning_da.speech.audio import SUFFIXES, read_sound
-from lightning_da.speech.extract import FEATURE_SETS, describe, width
+from lightning_da.speech.feature_sets import FEATURE_SETS, describe, width
 
 Sound = NDArray[np.float32]
 

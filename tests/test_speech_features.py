@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lightning_da.errors import ConfigError
 from lightning_da.paths import PROJECT
-from lightning_da.speech import audio, extract, functionals, synthesis
+from lightning_da.speech import audio, extract, feature_sets, functionals, synthesis
 from lightning_da.speech.audio import SoundError, read_sound
 from lightning_da.speech.bandwidth import bandwidth, common_rate
 from lightning_da.speech.functionals import LOWEST, NAMES
@@ -273,7 +273,7 @@ def test_a_sound_has_about_the_same_features_at_higher_rates() -> None:
 
 
 def test_names_are_unique_and_as_many_as_the_width() -> None:
-    assert len(set(NAMES)) == len(NAMES) == extract.width("functionals")
+    assert len(set(NAMES)) == len(NAMES) == feature_sets.width("functionals")
     assert {"mel03_delta_p95", "f0_p50", "mfcc12_slope", "hnr_delta_mean"} <= set(NAMES)
 
 
@@ -735,14 +735,14 @@ def test_a_missing_package_is_named_with_its_installation_and_licence(
     monkeypatch.setattr(extract, "package_version", missing)
     with pytest.raises(ConfigError, match=r"licence is for research: pip install 'opensmile>=2\.5,<3'.*\[speech\]"):
         extract.extract([], "IS12", RATE, tmp_path / "cache")
-    assert extract.width("IS12") == 6125
+    assert feature_sets.width("IS12") == 6125
 
 
 def test_widths_are_those_of_opensmile() -> None:
     opensmile = pytest.importorskip("opensmile")
-    for name in extract.FEATURE_SETS[1:]:
+    for name in feature_sets.FEATURE_SETS[1:]:
         smile = opensmile.Smile(opensmile.FeatureSet[name], opensmile.FeatureLevel.Functionals)
-        assert extract.width(name) == smile.num_features, name
+        assert feature_sets.width(name) == smile.num_features, name
 
 
 def test_opensmile_gets_the_mono_sound_at_the_rate(tmp_path: Path) -> None:
@@ -759,13 +759,13 @@ def test_opensmile_gets_the_mono_sound_at_the_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("features", extract.FEATURE_SETS[1:])
+@pytest.mark.parametrize("features", feature_sets.FEATURE_SETS[1:])
 def test_opensmile_has_finite_values_for_a_sample_and_for_silence(tmp_path: Path, features: str) -> None:
     pytest.importorskip("opensmile")
     sample = write(tmp_path / "a.wav", np.array([0.5]))
     silence = write(tmp_path / "b.wav", np.zeros(5000))
     found = extract.extract([sample, silence], features, RATE, tmp_path / "cache")
-    assert found.shape == (2, extract.width(features))
+    assert found.shape == (2, feature_sets.width(features))
     assert np.isfinite(found).all()
     assert found.any(axis=1).all()
     assert not np.array_equal(*found)
@@ -782,6 +782,6 @@ def test_values_that_opensmile_has_none_for_are_zero(tmp_path: Path, monkeypatch
             return pd.DataFrame(row[None])
 
     monkeypatch.setattr(extract, "package_version", lambda _: "1")
-    monkeypatch.setattr(extract, "_opensmile", lambda _: Smile())
+    monkeypatch.setattr(feature_sets, "_opensmile", lambda _: Smile())
     found = extract.extract([write(tmp_path / "a.wav", np.ones(5))], "eGeMAPSv02", RATE, tmp_path / "cache")
     np.testing.assert_array_equal(found[0], [0, 0, 0, *np.ones(85)])

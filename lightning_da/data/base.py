@@ -21,6 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import ConfigError, check_range
+from lightning_da.inputs import Images, Input, Numbers
 
 DOMAINS = ("source", "target")
 SPLITS = ("train", "val", "test")
@@ -74,10 +75,22 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         y: Labels, shape (n,), integers; `UNKNOWN` (-1) where the class is unknown.
         classes: Class names in the order of the labels.
         names: Name of each sample, for the CSV file of predictions; None uses the indices.
+        reads: How a model outside of this project reads a sample; None takes image files for grey and colour images of
+            uint8, otherwise the numbers that the network reads.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, classes: Sequence[str], names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        classes: Sequence[str],
+        names: Sequence[str] | None = None,
+        reads: Input | None = None,
+    ) -> None:
         self.x, self.y, self.classes = x, y.long(), list(classes)
+        images = x.dtype == torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
+        own = Images((x.shape[2], x.shape[3]), x.shape[1]) if images else Numbers(tuple(x.shape[1:]))
+        self.reads = reads or own
         self.names = list(names) if names is not None else [str(i) for i in range(len(x))]
 
     def __len__(self) -> int:
@@ -90,6 +103,10 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         x, y = self.__getitems__([index])
         return x[0], y[0]
+
+    def unscaled(self, index: int) -> Tensor:
+        """A sample as `reads` gives it."""
+        return self.x[index] if isinstance(self.reads, Images) else self[index][0]
 
     def fingerprint(self) -> str:
         """A digest of the content."""
@@ -124,6 +141,17 @@ class Selection(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.whole[int(self.indices[index])][0], self.y[index]
 
+    @property
+    def reads(self) -> Input | None:
+        """How a model outside of this project reads a sample."""
+        found: Input | None = getattr(self.whole, "reads", None)
+        return found
+
+    def unscaled(self, index: int) -> Tensor:
+        """A sample as `reads` gives it."""
+        found: Tensor = self.whole.unscaled(int(self.indices[index]))
+        return found
+
     def fingerprint(self) -> str:
         """A digest of the whole dataset and the selection."""
         chosen = f"{self.whole.fingerprint()} {self.indices.tolist()} {self.y.tolist()}"
@@ -134,7 +162,8 @@ def select(whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> Te
     """A subset of a dataset with new labels; in memory if the dataset is. For the arguments see `Selection`."""
     if not isinstance(whole, TensorDomain):
         return Selection(whole, indices, y, classes)
-    return TensorDomain(whole.x[indices], y, classes, [whole.names[index] for index in indices.tolist()])
+    names = [whole.names[index] for index in indices.tolist()]
+    return TensorDomain(whole.x[indices], y, classes, names, whole.reads)
 
 
 class _Shuffle(DistributedSampler[Any]):
@@ -288,6 +317,7 @@ class DomainPairDataModule(L.LightningDataModule):
         self.domains = DOMAINS if source is not None and target is not None else ("target",)
         self.left_out: dict[str, int] = {}
         self._datasets: dict[tuple[str, str], Any] = {}
+        self._fingerprints: dict[tuple[str, str], str] = {}
         self._checked: Roles | None = None
         self._resumed_at = 0
 
@@ -302,9 +332,31 @@ class DomainPairDataModule(L.LightningDataModule):
             A map-style dataset of (x, y), for example a `TensorDomain`, with the attributes `classes` (class names in
             the order of the labels, empty if no label is known), `names` (one per sample), `y` (the labels of all
             samples, shape (n,), int64, `UNKNOWN` (-1) where the class is unknown) and the method `fingerprint()` (a
-            digest of its content).
+            digest of its content). With an attribute `reads` (`lightning_da.inputs`) and a method `unscaled`, as those
+            of `TensorDomain`, a model outside of this project reads files; otherwise it reads what the network reads.
         """
         raise NotImplementedError
+
+    @property
+    def reads(self) -> Input:
+        """How a model outside of this project reads a sample."""
+        return getattr(self._get(self.target, "test"), "reads", None) or Numbers(self.input_shape)
+
+    def probe(self, number: int) -> tuple[Tensor, Tensor]:
+        """The first samples of the target's test split, as `reads` gives them and as the network reads them.
+
+        Args:
+            number: The largest number of samples.
+
+        Returns:
+            Two tensors of shape (n, ...).
+        """
+        dataset = self._get(self.target, "test")
+        places = range(min(number, len(dataset)))
+        x = torch.stack([torch.as_tensor(dataset[place][0]) for place in places])
+        if getattr(dataset, "reads", None) is None:
+            return x, x
+        return torch.stack([dataset.unscaled(place) for place in places]), x
 
     def names(self, role: str, split: str) -> list[str]:
         """Names of the samples in a split of the source or the target."""
@@ -362,8 +414,31 @@ class DomainPairDataModule(L.LightningDataModule):
         digest = hashlib.sha256()
         for domain in (self.source, self.target):
             for split in SPLITS:
-                digest.update(self._get(domain, split).fingerprint().encode())
+                digest.update(self._fingerprint(domain, split).encode())
         return digest.hexdigest()[:16]
+
+    def _fingerprint(self, domain: str, split: str) -> str:
+        if (domain, split) not in self._fingerprints:
+            self._fingerprints[domain, split] = self._get(domain, split).fingerprint()
+        return self._fingerprints[domain, split]
+
+    def sets(self, supervised: Iterable[str], unlabelled: Iterable[str]) -> list[tuple[str, str, str]]:
+        """The data sets of a fit and its test: name, digest and context, for example `target/unlabelled`.
+
+        With the protocol `all`, one data set has several contexts, `target/unlabelled, target/test`.
+
+        Args:
+            supervised: The domains that are trained on with labels.
+            unlabelled: The domains that are trained on without labels.
+        """
+        parts = [(role, "train", "train") for role in supervised]
+        parts += [(role, "train", "unlabelled") for role in unlabelled]
+        parts += [(role, "test", "test") for role in self.domains]
+        contexts: dict[tuple[str, str], list[str]] = {}
+        for role, split, use in parts:
+            domain = getattr(self, role)
+            contexts.setdefault((domain, self._fingerprint(domain, split)[:16]), []).append(f"{role}/{use}")
+        return [(*key, ", ".join(uses)) for key, uses in contexts.items()]
 
     def state_dict(self) -> dict[str, Any]:
         labels = self._rows("target").tolist() if self.target_labels else []
@@ -577,8 +652,12 @@ class DomainPairDataModule(L.LightningDataModule):
         # Lightning makes the iterators, which read ahead, before it restores its own count.
         return max(self.trainer.fit_loop.epoch_loop.batch_progress.total.ready, self._resumed_at) if self.trainer else 0
 
+    def _evaluated(self, domain: str, split: str) -> Any:
+        """A split as it is validated, tested and predicted: `predict` reads training samples too."""
+        return self._get(domain, split)
+
     def _loader(self, role: str, split: str) -> DataLoader[Any]:
-        dataset = self._get(getattr(self, role), split)
+        dataset = self._evaluated(getattr(self, role), split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batch_size = _even_batch(len(dataset), world, self.batch_size)
         return self._load(dataset, _Share(dataset, world, rank), batch_size, labels=True)

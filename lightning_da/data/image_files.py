@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_da.data.base import DataError
+from lightning_da.inputs import decode
 from lightning_da.paths import cache_folder, write_whole
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -179,7 +180,7 @@ def _check_end(path: Path) -> None:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Reads an image file as RGB; see `decode`.
+    """Reads an image file as RGB; see `lightning_da.inputs.decode`.
 
     Raises:
         DataError: If the file is not a readable image, its pixels are floating-point numbers, or integers outside 16
@@ -191,25 +192,3 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(f"{path}: the file is gone; put it back, or start again without it") from None
     except Exception as error:  # Pillow's decoders raise exceptions of many kinds
         raise DataError(f"{path}: not a readable image ({error}); remove or replace it") from error
-
-
-def decode(file: Path | BinaryIO) -> Image.Image:
-    """Decodes an image as RGB.
-
-    Grey images get three equal channels. Transparency is dropped and CMYK converted by Pillow, as in torchvision and
-    timm. Pixels of 16 bits are reduced to their upper 8 bits. The first frame of an animation is read. The orientation
-    in the EXIF data is not applied, as in torchvision and timm.
-
-    Raises:
-        Exception: Of many kinds, if the file is no image, its pixels are floating-point numbers, or integers outside 16
-            bits.
-    """
-    with Image.open(file) as image:
-        if image.mode == "F":
-            raise ValueError("pixels are floating-point numbers of unknown range")
-        if image.mode.startswith("I"):
-            grey = np.asarray(image)
-            if grey.min() < 0 or grey.max() >= 2**16:
-                raise ValueError("pixels are outside the range of 16 bits")
-            return Image.fromarray((grey // 2**8).astype(np.uint8)).convert("RGB")
-        return image.convert("RGB")

@@ -1,5 +1,6 @@
 """Image folders: one for each domain and class, or one for each class."""
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataMod
 from lightning_da.data.image_files import SUFFIXES, Listing, find_damaged, list_images, read_image
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.errors import check_range, list_choices
+from lightning_da.inputs import Images
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -32,6 +34,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         labels: Shape (n,); `UNKNOWN` (-1) where the class is unknown.
         classes: Class names in the order of the labels.
         transform: Function from an RGB image to a float tensor (3, height, width).
+        reads: How a model outside of this project reads an image; None if it cannot repeat the transform.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         labels: Indices,
         classes: Sequence[str],
         transform: Callable[[Image.Image], Tensor],
+        reads: Images | None = None,
     ) -> None:
+        self.reads = reads
         self.folder, self.prefix, self.y = folder, prefix, torch.from_numpy(labels)
         self.classes, self.transform = list(classes), transform
         self._names, self._sizes = files.names, files.sizes
@@ -70,6 +75,11 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def read(self, index: int) -> Image.Image:
         """The image of a sample, as it is stored."""
         return read_image(self._path(index))
+
+    def unscaled(self, index: int) -> Tensor:
+        """A sample as `reads` gives it."""
+        assert self.reads is not None
+        return self.reads.read(self.read(index))
 
     def fingerprint(self) -> str:
         """A digest of the file names and the file sizes; the files are not read."""
@@ -174,6 +184,11 @@ class ImageFolders(DomainPairDataModule):
             self._domains[domain] = self._list(domain)
         return self._domains[domain][split]
 
+    def _evaluated(self, domain: str, split: str) -> ImageFiles:
+        plain: ImageFiles = copy.copy(self._get(domain, split))  # training images are not augmented
+        plain.transform = self._transform("test")
+        return plain
+
     def _list(self, domain: str) -> dict[str, ImageFiles]:
         """Lists the images in the three splits of a domain."""
         folder = self.root / domain
@@ -209,8 +224,13 @@ class ImageFolders(DomainPairDataModule):
         damaged = self._find_damaged(domain, files)
         splits = {split: indices[~np.isin(indices, damaged)] for split, indices in splits.items()}
         prefix = Path(domain, "_").as_posix()[:-1]
+        reads = None
+        if type(self)._transform is ImageFolders._transform:  # a transform of another class may do anything
+            reads = Images((self.image_size, self.image_size), 3, self.resize, self.mean, self.std)
         return {
-            split: self._images(domain, rows, prefix, files.select(rows), labels[rows], classes, self._transform(split))
+            split: self._images(
+                domain, rows, prefix, files.select(rows), labels[rows], classes, self._transform(split), reads
+            )
             for split, rows in splits.items()
         }
 

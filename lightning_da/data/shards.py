@@ -11,8 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from lightning_da.data.base import DataError
-from lightning_da.data.image_files import Listing, decode, find_damaged, list_images
+from lightning_da.data.image_files import Listing, find_damaged, list_images
 from lightning_da.data.image_folders import ImageFolders
+from lightning_da.inputs import decode
 from lightning_da.paths import write_whole
 
 INDEX, LISTING = "index.json", "images.npz"

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.splits import Indices, check_apart, split_indices
 from lightning_da.errors import list_choices
+from lightning_da.inputs import Sounds
 from lightning_da.paths import cache_folder
 from lightning_da.speech.audio import SUFFIXES
 from lightning_da.speech.bandwidth import bandwidth, common_rate
-from lightning_da.speech.extract import digest, extract, width
+from lightning_da.speech.extract import digest, extract
+from lightning_da.speech.feature_sets import width
 from lightning_da.speech.synthesis import CORPORA, write_corpus
 
 Label = Literal["speaker", "gender", "emotion"]
@@ -251,7 +253,8 @@ class SpeechCorpora(DomainPairDataModule):
         number = {name: label for label, name in enumerate(classes)}
         y = torch.tensor([number.get(label, UNKNOWN) for label in corpus.table[self.task].iloc[rows]], dtype=torch.long)
         x = self._features[domain][rows]
-        return TensorDomain(torch.from_numpy(x), y, classes, [corpus.names[row] for row in rows])
+        names = [corpus.names[row] for row in rows]
+        return TensorDomain(torch.from_numpy(x), y, classes, names, Sounds(self.features, self.rate))
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "features": self.features, "rate": self.rate}

@@ -30,7 +30,7 @@ from lightning_da.signatures import class_path, full_spelling, imported_modules,
 from lightning_da.store import TrackingError, client, search_runs, tracking_uri
 from lightning_da.tracking import Tracker, find_fit, pair_of, parameters, send_waiting
 
-OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "gather.py", "schedules.py")
+OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "gather.py", "inputs.py", "schedules.py")
 """Parts of the package that change the result of a training."""
 
 
@@ -310,8 +310,9 @@ def order_of(
     if not cell.joins and not validates and not _keeps_checkpoint(trainer):
         trainer |= {"limit_val_batches": 0, "enable_checkpointing": is_base}
         trainer["callbacks"] = [*_callbacks(trainer), *([_last_weights(trainer)] if is_base else [])]
-    tags = {"mlflow.parentRunId": parent, "cell": json.dumps(cell.factors)}
-    trainer["logger"]["init_args"] |= {"run_name": cell.name, "run_id": None, "tags": tags}
+    tracker = trainer["logger"]["init_args"]
+    tags = {**(tracker["tags"] or {}), "mlflow.parentRunId": parent, "cell": json.dumps(cell.factors)}
+    tracker |= {"run_name": cell.name, "run_id": None, "tags": tags}
     if cell.joins:
         return Order(config, None, tuple(base.run_id for base in bases), devices)
     if not bases:
@@ -456,7 +457,8 @@ def _open(grid: Grid, experiment_id: str, parents: Sequence[Run], grows: bool) -
         client().update_run(parent, "RUNNING", grid.name)
     else:
         params = parameters(grid.config)
-        tags = {"grid": grid.digest, PAIR: pair_of(params)}
+        given = grid.config["trainer"]["logger"]["init_args"]["tags"] or {}
+        tags = {**given, "grid": grid.digest, PAIR: pair_of(params)}
         parent = client().create_run(experiment_id, tags=tags, run_name=grid.name).info.run_id
         for key, value in params.items():
             client().log_param(parent, key, value)

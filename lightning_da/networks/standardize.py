@@ -169,8 +169,9 @@ class Standardize(nn.Module):
             x = root_shares(x)
         if not self.per_domain:
             return self._scaled(x, 0)
-        sizes = [len(x) if size < 0 else size for size in self._sizes.values()]
-        parts = zip(self._sizes, x.split(sizes), strict=True)
+        if len(self._sizes) == 1:  # without the number of samples, which an exported program would keep
+            return self._scaled(x, _ROWS.index(next(iter(self._sizes))))
+        parts = zip(self._sizes, x.split(list(self._sizes.values())), strict=True)
         return torch.cat([self._scaled(part, _ROWS.index(domain)) for domain, part in parts])
 
     def _set_counts(self, counts: bool) -> None:

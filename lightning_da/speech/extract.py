@@ -7,7 +7,6 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -15,39 +14,17 @@ from joblib import Parallel, delayed, parallel_config
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lightning_da.errors import ConfigError, list_choices
+from lightning_da.errors import ConfigError
 from lightning_da.paths import write_whole
 from lightning_da.process import cores
 from lightning_da.speech import audio, functionals
 from lightning_da.speech.audio import SoundError, read_sound
+from lightning_da.speech.feature_sets import describe, width
 
-OPENSMILE_WIDTHS = {
-    "IS09": 384,
-    "IS10": 1582,
-    "IS11": 4368,
-    "IS12": 6125,
-    "IS13": 6373,
-    "ComParE_2016": 6373,
-    "eGeMAPSv02": 88,
-    "emobase": 988,
-}
-FEATURE_SETS: tuple[str, ...] = ("functionals", *OPENSMILE_WIDTHS)
 LOWEST_RATE, HIGHEST_RATE = 8000, 48000
-OPENSMILE_SHORTEST = 0.1  # seconds: enough frames for every openSMILE set
 FEW = 64  # files whose features take about as long as starting a process
 
 Array = NDArray[np.float32]
-
-
-def width(features: str) -> int:
-    """Number of values in a feature set.
-
-    Raises:
-        ConfigError: If the feature set is unknown.
-    """
-    if features not in FEATURE_SETS:
-        raise ConfigError(f"no feature set {features!r}; {list_choices(features, FEATURE_SETS)}")
-    return OPENSMILE_WIDTHS.get(features, len(functionals.NAMES))
 
 
 def digest(path: Path) -> str:
@@ -72,26 +49,6 @@ def _digest(path: Path, *_state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(sound: Array, features: str, rate: int) -> Array:
-    """The feature vector of one sound.
-
-    For openSMILE sets, a sound shorter than 0.1 s is padded with silence, and NaN or infinite values are set to 0.
-
-    Args:
-        sound: Shape (n,), n at least 1.
-        features: One of `FEATURE_SETS`.
-        rate: Samples per second.
-
-    Returns:
-        Shape (width(features),), all finite.
-    """
-    if features == "functionals":
-        return functionals.functionals(sound, rate)
-    padded = np.pad(sound, (0, max(0, round(OPENSMILE_SHORTEST * rate) - len(sound))))
-    row: Array = _opensmile(features).process_signal(padded, rate).to_numpy(dtype=np.float32)[0]
-    return np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0)
-
-
 def extract(paths: Sequence[Path], features: str, rate: int, cache: Path, jobs: int | None = None) -> Array:
     """Feature vectors of sound files, read from the cache or computed and added to it.
 
@@ -101,7 +58,7 @@ def extract(paths: Sequence[Path], features: str, rate: int, cache: Path, jobs: 
 
     Args:
         paths: WAV and FLAC files.
-        features: One of `FEATURE_SETS`; all but `functionals` need the package opensmile.
+        features: One of `feature_sets.FEATURE_SETS`; all but `functionals` need the package opensmile.
         rate: Sampling rate in Hz, 8000 to 48000; sounds are resampled to it.
         cache: Folder of the entries; created if it does not exist.
         jobs: Largest number of processes; None uses one per CPU core.
@@ -191,10 +148,3 @@ def _make_entry(entry: Path, path: Path, features: str, rate: int) -> tuple[Path
     with write_whole(entry) as part, part.open("wb") as file:
         np.save(file, row)
     return entry, row
-
-
-@lru_cache
-def _opensmile(features: str) -> Any:
-    import opensmile  # noqa: PLC0415  # an extra, and slow to import
-
-    return opensmile.Smile(opensmile.FeatureSet[features], opensmile.FeatureLevel.Functionals)
