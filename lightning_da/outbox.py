@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from lightning_da.logged_models import DATA_CONTEXT, METRICS_AT_ONCE, link_metrics, send_model
 from lightning_da.store import PatientClient, cause, impatient, is_fault, without_password
 
 PAUSE = 10.0
@@ -22,8 +23,6 @@ LAST_WAIT = 60.0
 """Seconds that the end of a fit waits for the store."""
 WRITES, STORE, REFUSED = "writes.jsonl", "store.txt", "refused.jsonl"
 """The waiting writes and the address of their store, in the folder; the refused writes, beside it."""
-METRICS_AT_ONCE = 1000
-"""MLflow takes no more in one call."""
 
 
 class OutboxClient(PatientClient):
@@ -42,7 +41,7 @@ class OutboxClient(PatientClient):
 
     def __init__(self, uri: str, folder: Path) -> None:
         super().__init__(uri)
-        self.folder, self._store = folder, without_password(uri)
+        self.folder, self._uri, self._store = folder, uri, without_password(uri)
         self._next_attempt = 0.0
 
     # ---------------------------------------------------------------- the writes of a fit
@@ -73,6 +72,23 @@ class OutboxClient(PatientClient):
 
     def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
         self._write("artifact", run_id, file=str(local_path), path=artifact_path)
+
+    def log_model(self, run_id: str, folder: str, step: int, tags: Mapping[str, str]) -> None:
+        """Logs the model of a run; for the arguments see `send_model`."""
+        self._write("model", run_id, file=folder, step=step, tags=dict(tags))
+
+    def link_metrics(self, run_id: str) -> None:
+        """Shows the metrics of a run with its model."""
+        self._write("link", run_id)
+
+    def log_data(self, run_id: str, sets: Sequence[tuple[str, str, str]]) -> None:
+        """Logs the data sets of a run.
+
+        Args:
+            run_id: The run.
+            sets: Name, digest and context of each, for example `target/test`.
+        """
+        self._write("data", run_id, sets=[list(values) for values in sets])
 
     def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
         self._write("end", run_id, status=status, time=end_time or int(1000 * time.time()))
@@ -165,7 +181,7 @@ class OutboxClient(PatientClient):
             Exception: If the store fails.
         """
         try:
-            if write["kind"] == "artifact" and not (self.folder / write["file"]).is_file():
+            if "file" in write and not (self.folder / write["file"]).exists():
                 raise MlflowException.invalid_parameter_value(f"the file {write['file']!r} is gone")
             self._apply(write)
         except Exception as error:
@@ -179,7 +195,7 @@ class OutboxClient(PatientClient):
 
     def _apply(self, write: dict[str, Any]) -> None:
         run_id, kind = write["run_id"], write["kind"]
-        with impatient(uploads=kind == "artifact"):
+        with impatient(uploads="file" in write):
             if kind == "metrics":
                 metrics = [Metric(*value) for value in write["values"]]
                 MlflowClient.log_batch(self, run_id, metrics, synchronous=True)
@@ -192,6 +208,14 @@ class OutboxClient(PatientClient):
                 MlflowClient.delete_tag(self, run_id, write["key"])
             elif kind == "artifact":
                 MlflowClient.log_artifact(self, run_id, str(self.folder / write["file"]), write["path"])
+            elif kind == "model":
+                send_model(
+                    MlflowClient(self._uri), run_id, str(self.folder / write["file"]), write["step"], write["tags"]
+                )
+            elif kind == "link":
+                link_metrics(MlflowClient(self._uri), run_id)
+            elif kind == "data":
+                MlflowClient.log_inputs(self, run_id, [_data_set(*values) for values in write["sets"]])
             else:
                 MlflowClient.set_terminated(self, run_id, write["status"], write["time"])
 
@@ -201,11 +225,11 @@ class OutboxClient(PatientClient):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
                 self.folder.mkdir(exist_ok=True)  # the process that held the lock has removed it
-                if write["kind"] == "artifact":
+                if "file" in write:
                     given = Path(write["file"])
                     kept = self.folder / str(len(list(self.folder.iterdir()))) / given.name
                     kept.parent.mkdir()
-                    shutil.copyfile(given, kept)
+                    (shutil.copytree if given.is_dir() else shutil.copyfile)(given, kept)
                     write = write | {"file": str(kept.relative_to(self.folder))}
                 (self.folder / STORE).write_text(self._store)
                 with (self.folder / WRITES).open("a") as file:
@@ -216,6 +240,11 @@ class OutboxClient(PatientClient):
     def _locked(self) -> FileLock:
         """Two processes, a fit and `lightning-da sync`, must not change the folder at the same time."""
         return FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
+
+
+def _data_set(name: str, digest: str, context: str) -> DatasetInput:
+    source = json.dumps({"uri": name})
+    return DatasetInput(Dataset(name, digest, "local", source), [InputTag(DATA_CONTEXT, context)])
 
 
 def _merged(writes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -35,7 +35,7 @@ def prepare() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     seed = "lightning.fabric.utilities.seed"  # the seed is in the recorded configuration
-    for logger in (seed, "alembic.runtime.migration", "alembic"):
+    for logger in (seed, "alembic.runtime.migration", "alembic", "mlflow.pyfunc"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `store.py` says what fails
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # `TimmBackbone` says what does not fit

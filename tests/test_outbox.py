@@ -16,6 +16,7 @@ from lightning_da.cli import TransferCLI
 from lightning_da.errors import RunError
 from lightning_da.grids.cell import Order, run_cell
 from lightning_da.grids.engine import result_of
+from lightning_da.logged_models import models_of
 from lightning_da.main import main
 from lightning_da.outbox import OutboxClient
 from lightning_da.store import cause, client, impatient, is_fault
@@ -65,6 +66,7 @@ def words(tmp_path: Path) -> list[str]:
     return [
         *toy.DANN_OF_TABLES,
         "--model.backbone={class_path: FeedForward, init_args: {hidden: [8]}}",
+        "--trainer.callbacks+={class_path: lightning_da.callbacks.LogModel}",
     ]
 
 
@@ -92,7 +94,7 @@ def outage(folder: Path, first: int, last: int) -> str:
 def logged(run_id: str) -> dict[str, Any]:
     """What a run has in the store, without times."""
     run = client().get_run(run_id)
-    histories = {
+    histories: dict[str, Any] = {
         key: [(point.step, point.value) for point in client().get_metric_history(run_id, key)]
         for key in run.data.metrics
     }
@@ -101,6 +103,12 @@ def logged(run_id: str) -> dict[str, Any]:
     paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     files = {str(path.relative_to(folder)): path.stat().st_size > 0 for path in paths}
     tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+    assert run.inputs is not None
+    histories |= {f"data {part.dataset.name}": [tag.value for tag in part.tags] for part in run.inputs.dataset_inputs}
+    for model in models_of(client(), run):
+        place = Path(model.artifact_location.removeprefix("file://"))
+        histories[f"model {model.name}"] = [str(model.status), model.tags, sorted(m.key for m in model.metrics or [])]
+        histories["files"] = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
     return {"metrics": histories, "params": run.data.params, "tags": tags, "files": files, "status": run.info.status}
 
 
@@ -120,6 +128,8 @@ def test_a_store_that_fails_for_some_steps_has_everything_once(words: list[str],
     assert logged(run_id) == whole
     assert not unsent(run_id).exists()
     assert len(whole["metrics"]["train/task_loss"]) == 20
+    assert whole["metrics"]["model dann-one-two-s0"][0] == "READY"
+    assert "data/network.pt2" in whole["metrics"]["files"]
 
 
 def test_sync_sends_the_rest_of_a_fit_whose_store_stays_away(

@@ -1,6 +1,7 @@
 from lightning_da.callbacks.check_leaks import CheckLeaks
 from lightning_da.callbacks.keep_random_state import KeepRandomState
 from lightning_da.callbacks.label_free_scores import LabelFreeScores
+from lightning_da.callbacks.log_model import LogModel
 from lightning_da.callbacks.record_run import RecordRun
 from lightning_da.callbacks.stop_at_divergence import StopAtDivergence
 from lightning_da.callbacks.stop_at_signal import StopAtSignal
@@ -12,6 +13,7 @@ __all__ = [
     "CheckLeaks",
     "KeepRandomState",
     "LabelFreeScores",
+    "LogModel",
     "RecordRun",
     "StopAtDivergence",
     "StopAtSignal",

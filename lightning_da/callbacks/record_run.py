@@ -118,6 +118,8 @@ class RecordRun(SaveConfigCallback):
             tags["left_out"] = ", ".join(f"{number} damaged of {domain}" for domain, number in left_out.items())
         for key, value in tags.items():
             logger.experiment.set_tag(logger.run_id, key, value)
+        if (data := getattr(trainer, "datamodule", None)) is not None:
+            logger.experiment.log_data(logger.run_id, data.sets(pl_module.supervised, pl_module.unlabelled))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self._start = time.monotonic() - self._seconds

@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_da.callbacks.log_model import LogModel
 from lightning_da.callbacks.record_run import RecordRun, keep_checkpoint
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
@@ -58,6 +59,9 @@ def join(members: Sequence[str], fits: Sequence[Fit], config: dict[str, Any]) ->
         path = checkpoints_folder(trainer.logger.info) / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         keep_checkpoint(trainer.logger, str(path), "joined by the margin")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LogModel):
+                callback.record(trainer, cli.model, str(path))
     return trainer
 
 
