@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlparse
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, RunInfo
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 
 from lightning_da.errors import InterruptionError, list_choices, one_line
@@ -70,6 +72,13 @@ class Tracker(MLFlowLogger):
         self._mlflow_client = tracked
         self._joined = run_id is not None
         self._outbox: OutboxClient | None = None
+        self._monitor: Any = None
+        self._monitored = bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())  # type: ignore[no-untyped-call]
+        if self._monitored and find_spec("psutil") is None:
+            raise TrackingError(
+                "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: the package psutil is missing; install the extra "
+                "system-metrics: .venv/bin/pip install -e '.[system-metrics]'"
+            )
         self._info: RunInfo | None = None
         self.resumed: dict[str, int] | None = None
 
@@ -81,6 +90,8 @@ class Tracker(MLFlowLogger):
         if self._outbox is None:
             self._info = opened.get_run(self._run_id).info
             self._outbox = OutboxClient(tracking_uri(), checkpoints_folder(self._info) / UNSENT)
+            if self._monitored and not self._joined:
+                self._watch_system()
         return self._outbox
 
     @property
@@ -89,6 +100,14 @@ class Tracker(MLFlowLogger):
         assert self.experiment is not None
         assert self._info is not None
         return self._info
+
+    def _watch_system(self) -> None:
+        """Logs load and memory of the machine every ten seconds, in a thread of MLflow that ends with the run."""
+        from mlflow.system_metrics import system_metrics_monitor as system  # noqa: PLC0415  # an extra
+
+        monitor: Any = system.SystemMetricsMonitor
+        self._monitor = monitor(self._run_id, resume_logging=True, tracking_uri=tracking_uri())
+        self._monitor.start()
 
     def resume(self, checkpoint: str) -> None:
         """Goes on with the run of `run_id`: what it has logged already is not logged twice.
@@ -106,6 +125,8 @@ class Tracker(MLFlowLogger):
         self._joined = False
         self.resumed = {key: max(point.step for point in history) for key, history in histories.items()}
         self.experiment.update_run(self.run_id, "RUNNING")
+        if self._monitored:
+            self._watch_system()
         self.experiment.set_tag(self.run_id, "resumed_from", checkpoint)
         if "failure" in run.data.tags:
             self.experiment.delete_tag(self.run_id, "failure")
@@ -127,6 +148,7 @@ class Tracker(MLFlowLogger):
 
     def fail(self, error: BaseException) -> None:
         """Records why the fit of the run ended: it was interrupted, or it failed."""
+        self._end_monitor()
         if self._run_id is None or self._joined:
             return
         with suppress(OSError):  # a full disk, which is the error
@@ -134,11 +156,17 @@ class Tracker(MLFlowLogger):
             self.experiment.set_terminated(self._run_id, status)
             self.experiment.set_tag(self._run_id, "failure", f"{type(error).__name__}: {one_line(error)}")
 
+    def _end_monitor(self) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         failed = status == "failed"
         if self._outbox is None:
             return
+        self._end_monitor()
         with suppress(OSError) if failed else nullcontext():  # a full disk must not hide the error
             if not (failed and self._joined):  # a failed test does not change the status of the fit's run
                 self._outbox.set_terminated(str(self._run_id), "FAILED" if failed else "FINISHED")
@@ -286,6 +314,11 @@ def params_of(run: Run) -> dict[str, str]:
     """The parameters of a run, with the length to which it was extended."""
     longer = {key.removeprefix(EXTENDED): value for key, value in run.data.tags.items() if key.startswith(EXTENDED)}
     return {**run.data.params, **longer}
+
+
+def find_run(reference: str) -> Run | None:
+    """A run by its id or name, the latest one of that name, a finished fit first; None if there is none."""
+    return _run(reference) or _latest(reference, None, {})
 
 
 def find_resumable(reference: str, experiment: str | None = None, settings: dict[str, str] | None = None) -> Fit:

@@ -13,6 +13,8 @@ COMMANDS = {
     "report": "write one HTML page about an experiment, to send to somebody",
     "ui": "print the addresses of the experiments and start the MLflow UI",
     "sync": "send to the MLflow store what it did not take while fits ran",
+    "register": "put the model of a run into MLflow's registry",
+    "export": "write the network of a run as a file of torch.export or ONNX",
     "ensemble": "combine earlier runs: the network with the largest margin classifies each sample",
     "curve": "draw the transferability of each layer of a network, without training",
     "label-curve": "train on a few labels of the target, and draw the accuracy over their number",

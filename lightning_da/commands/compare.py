@@ -195,7 +195,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
     """
     latest: dict[tuple[Any, ...], Run] = {}
     for run in runs:
-        latest.setdefault((_configuration(run), run.data.params["seed"]), run)
+        latest.setdefault((configuration(run), run.data.params["seed"]), run)
     frame = pd.DataFrame(
         {
             "configuration": key,
@@ -243,7 +243,8 @@ def _uneven(run: Run) -> bool:
     return bool(run.data.metrics.get("test/target/imbalance", 1) > UNEVEN)
 
 
-def _configuration(run: Run) -> tuple[tuple[str, str], ...]:
+def configuration(run: Run) -> tuple[tuple[str, str], ...]:
+    """The settings of a run, which are those of its other seeds."""
     return tuple(sorted((key, value) for key, value in params_of(run).items() if key != "seed"))
 
 
