@@ -9,7 +9,16 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lightning_da.callbacks.log_model import NO_MODEL
-from lightning_da.commands.compare import CHOOSES, as_text, comparison, configuration, describe, rows_of, tested_runs, verdict_of
+from lightning_da.commands.compare import (
+    CHOOSES,
+    as_text,
+    comparison,
+    configuration,
+    describe,
+    rows_of,
+    tested_runs,
+    verdict_of,
+)
 from lightning_da.errors import ConfigError, one_line
 from lightning_da.logged_models import models_of
 from lightning_da.parser import CommandParser
@@ -71,7 +80,11 @@ def _single(reference: str) -> tuple[Run, pd.Series]:
     if fit.run_id is None:
         raise ConfigError(f"the run of {reference!r} is not in this MLflow store, and so is its model")
     found = client().get_run(fit.run_id)
-    table = comparison(rows_of(tested)) if (tested := tested_runs(found.info.experiment_id)) else pd.DataFrame({"settings": []})
+    table = (
+        comparison(rows_of(tested))
+        if (tested := tested_runs(found.info.experiment_id))
+        else pd.DataFrame({"settings": []})
+    )
     own = table[table["settings"].map(lambda settings: settings == dict(configuration(found)))]
     if own.empty:
         raise ConfigError(f"run {reference!r} is not tested; run `lightning-da test --ckpt_path {reference}` first")
