@@ -14,7 +14,7 @@ FLOORS = (
     {"errors"},
     {"yaml_files"},
     {"paths", "process", "gather", "schedules", "signatures"},
-    {"logged_models", "losses", "pages", "speech", "store"},
+    {"logged_models", "losses", "pages", "speech", "store", "text"},
     {"networks", "outbox", "checkpoint_io", "inputs", "mlflow_view"},
     {"data", "served"},
     {"methods", "tracking"},

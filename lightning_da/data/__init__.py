@@ -3,6 +3,7 @@ from lightning_da.data.digits import Digits
 from lightning_da.data.features import FeatureTables
 from lightning_da.data.image_folders import ImageFolders
 from lightning_da.data.reversed import Reversed
+from lightning_da.data.sentences import Sentences
 from lightning_da.data.speech import SpeechCorpora
 from lightning_da.data.streamed_images import StreamedImages
 from lightning_da.data.task import Task
@@ -15,6 +16,7 @@ __all__ = [
     "ImageFolders",
     "Reversed",
     "Roles",
+    "Sentences",
     "SpeechCorpora",
     "StreamedImages",
     "Task",

@@ -40,6 +40,7 @@ class Roles(NamedTuple):
         units_differ: Whether the domains may have different units, because each is scaled by itself.
         reads_unlabelled: Whether training reads the samples without a label, too, of the domains in `supervised`.
         fewest_samples: The smallest batch of a domain, on each process.
+        reads_words: Whether samples are sentences; None if the network is not known.
     """
 
     supervised: tuple[str, ...] = ("source",)
@@ -48,6 +49,7 @@ class Roles(NamedTuple):
     units_differ: bool = False
     reads_unlabelled: bool = False
     fewest_samples: int = 1
+    reads_words: bool | None = None
 
     @classmethod
     def of(cls, module: Any, processes: int) -> "Roles":
@@ -60,6 +62,7 @@ class Roles(NamedTuple):
             getattr(module, "scales_per_domain", False),
             getattr(module, "reads_unlabelled", False),
             getattr(module, "fewest_samples", 1),
+            getattr(module, "reads_words", None),
         )
 
 
@@ -71,7 +74,8 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
     """One split of one domain, held in memory.
 
     Args:
-        x: Samples, shape (n, ...), floating point or uint8. Images of uint8 are scaled to floats in [0, 1].
+        x: Samples, shape (n, ...), floating point, uint8 or int64. Images of uint8 are scaled to floats in [0, 1]; the
+            words of sentences stay int64.
         y: Labels, shape (n,), integers; `UNKNOWN` (-1) where the class is unknown.
         classes: Class names in the order of the labels.
         names: Name of each sample, for the CSV file of predictions; None uses the indices.
@@ -98,7 +102,9 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         x = self.x[indices]
-        return x.float().div_(255) if x.dtype == torch.uint8 else x.float(), self.y[indices]
+        if x.dtype != torch.int64:
+            x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+        return x, self.y[indices]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         x, y = self.__getitems__([index])
@@ -294,6 +300,8 @@ class DomainPairDataModule(L.LightningDataModule):
 
     num_workers = 0
     """Processes that load samples; 0 for data held in memory."""
+    words = False
+    """Whether samples are sentences, int64; a network for them has `reads_words`."""
     predicted: tuple[str, ...] = SPLITS
     """Target splits that `predict` classifies; together they contain each sample once."""
 
@@ -477,9 +485,10 @@ class DomainPairDataModule(L.LightningDataModule):
             roles: The domains that training reads.
 
         Raises:
-            DataError: If source and target are the same data, a method that reads two domains gets one, a split is
-                empty or smaller than a batch, the classes, shapes or value ranges differ, a label is out of range, a
-                supervised domain has no labels, or a value is not finite.
+            DataError: If source and target are the same data, a method that reads two domains gets one, the network
+                reads sentences and the samples are none or the other way round, a split is empty or smaller than a
+                batch, the classes, shapes or value ranges differ, a label is out of range, a supervised domain has no
+                labels, or a value is not finite.
         """
         read = roles.supervised + roles.unlabelled
         if len(self.domains) < 2 <= len(read):
@@ -487,6 +496,11 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"the method reads a source and a target, but there is one domain, {self.target!r}; set --data.source "
                 "and --data.target, or train on the one domain with --config method/fine_tune.yaml"
             )
+        if roles.reads_words not in (None, self.words):
+            what, instead = (
+                ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
+            )
+            raise DataError(f"the samples are {what}; set --model.backbone lightning_da.networks.{instead}")
         for role in self.domains:
             for split in SPLITS:
                 in_batches = split == "train" and (role in read or len(self.domains) < 2)
@@ -550,7 +564,7 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, "
                 f"{target.shape} in domain {self.target!r}; give both domains the same shape"
             )
-        if not roles.units_differ:
+        if not (roles.units_differ or self.words):
             self._check_ranges(source.reach, target.reach)
 
     def _check_pair(self) -> None:

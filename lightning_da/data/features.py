@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_svmlight_files
 
-from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
-from lightning_da.data.splits import Indices, split_indices
+from lightning_da.data.base import SPLITS, DataError, DomainPairDataModule, Roles, TensorDomain
+from lightning_da.data.splits import split_indices
+from lightning_da.data.tables import encode_labels
 from lightning_da.errors import list_choices, one_line
 
 SUFFIXES = (".npz", ".mat", ".npy", ".csv", ".svmlight", ".libsvm")
@@ -125,7 +126,7 @@ class FeatureTables(DomainPairDataModule):
                 _labels(path, key, table.entries.get(key), size)
                 for key, size in zip((table.y_key + part for part in parts), sizes, strict=True)
             ]
-            x, (y, classes) = np.concatenate(xs), _encode(path, table.y_key, np.concatenate(ys))
+            x, (y, classes) = np.concatenate(xs), encode_labels(path, table.y_key, np.concatenate(ys))
             if domain == self.source and not classes:
                 raise DataError(
                     f"{path}: the source needs labels, but there are none in {table.y_key!r}; "
@@ -309,20 +310,3 @@ def _labels(path: Path, key: str, entry: Any, size: int) -> Array:
             "last dimension counts the samples, set --data.samples_last true)"
         )
     return (y.astype(str) if y.dtype.kind == "S" else y).ravel().astype(object)
-
-
-def _encode(path: Path, key: str, labels: Array) -> tuple[Indices, list[str]]:
-    """Labels 0, 1, ... in the order of the class names, and the class names."""
-    values: Array = np.array(["" if pd.isna(label) else str(label).strip() for label in labels], dtype=object)
-    known = values != ""
-    numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-    if all(value.lower() in ("", "nan") for value in values[np.isnan(numbers)]):
-        known = ~np.isnan(numbers)
-        broken = numbers[known & (numbers != np.floor(numbers))]
-        if len(broken):
-            raise DataError(f"{path}: label {broken[0]} in {key!r} is neither an integer nor a name")
-        values = np.where(known, numbers, UNKNOWN).astype(np.int64)
-    codes = np.full(len(labels), UNKNOWN, dtype=np.int64)
-    classes, inverse = np.unique(values[known], return_inverse=True)
-    codes[known] = inverse
-    return codes, [str(name) for name in classes]

@@ -24,7 +24,7 @@ class Reversed(DomainPairDataModule):
         if len(data.domains) < 2:
             raise DataError(f"data: there is one domain, {data.target!r}, and the reverse needs two")
         super().__init__(data.target, data.source, data.batch_size)
-        self.data, self.num_workers, self.predicted = data, data.num_workers, data.predicted
+        self.data, self.num_workers, self.predicted, self.words = data, data.num_workers, data.predicted, data.words
         self._labels = Path(labels)
 
     @property

@@ -1,6 +1,5 @@
 """Speech corpora: sound files with speaker, gender and emotion labels."""
 
-import difflib
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.splits import Indices, check_apart, split_indices
+from lightning_da.data.tables import read_table
 from lightning_da.errors import list_choices
 from lightning_da.inputs import Sounds
 from lightning_da.paths import cache_folder
@@ -24,7 +24,6 @@ from lightning_da.speech.synthesis import CORPORA, write_corpus
 
 Label = Literal["speaker", "gender", "emotion"]
 LABELS: tuple[Label, ...] = ("speaker", "gender", "emotion")
-COLUMNS = ("path", *LABELS, "split")
 MANY = 12
 """With more classes, speakers for example, the number of sounds of each is not printed."""
 DRAWS = 50
@@ -83,24 +82,7 @@ def read_corpus(place: Path, folders: Label) -> Corpus:
 
 
 def _read_manifest(path: Path) -> Corpus:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path}: not a table of comma-separated values in UTF-8 ({error})") from error
-    table = table.set_axis(table.iloc[0].str.strip(), axis="columns").iloc[1:].reset_index(drop=True)
-    table = table.drop(columns="", errors="ignore")
-    if table.columns.duplicated().any():
-        raise DataError(f"{path}: two columns are named {table.columns[table.columns.duplicated()][0]!r}")
-    if "path" not in table:
-        raise DataError(f"{path}: no column 'path'; {list_choices('path', table.columns)}")
-    for column in sorted(set(table.columns) - set(COLUMNS)):
-        near = difflib.get_close_matches(column.lower(), COLUMNS, n=1, cutoff=0.8)
-        if near and near[0] not in table:
-            raise DataError(
-                f"{path}: column {column!r} is not read; rename it to {near[0]!r}, or to another name if it holds "
-                "something else"
-            )
-    table = table.apply(lambda column: column.str.strip())
+    table = read_table(path, "path", (*LABELS, "split"))
     if table.empty:
         raise DataError(f"{path}: the manifest lists no sound files")
     if table["path"].duplicated().any():
@@ -108,11 +90,7 @@ def _read_manifest(path: Path) -> Corpus:
     for name in table["path"]:
         if Path(name).suffix.lower() not in SUFFIXES:
             raise DataError(f"{path}: {name!r} is no sound file ({', '.join(SUFFIXES)}); convert it, or remove its row")
-    whole = _with_columns(table)
-    if whole["split"].any() and not whole["split"].isin(SPLITS).all():
-        wrong = whole["split"][~whole["split"].isin(SPLITS)].iloc[0]
-        raise DataError(f"{path}: unknown split {wrong!r} in the column 'split'; {list_choices(wrong, SPLITS)}")
-    return Corpus(path, [path.parent / name for name in table["path"]], list(table["path"]), whole)
+    return Corpus(path, [path.parent / name for name in table["path"]], list(table["path"]), _with_columns(table))
 
 
 def _with_columns(table: pd.DataFrame) -> pd.DataFrame:

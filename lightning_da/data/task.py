@@ -39,7 +39,7 @@ class Task(DomainPairDataModule):
         name = getattr(data, domain)
         super().__init__(None, name, batch_size)
         self.data, self._chosen, self.labels, self.seed = data, classes, labels, seed
-        self.num_workers, self.predicted = data.num_workers, data.predicted
+        self.num_workers, self.predicted, self.words = data.num_workers, data.predicted, data.words
         self._known = data._get(name, "train").classes
         for wanted in classes or []:
             if wanted not in self._known:

@@ -89,9 +89,11 @@ class TransferModule(Classifier):
         self.supervised = DOMAINS if train_on == "both" else (train_on,)
         self.starts_from = () if init_from is None else (init_from,)
         self.standardize: nn.Module = nn.Identity()
+        self.backbone = backbone(self.input_shape)
+        if standardize and self.backbone.reads_words:
+            raise ConfigError(f"standardize: words have no mean and deviation; set it to false, not {standardize}")
         if standardize:
             self.standardize = Standardize(self.input_shape, standardize == "per_domain")
-        self.backbone = backbone(self.input_shape)
         width = self.backbone.num_features
         self.bottleneck: nn.Module = nn.Identity()
         if bottleneck is not None:
@@ -217,7 +219,8 @@ class TransferModule(Classifier):
             load_weights(self, checkpoint, self.initialised)
 
     def fit_inputs(self, data: DomainPairDataModule) -> None:
-        """Takes mean and deviation of `standardize` from the training samples of both domains, and says so."""
+        """Takes what the network needs from the training samples of both domains: a vocabulary, mean and deviation."""
+        self.backbone.fit(lambda role: data.training_samples((role,)))
         if not isinstance(self.standardize, Standardize):
             return
         found = self.standardize.fit(lambda role: data.training_samples((role,)))
@@ -229,6 +232,11 @@ class TransferModule(Classifier):
                 f"source {data.source!r}: {FAR:.0f} deviations away, or {FAR:.0f} times as wide. If the domains have "
                 "different units or recording conditions, try --model.standardize per_domain"
             )
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether samples are sentences."""
+        return self.backbone.reads_words
 
     @property
     def scales_per_domain(self) -> bool:  # type: ignore[override]

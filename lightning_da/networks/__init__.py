@@ -1,3 +1,4 @@
 from lightning_da.networks.backbones import Backbone, BackboneCallable, FeedForward, LeNet, TimmBackbone
+from lightning_da.networks.lstm import LSTM
 
-__all__ = ["Backbone", "BackboneCallable", "FeedForward", "LeNet", "TimmBackbone"]
+__all__ = ["LSTM", "Backbone", "BackboneCallable", "FeedForward", "LeNet", "TimmBackbone"]

@@ -1,6 +1,6 @@
 """Backbones: networks that compute one feature vector per sample, with a list of their layers in order of depth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,23 @@ class Backbone(nn.Module):
             `lightning_da.networks.layers.find_layers` finds them in an `nn.Sequential` or a timm model.
         channels_last: Whether feature maps of the layers are (B, H, W, C) instead of (B, C, H, W).
         pretrained: Whether `load_pretrained` has weights to load.
+        reads_words: Whether samples are sentences (see `lightning_da.data.Sentences`).
     """
 
     num_features: int
     layers: list[str]
     channels_last = False
     pretrained = False
+    reads_words = False
+
+    def fit(self, samples: Callable[[str], Iterable[Tensor]]) -> None:
+        """Takes what the network needs to know of the training samples, without their labels: a vocabulary for example.
+
+        Called when a fit begins, but not when a checkpoint is loaded.
+
+        Args:
+            samples: From `source` or `target` to chunks of samples, each of shape (b, *input_shape).
+        """
 
     def load_pretrained(self) -> None:
         """Loads pretrained weights. Called when a fit begins, but not when a checkpoint is loaded."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_da.errors import ConfigError, one_line
+from lightning_da.networks.word_vectors import WordVectors
 
 
 def read_checkpoint(path: str, needed: tuple[str, ...] = ("state_dict",)) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def not_finite(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> list
 
 
 def load_weights(module: nn.Module, checkpoint: str, prefixes: tuple[str, ...]) -> dict[str, Any]:
-    """Copies the weights of an earlier fit whose names start with one of the prefixes.
+    """Copies the weights of an earlier fit whose names start with one of the prefixes; vectors of words by their word.
 
     Args:
         module: The network to copy into.
@@ -96,6 +97,10 @@ def load_weights(module: nn.Module, checkpoint: str, prefixes: tuple[str, ...]) 
         raise ConfigError(f"init_from: {error}") from error
     state = content["state_dict"]
     theirs = {key: value for key, value in state.items() if key.startswith(prefixes)}
+    for name, part in module.named_modules():
+        if isinstance(part, WordVectors) and f"{name}.words" in theirs:
+            there = {key: theirs[f"{name}.{key}"] for key in ("words", "weight")}
+            theirs |= {f"{name}.{key}": value for key, value in part.translate(there).items()}
     ours = {key: value for key, value in module.state_dict().items() if key.startswith(prefixes)}
     check_weights(theirs, ours, f"init_from {checkpoint!r}")
     module.load_state_dict(theirs, strict=False)

@@ -1,0 +1,1 @@
+"""Sentences as integers, word vectors, and sentences that are made; knows nothing of torch."""
