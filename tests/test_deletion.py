@@ -34,6 +34,7 @@ DATA = {
         "commands/shard.py",
     ),
     "StreamedImages": ("data/streamed_images.py", "data/shards.py", "commands/shard.py"),
+    "Sentences": ("data/sentences.py", "text/synthesis.py"),
     "SpeechCorpora": ("data/speech.py", "speech", "grids/speech.py", "commands/speech_transfer.py"),
 }
 """Each kind of data with its files. Plans and commands for one kind only go with it."""

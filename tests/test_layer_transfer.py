@@ -143,7 +143,7 @@ CONFIG: dict[str, Any] = {"model": {"init_args": {}}, "data": {"class_path": "x"
 
 
 def setting(**kwargs: Any) -> Layers:
-    given = {"config": CONFIG, "classes": CLASSES, "layers": ["fc1"], "task_a": None, "across": False}
+    given = {"config": CONFIG, "classes": CLASSES, "layers": ["fc1"], "task_a": None, "of_target": None}
     return Layers(**(given | kwargs))
 
 
@@ -158,7 +158,7 @@ def test_tasks_are_disjoint_halves_that_the_seed_draws() -> None:
     given = setting(task_a=["class 5", "class 0"])
     assert given.task("A", 0)["classes"] == ["class 0", "class 5"]
     assert given.task("B", 7)["classes"] == ["class 1", "class 2", "class 3", "class 4"]
-    across = setting(across=True)
+    across = setting(of_target=["one", "two"])
     assert [across.task(name, 0) for name in "AB"] == [
         {"domain": "source", "classes": None},
         {"domain": "target", "classes": None},
@@ -166,7 +166,7 @@ def test_tasks_are_disjoint_halves_that_the_seed_draws() -> None:
 
 
 def test_what_is_copied_from_comes_first_and_every_cell_has_its_own_seed() -> None:
-    cells = setting().plan([0, 1], [None, 100], [1, 2, 3], TREATMENTS)
+    cells = setting(layers=["fc1", "fc2", "fc3"]).plan([0, 1], [None, 100], [1, 2, 3], TREATMENTS)
     assert len(cells) == len({cell.key for cell in cells}) == 2 * (1 + 2 + 2 * 3 * 5)
     for place, cell in enumerate(cells):
         assert {base.key for base in cell.bases} <= {earlier.key for earlier in cells[:place]}

@@ -15,10 +15,11 @@ from pathlib import Path
 import pandas as pd
 
 from lightning_da.cli import TransferCLI
-from lightning_da.data import DomainPairDataModule, Roles, Task
+from lightning_da.data import Roles, Task
+from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_grid
-from lightning_da.grids.layers import TREATMENTS, Layers, report
+from lightning_da.grids.layers import HEAD, TREATMENTS, Layers, report
 from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.methods import FineTune
 from lightning_da.parser import CommandParser
@@ -51,19 +52,23 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     setting = _setting(cli, given)
     depths = _depths(given.depths, setting.layers)
     cells = setting.plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)
-    domains = ("source", "target") if given.across_domains else ("source",)
-    _check_data(cli.datamodule, cells, domains)
+    _check_data(cli, cells, given.across_domains)
+    domains = DOMAINS if given.across_domains else DOMAINS[:1]
     name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
-    same = digest(setting.config, setting.task_a, setting.across, cli.datamodule.fingerprint())
+    same = digest(setting.config, setting.task_a, given.across_domains, cli.datamodule.fingerprint())
     return run_grid(Grid(name, setting.config, same, cells, partial(report, setting, name)), cli, workers_of(given))
 
 
-def _check_data(data: DomainPairDataModule, cells: Sequence[Cell], domains: tuple[str, ...]) -> None:
-    """Checks the data of all cells before training."""
-    data.check(Roles(domains, ()))
+def _check_data(cli: TransferCLI, cells: Sequence[Cell], across: bool) -> None:
+    """Checks the data of all cells before training; across domains, each may have classes of its own."""
+    data, alone = cli.datamodule, Roles.of(cli.model, 1)._replace(supervised=("source",), unlabelled=())
+    if across:
+        data.check_inputs(alone._replace(supervised=DOMAINS))
+    else:
+        data.check(alone)
     tasks = [{**cell.config["data"]["init_args"], "data": data} for cell in cells]
     for arguments in {str(task): task for task in tasks}.values():
-        Task(**arguments).check()
+        Task(**arguments).check(alone)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     tasks.add_argument(
         "--task_a", nargs="+", metavar="CLASS", help="classes of A; B has the other classes (default: a random half)"
     )
-    tasks.add_argument("--across_domains", action="store_true", help="A is the source, B the target, with all classes")
+    tasks.add_argument(
+        "--across_domains",
+        action="store_true",
+        help="A is the source, B the target, with all classes, which may differ; equal ones copy the head, too",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds (default: 0)")
     parser.add_argument(
         "--labels", nargs="+", default=["all"], metavar="N", help="numbers of training labels for B (default: all)"
@@ -98,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _setting(cli: TransferCLI, given: argparse.Namespace) -> Layers:
-    if not isinstance(cli.model, FineTune) or cli.model.backbone.pretrained:
+    backbone = cli.model.backbone
+    # word vectors of a file are no weights of a network: every training starts with them
+    if not isinstance(cli.model, FineTune) or (backbone.pretrained and not backbone.reads_words):
         raise ConfigError("layer-transfer trains FineTune from random weights: leave out the method and the weights")
     config = check_trainable(cli, given.seeds, RESERVED)
     classes = cli.datamodule.classes
@@ -109,13 +120,15 @@ def _setting(cli: TransferCLI, given: argparse.Namespace) -> Layers:
     if not given.across_domains and not 2 <= size <= len(classes) - 2:
         raise ConfigError(f"task_a: each of the two tasks needs at least two of the {len(classes)} classes")
     task_a = sorted(set(given.task_a), key=classes.index) if given.task_a else None
-    return Layers(config, classes, cli.model.backbone.layers, task_a, given.across_domains)
+    of_target = cli.datamodule.classes_of(cli.datamodule.target) if given.across_domains else None
+    layers = [*backbone.layers, HEAD] if of_target == classes else backbone.layers
+    return Layers(config, classes, layers, task_a, of_target)
 
 
 def _depths(given: Sequence[int] | None, layers: Sequence[str]) -> list[int]:
     for n in given or []:
         if not 1 <= n <= len(layers):
-            raise ConfigError(f"depths: {n} of the backbone's {len(layers)} layers; give 1 to {len(layers)}")
+            raise ConfigError(f"depths: {n} of {len(layers)} layers ({', '.join(layers)}); give 1 to {len(layers)}")
     return sorted(set(given or range(1, len(layers) + 1)))
 
 

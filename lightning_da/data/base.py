@@ -515,9 +515,8 @@ class DomainPairDataModule(L.LightningDataModule):
         if len(self.domains) < 2:
             self._look_at("target", supervised=True)
         else:
-            self._check_pair()
             self._check_classes()
-            self._compare(roles)
+            self.check_inputs(roles)
         if ("target" in roles.supervised or len(self.domains) < 2) and getattr(self, "protocol", "split") == "all":
             rank_zero_warn(
                 "protocol `all`: the labels of the target are trained on and tested, so its accuracy is that of "
@@ -556,8 +555,17 @@ class DomainPairDataModule(L.LightningDataModule):
         if roles.reads_unlabelled and "target" not in roles.supervised:
             rank_zero_warn("target_labels: the method reads no label of the target; set --model.train_on both")
 
-    def _compare(self, roles: Roles) -> None:
-        """Checks the samples of both domains, and refuses different shapes and units."""
+    def check_inputs(self, roles: Roles) -> None:
+        """Checks that one network can read both domains, whatever their classes are.
+
+        Args:
+            roles: The domains that training reads.
+
+        Raises:
+            DataError: If source and target are the same data, a sample or label is wrong, or shapes or value ranges
+                differ.
+        """
+        self._check_pair()
         source, target = (self._look_at(role, role in roles.supervised) for role in DOMAINS)
         if source.shape != target.shape:
             raise DataError(
@@ -622,6 +630,7 @@ class DomainPairDataModule(L.LightningDataModule):
     def _look_at(self, role: str, supervised: bool) -> "_Look":
         """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""
         domain, reach = getattr(self, role), 0.0
+        number = len(self.classes_of(domain)) or self.num_classes
         shape: tuple[int, ...] = (0,)
         for split in SPLITS:
             dataset = self._get(domain, split)
@@ -634,11 +643,11 @@ class DomainPairDataModule(L.LightningDataModule):
                         f"domain {domain!r}: sample {start + step * int((~finite).nonzero()[0])} of the "
                         f"{split} split holds NaN or infinite values; remove or replace them"
                     )
-                wrong = y[(y < UNKNOWN) | (y >= self.num_classes)]
+                wrong = y[(y < UNKNOWN) | (y >= number)]
                 if len(wrong):
                     raise DataError(
                         f"domain {domain!r}: label {int(wrong[0])} in the {split} split is out of range; the "
-                        f"{self.num_classes} classes are labelled 0 to {self.num_classes - 1}"
+                        f"{number} classes are labelled 0 to {number - 1}"
                     )
                 shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
                 start += step * len(x)

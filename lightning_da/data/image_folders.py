@@ -17,11 +17,9 @@ from torchvision.transforms import v2
 
 from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule
 from lightning_da.data.image_files import SUFFIXES, Listing, find_damaged, list_images, read_image
-from lightning_da.data.splits import Indices, split_indices
+from lightning_da.data.splits import SPLIT_FOLDERS, Indices, split_indices
 from lightning_da.errors import check_range, list_choices
 from lightning_da.inputs import Images
-
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):

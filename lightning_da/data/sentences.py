@@ -9,8 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_da.data.base import SPLITS, DataError, DomainPairDataModule, Roles, TensorDomain
-from lightning_da.data.image_folders import SPLIT_FOLDERS
-from lightning_da.data.splits import split_indices
+from lightning_da.data.splits import SPLIT_FOLDERS, split_indices
 from lightning_da.data.tables import encode_labels, read_table
 from lightning_da.errors import check_range, list_choices
 from lightning_da.text.synthesis import GOODS, write_reviews

@@ -8,6 +8,9 @@ from lightning_da.errors import check_range
 
 Indices = NDArray[np.int64]
 
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Names of folders that are splits, and their split."""
+
 
 def split_indices(
     labels: Indices,

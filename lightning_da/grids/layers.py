@@ -18,6 +18,7 @@ from lightning_da.store import client
 TREATMENTS = ("BnB", "AnB", "BnB+", "AnB+", "random")
 """The first n layers are copied from a network for B (BnB) or A (AnB) and frozen, or fine-tuned (+), or are random
 and frozen."""
+HEAD = "head"
 STYLES = {
     "BnB": ("tab:blue", "-", "o"),
     "BnB+": ("tab:cyan", "--", "o"),
@@ -33,26 +34,36 @@ class Layers(NamedTuple):
 
     Attributes:
         config: Configuration of a fit on all classes.
-        classes: Names of all classes.
-        layers: Names of the backbone's layers.
+        classes: Names of all classes of the source.
+        layers: Names of the layers that are copied: those of the backbone, and `head` if A and B have the same classes.
         task_a: Classes of A; None draws half of the classes for each seed.
-        across: Whether A is the source and B the target, with all classes.
+        of_target: Names of all classes of the target if A is the source and B the target, otherwise None.
     """
 
     config: dict[str, Any]
     classes: list[str]
     layers: list[str]
     task_a: list[str] | None
-    across: bool
+    of_target: list[str] | None
 
     def task(self, name: str, seed: int) -> dict[str, Any]:
         """The arguments of `Task` for A or B."""
-        if self.across:
-            return {"domain": "source" if name == "A" else "target", "classes": None}
+        if self.of_target is not None:
+            return {"domain": "source", "classes": None} if name == "A" else {"domain": "target", "classes": None}
         order = np.random.default_rng(seed).permutation(len(self.classes))
         half = {self.classes[i] for i in order[: len(order) // 2]}
         first = half if self.task_a is None else set(self.task_a)
         return {"domain": "source", "classes": [c for c in self.classes if (c in first) == (name == "A")]}
+
+    def largest_class(self, results: Sequence[Result]) -> float:
+        """The share of the largest class in the test split of B, the mean over seeds: the accuracy of naming it always.
+
+        Args:
+            results: The finished cells.
+        """
+        bases = [result for result in results if result.factors["treatment"] == "B"]
+        sizes = [len(self.of_target or self.task("B", base.factors["seed"])["classes"]) for base in bases]
+        return float(np.mean([b.metrics["test/target/imbalance"] / n for b, n in zip(bases, sizes, strict=True)]))
 
     def plan(
         self, seeds: Sequence[int], labels: Sequence[int | None], depths: Sequence[int], treatments: Sequence[str]
@@ -77,6 +88,8 @@ class Layers(NamedTuple):
                 base = {"B": add("B", 0, number, seed), "A": first[0] if first else None}
                 for n in depths:
                     for treatment in treatments:
+                        if treatment == "random" and self.layers[n - 1] == HEAD:
+                            continue  # nothing would learn
                         start = base.get(treatment[0])
                         add(treatment, n, number, seed, *([start] if start else []))
         return list(cells.values())
@@ -90,10 +103,16 @@ class Layers(NamedTuple):
             "class_path": "lightning_da.data.Task",
             "init_args": {"data": config["data"], **task, **batch},
         }
-        config["model"]["init_args"] |= {
-            "init_layers": n if bases else "all",
-            "freeze": 0 if treatment.endswith("+") else n,
+        frozen, whole = not treatment.endswith("+"), n > 0 and self.layers[n - 1] == HEAD
+        arguments = config["model"]["init_args"]
+        arguments |= {
+            "init_layers": n if bases and not whole else "all",
+            "keep_head": whole,
+            "freeze": ("all" if whole else n) if frozen else 0,
         }
+        if whole and frozen:  # nothing learns: the network for A is tested on B
+            arguments["head_lr_scale"] = 0.0
+            config["trainer"]["max_steps"] = 1
         # each cell has its own seed, so that new layers differ from the initial layers of its base
         kind = ("A", "B", *TREATMENTS).index(treatment)
         config["seed_everything"] = int(np.random.SeedSequence([seed, kind, n, labels or 0]).generate_state(1)[0])
@@ -149,13 +168,14 @@ def _pairs(rows: pd.DataFrame) -> list[tuple[int, str]]:
     return list(dict.fromkeys(zip(rows["labels"], rows["treatment"], strict=True)))
 
 
-def curves(rows: pd.DataFrame, layers: Sequence[str], title: str) -> Figure:
+def curves(rows: pd.DataFrame, layers: Sequence[str], title: str, largest: float | None = None) -> Figure:
     """Accuracy on B over the number of copied layers, as in figure 2 of the paper; one panel per number of labels.
 
     Args:
         rows: The result of `cells_table`.
         layers: Names of the backbone's layers.
         title: Title of the picture.
+        largest: Share of the largest class of B, a line; None draws none.
     """
     means, panels = means_table(rows), list(dict.fromkeys(rows[rows["treatment"] != "A"]["labels"]))
     drawn = Figure(figsize=(6.2 * len(panels), 4.4), layout="constrained")
@@ -163,6 +183,8 @@ def curves(rows: pd.DataFrame, layers: Sequence[str], title: str) -> Figure:
     for axes, labels in zip(drawn.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         base = rows[(rows["treatment"] == "B") & (rows["labels"] == labels)]["accuracy"]
         axes.axhline(base.mean(), color="black", lw=1, ls=":", label="base B")
+        if largest is not None:
+            axes.axhline(largest, color="tab:grey", lw=1, ls="-.", label="largest class")
         if len(base) > 1:
             axes.axhspan(base.mean() - base.std(), base.mean() + base.std(), color="black", alpha=0.08, lw=0)
         axes.plot([0] * len(base), base, "k.", ms=4)
@@ -208,8 +230,9 @@ def report(setting: Layers, name: str, results: Sequence[Result], parent: str) -
                     tracked.log_metric(parent, key, value, step=n)
     tracked.log_text(parent, rows.to_csv(index=False), "cells.csv")
     tracked.log_text(parent, means.to_csv(index=False), "layer_transfer.csv")
-    tracked.log_figure(parent, curves(rows, setting.layers, name), "layer_transfer.png")
-    print(f"\n{name}, accuracy on the test split of B, {rows['seed'].nunique()} seed(s)")
+    largest = setting.largest_class(results)
+    tracked.log_figure(parent, curves(rows, setting.layers, name, largest), "layer_transfer.png")
+    print(f"\n{name}, accuracy on the test split of B, {rows['seed'].nunique()} seed(s); largest class {largest:.3f}")
     for labels, part in means.groupby("labels", sort=False):
         names = [f"{n} {['base B', *setting.layers][n]}" for n in part["n"]]
         text = [mean_and_spread(m, s, ".3f") for m, s in zip(part["mean"], part["std"], strict=True)]
