@@ -426,7 +426,7 @@ def test_after_kill_9_nothing_finished_is_run_again(folder: Path) -> None:
     [
         (["--task_a", "9", "1"], "task_a: no class '9'"),
         (["--task_a", "1"], "at least two of the 8 classes"),
-        (["--depths", "3"], "depths: 3 of the backbone's 2 layers"),
+        (["--depths", "3"], "depths: 3 of 2 layers"),
         (["--labels", "few"], "'few' is neither a number nor `all`"),
         (["--jobs", "0"], "jobs: 0"),
         (["--labels", "7000"], "labels: there are"),

@@ -13,19 +13,22 @@ from lightning_da.text.vectors import read_vectors
 from lightning_da.text.words import PADDING, UNUSED
 
 
-class _LastState(nn.LSTM):
-    """An LSTM that returns its state after the last word of each sentence."""
+class _LargestStates(nn.LSTM):
+    """An LSTM that returns the largest value of each state over the words of a sentence."""
 
     def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         states, _ = super().forward(vectors)
-        return states[torch.arange(len(states), device=states.device), lengths - 1]
+        after = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
+        return states.masked_fill(after[..., None], -1).amax(dim=1)  # no state is below -1
 
 
 class LSTM(Backbone):
     """A recurrent network that reads a sentence word by word: the layers `embedding` and `lstm`.
 
-    Source: Mou et al., "How transferable are neural networks in NLP applications?", EMNLP 2016, section 3, with one
-    layer of long short-term memory (Hochreiter and Schmidhuber, Neural Computation 1997).
+    Source: Mou et al., "How transferable are neural networks in NLP applications?", EMNLP 2016, section 3: one layer of
+    long short-term memory (Hochreiter and Schmidhuber, Neural Computation 1997). The paper reads the last state; here
+    the output is the largest value of each state over the words (Conneau et al., EMNLP 2017, section 3.2.3), which long
+    texts need fewer steps for.
 
     The vocabulary is that of the training sentences of both domains, without their labels; a fit takes it at its start
     and the checkpoint keeps it. Of an earlier run (`init_from`) the vectors of the same words are copied; words that it
@@ -34,7 +37,7 @@ class LSTM(Backbone):
     Args:
         input_shape: (length,), the largest number of words of a sentence.
         width: Values of a word's vector.
-        hidden: Values of the state.
+        hidden: Number of states.
         words: Largest number of words in the vocabulary, the most frequent ones; all others are one unknown word.
         vectors: File of pretrained word vectors in the text format of GloVe (see
             `lightning_da.text.vectors.read_vectors`); words that it does not have begin at random. It is read when a
@@ -63,7 +66,7 @@ class LSTM(Backbone):
             check_range(name, value, 1)
         check_range("dropout", dropout, 0, 1)
         self.embedding = WordVectors(words, width)
-        self.lstm = _LastState(width, hidden, batch_first=True)
+        self.lstm = _LargestStates(width, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.layers, self.num_features = ["embedding", "lstm"], hidden
         self._vectors, self.pretrained = vectors, vectors is not None

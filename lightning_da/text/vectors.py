@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from lightning_da.errors import ConfigError
 from lightning_da.text.words import code_of
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def read_vectors(path: str, wanted: Container[int], width: int) -> dict[int, NDArray[np.float32]]:
     """Vectors of some words, by the integer of the word; a word that is there twice has its first vector.
@@ -65,7 +67,7 @@ def _is_number(text: str) -> bool:
 
 
 def _numbers(values: list[str], place: str) -> NDArray[np.float32]:
-    wrong = [value for value in values if not _is_number(value) or not abs(float(value)) <= np.finfo(np.float32).max]
+    wrong = [value for value in values if not _is_number(value) or not abs(float(value)) <= LARGEST]
     if wrong:
         raise ConfigError(f"{place}: {wrong[0][:40]!r} is no finite number; repair or remove the line")
     return np.array(values, dtype=np.float32)
