@@ -27,6 +27,7 @@ KINDS = {
     "pair-of-images": "source and target folders of images, adapted",
     "features": "source and target files of vectors, adapted",
     "speech": "speakers first, then emotions",
+    "text": "source and target tables of texts, adapted",
     "custom": "a data module of your own",
 }
 """Kinds of data, and one line of help."""

@@ -30,7 +30,7 @@ class WordVectors(nn.Module):
     def __init__(self, words: int, width: int) -> None:
         super().__init__()
         self.register_buffer("words", torch.full((words,), UNUSED))
-        self.weight = nn.Parameter(torch.cat([0.1 * torch.randn(words, width), torch.zeros(1, width)]))
+        self.weight = nn.Parameter(torch.cat([0.5 * torch.randn(words, width), torch.zeros(1, width)]))
 
     def fit(self, samples: Callable[[str], Iterable[Tensor]]) -> tuple[int, int]:
         """Takes the most frequent words of the training sentences of both domains as vocabulary.
