@@ -1,6 +1,9 @@
 """The LSTM: padding, vocabulary, word vectors, blocks from an earlier run, and whole fits on sentences."""
 
 import csv
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -310,12 +313,30 @@ def test_a_fit_is_tested_and_predicts_sentences_with_other_words(tmp_path: Path)
 def test_a_resumed_fit_is_the_unbroken_one(tmp_path: Path) -> None:
     for name, first in (("a", "book"), ("b", "pan")):
         reviews(tmp_path / f"{name}.csv", first)
-    whole = main(["fit", *WORDS, "--trainer.max_steps", "40"])
-    main(["fit", *WORDS, "--trainer.max_steps", "20", "--name", "part"])
+    words = [*WORDS, "--model.lr_schedule", "lightning_da.schedules.constant"]
+    whole = main(["fit", *words, "--trainer.max_steps", "40"])
+    main(["fit", *words, "--trainer.max_steps", "20", "--name", "part"])
     resumed = main(["fit", "--ckpt_path", "part-a-b-s0", "--trainer.max_steps", "40"])
     first, second = (cli.model.state_dict() for cli in (whole, resumed))
     assert resumed.trainer.global_step == 40
     assert equal(first, second)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None:
+    for name, first in (("a", "book"), ("b", "pan")):
+        reviews(tmp_path / f"{name}.csv", first)
+    words = ["fit", *WORDS, "--model.backbone.dropout", "0", "--trainer.max_steps", "4"]
+    words += ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.init_args.lr", "0.1"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    for name, more in (("one", ["--data.batch_size", "16"]), ("two", two)):
+        command = [sys.executable, "-m", "lightning_da", *words, "--name", name, *more]
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT)}, check=True, capture_output=True)
+    one, both = (
+        torch.load(find_fit(f"{name}-a-b-s0").checkpoint, weights_only=True)["state_dict"] for name in ("one", "two")
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(value, both[key], rtol=1e-4, atol=1e-6, msg=key)
 
 
 @pytest.mark.slow
