@@ -195,6 +195,13 @@ def test_vectors_are_matched_word_by_word(words: int, tmp_path: Path) -> None:
     assert equal(state(now, "backbone.lstm"), state(fresh, "backbone.lstm"))
 
 
+def test_the_vector_of_unknown_words_is_matched_too() -> None:
+    before, now = ready("a good book").embedding, ready("a bad book", words=9).embedding
+    with torch.no_grad():
+        before.weight[-1] = 3.0
+    assert now.translate(before.state_dict())["weight"][-1].tolist() == [3.0] * 6
+
+
 def test_a_resumed_or_tested_run_has_its_own_words(tmp_path: Path) -> None:
     before = trained(tmp_path / "a.ckpt")
     now: Any = build(FineTune, 9, **NETWORK)
