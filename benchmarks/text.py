@@ -39,7 +39,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
 }
 """The paper's accuracies; its first vectors are of Wikipedia, as GloVe's are, and its second task is named QC there."""
 ROWS = (
-    *("largest class", "bag of words", "bag of words of A", "random", "E: GloVe"),
+    *("largest class", "bag of words", "bag of words on A", "random", "E: GloVe"),
     *(f"{how} {what}" for how in ("frozen", "fine-tuned") for what in ("E", "E+H", "E+H+O")),
 )
 
@@ -125,7 +125,7 @@ def bags(tables: Path, first: str, second: str) -> dict[str, list[float]]:
     x, y = texts(second, "test")
     found = {"largest class": [float(np.bincount(y).max() / len(y))], "bag of words": [fitted(second).score(x, y)]}
     if data.classes_of(f"{first}.csv") == data.classes_of(f"{second}.csv"):
-        found["bag of words of A"] = [fitted(first).score(x, y)]
+        found["bag of words on A"] = [fitted(first).score(x, y)]
     return found
 
 
@@ -155,7 +155,7 @@ def show(found: dict[str, dict[str, list[float]]], out: Path) -> None:
         axes.tick_params(labelleft=True)
         axes.set(xlim=(0, 1), xlabel=f"accuracy on {second}", title=f"{first} to {second}")
         axes.grid(axis="x", alpha=0.3)
-        axes.legend(fontsize=8, loc="lower left")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(out / "text.png", dpi=110)
     print(f"\n{out / 'text.png'}")
 
