@@ -140,13 +140,13 @@ def trainer(steps: int = 30, **kwargs: Any) -> L.Trainer:
     return L.Trainer(**(quiet | kwargs))
 
 
-def fit(model: Any, steps: int = 30, data: Toy | None = None, **kwargs: Any) -> Any:
+def fit(model: Any, steps: int = 30, data: DomainPairDataModule | None = None, **kwargs: Any) -> Any:
     """Trains a model, without validation, and returns it."""
     trainer(steps, limit_val_batches=0, **kwargs).fit(model, data or Toy())
     return model
 
 
-def accuracy(model: TransferModule, data: Toy | None = None) -> dict[str, float]:
+def accuracy(model: TransferModule, data: DomainPairDataModule | None = None) -> dict[str, float]:
     """The test metrics of a model."""
     results = trainer().test(model, data or Toy(), verbose=False)
     return {key: value for part in results for key, value in part.items()}

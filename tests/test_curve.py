@@ -689,6 +689,6 @@ class Scarce(DomainPairDataModule):
 )
 def test_a_target_with_few_samples_or_labels(samples: int, labels: int, there: set[str]) -> None:
     curve = TransferCurve(measures=tuple(MEASURES))
-    toy.fit(toy.build("dann"), 3, Scarce(samples, labels), callbacks=[curve])  # type: ignore[arg-type]
+    toy.fit(toy.build("dann"), 3, Scarce(samples, labels), callbacks=[curve])
     assert set(curve.table["measure"]) == there
     assert curve.table["value"].isna().sum() == 0

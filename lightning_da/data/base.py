@@ -41,6 +41,7 @@ class Roles(NamedTuple):
         reads_unlabelled: Whether training reads the samples without a label, too, of the domains in `supervised`.
         fewest_samples: The smallest batch of a domain, on each process.
         reads_words: Whether samples are sentences; None if the network is not known.
+        tasks_differ: Whether source and target may have different classes.
     """
 
     supervised: tuple[str, ...] = ("source",)
@@ -50,6 +51,7 @@ class Roles(NamedTuple):
     reads_unlabelled: bool = False
     fewest_samples: int = 1
     reads_words: bool | None = None
+    tasks_differ: bool = False
 
     @classmethod
     def of(cls, module: Any, processes: int) -> "Roles":
@@ -63,6 +65,7 @@ class Roles(NamedTuple):
             getattr(module, "reads_unlabelled", False),
             getattr(module, "fewest_samples", 1),
             getattr(module, "reads_words", None),
+            getattr(module, "tasks_differ", False),
         )
 
 
@@ -170,6 +173,27 @@ def select(whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> Te
         return Selection(whole, indices, y, classes)
     names = [whole.names[index] for index in indices.tolist()]
     return TensorDomain(whole.x[indices], y, classes, names, whole.reads)
+
+
+def relabel(whole: Any, classes: Sequence[str]) -> TensorDomain | Selection:
+    """A dataset with the same samples, whose labels count a longer list of classes.
+
+    Args:
+        whole: A dataset from `DomainPairDataModule.dataset`.
+        classes: Class names in the order of the new labels; those of the dataset are among them.
+
+    Raises:
+        DataError: If a label is out of range.
+    """
+    y, known = torch.as_tensor(whole.y), [classes.index(name) for name in whole.classes]
+    if ((y < UNKNOWN) | (y >= len(known))).any():
+        raise DataError(
+            f"a label is out of range; the {len(known)} classes {whole.classes} are labelled 0 to {len(known) - 1}"
+        )
+    y = torch.tensor([*known, UNKNOWN])[y]  # the index -1 is the last
+    if isinstance(whole, TensorDomain):
+        return TensorDomain(whole.x, y, classes, whole.names, whole.reads)
+    return Selection(whole, torch.arange(len(whole)), y, classes)
 
 
 class _Shuffle(DistributedSampler[Any]):
@@ -326,6 +350,7 @@ class DomainPairDataModule(L.LightningDataModule):
         self.left_out: dict[str, int] = {}
         self._datasets: dict[tuple[str, str], Any] = {}
         self._fingerprints: dict[tuple[str, str], str] = {}
+        self._relabelled: dict[tuple[str, str], Any] = {}
         self._checked: Roles | None = None
         self._resumed_at = 0
 
@@ -387,12 +412,13 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def classes_of(self, domain: str) -> list[str]:
         """Class names of a domain; empty if no label is known."""
-        return list(self._get(domain, "train").classes)
+        return list(self._own(domain, "train").classes)
 
     @property
     def classes(self) -> list[str]:
-        """Class names of the source, or of the target if the source has no labels."""
-        return self.classes_of(self.source) or self.classes_of(self.target)
+        """Class names in the order of the labels: those of the source, then those that the target alone has."""
+        source = self.classes_of(self.source)
+        return source + [name for name in self.classes_of(self.target) if name not in source]
 
     @property
     def num_classes(self) -> int:
@@ -476,7 +502,7 @@ class DomainPairDataModule(L.LightningDataModule):
         for role in self.domains:
             for split in {"validate": ("val",), "test": ("test",)}.get(stage, ()):
                 self._check_size(getattr(self, role), split)
-        self._check_classes()
+        self._check_classes(self._roles())
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008  # a NamedTuple does not change
         """Checks that training can read the domains.
@@ -515,7 +541,7 @@ class DomainPairDataModule(L.LightningDataModule):
         if len(self.domains) < 2:
             self._look_at("target", supervised=True)
         else:
-            self._check_classes()
+            self._check_classes(roles)
             self.check_inputs(roles)
         if ("target" in roles.supervised or len(self.domains) < 2) and getattr(self, "protocol", "split") == "all":
             rank_zero_warn(
@@ -606,12 +632,13 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"{processes} process(es); set --data.batch_size to at most {size // processes}"
             )
 
-    def _check_classes(self) -> None:
+    def _check_classes(self, roles: Roles) -> None:
         source, target = self.classes_of(self.source), self.classes_of(self.target)
-        if source and target and source != target:
+        if source and target and source != target and not roles.tasks_differ:
             raise DataError(
                 f"classes differ: domain {self.source!r} has {_only(source, target)}, domain {self.target!r} has "
-                f"{_only(target, source)}; both need the same class names in the same order"
+                f"{_only(target, source)}; both need the same class names in the same order. Two tasks with "
+                "classes of their own are for --config method/multi_task.yaml"
             )
 
     def _warn_of_missing_classes(self, domain: str) -> None:
@@ -619,8 +646,8 @@ class DomainPairDataModule(L.LightningDataModule):
         lacking: dict[str, list[str]] = {}
         for split in SPLITS:
             there = set(self._get(domain, split).y.tolist()) - {UNKNOWN}
-            for label, name in enumerate(self.classes_of(domain)):
-                if there and label not in there:
+            for name in self.classes_of(domain):
+                if there and self.classes.index(name) not in there:
                     lacking.setdefault(name, []).append(split)
         if lacking:
             named = [f"{name!r} in {' and '.join(splits)}" for name, splits in list(lacking.items())[:5]]
@@ -630,7 +657,6 @@ class DomainPairDataModule(L.LightningDataModule):
     def _look_at(self, role: str, supervised: bool) -> "_Look":
         """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""
         domain, reach = getattr(self, role), 0.0
-        number = len(self.classes_of(domain)) or self.num_classes
         shape: tuple[int, ...] = (0,)
         for split in SPLITS:
             dataset = self._get(domain, split)
@@ -643,11 +669,11 @@ class DomainPairDataModule(L.LightningDataModule):
                         f"domain {domain!r}: sample {start + step * int((~finite).nonzero()[0])} of the "
                         f"{split} split holds NaN or infinite values; remove or replace them"
                     )
-                wrong = y[(y < UNKNOWN) | (y >= number)]
+                wrong = y[(y < UNKNOWN) | (y >= self.num_classes)]
                 if len(wrong):
                     raise DataError(
                         f"domain {domain!r}: label {int(wrong[0])} in the {split} split is out of range; the "
-                        f"{number} classes are labelled 0 to {number - 1}"
+                        f"{self.num_classes} classes are labelled 0 to {self.num_classes - 1}"
                     )
                 shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
                 start += step * len(x)
@@ -660,10 +686,20 @@ class DomainPairDataModule(L.LightningDataModule):
 
     # ---------------------------------------------------------------- loaders
 
-    def _get(self, domain: str, split: str) -> Any:
+    def _own(self, domain: str, split: str) -> Any:
+        """A split with the labels of its domain."""
         if (domain, split) not in self._datasets:
             self._datasets[domain, split] = self.dataset(domain, split)
         return self._datasets[domain, split]
+
+    def _get(self, domain: str, split: str) -> Any:
+        """A split with the labels of the pair, see `classes`."""
+        own = self._own(domain, split)
+        if not own.classes or own.classes == self.classes:
+            return own
+        if (domain, split) not in self._relabelled:
+            self._relabelled[domain, split] = relabel(own, self.classes)
+        return self._relabelled[domain, split]
 
     def _roles(self) -> Roles:
         """The domains that the current module reads."""

@@ -40,7 +40,7 @@ class Task(DomainPairDataModule):
         super().__init__(None, name, batch_size)
         self.data, self._chosen, self.labels, self.seed = data, classes, labels, seed
         self.num_workers, self.predicted, self.words = data.num_workers, data.predicted, data.words
-        self._known = data._get(name, "train").classes
+        self._known = data.classes_of(name)
         for wanted in classes or []:
             if wanted not in self._known:
                 raise DataError(f"classes: no class {wanted!r}; {list_choices(wanted, self._known)}")
@@ -65,7 +65,7 @@ class Task(DomainPairDataModule):
         super().check(roles)
 
     def dataset(self, domain: str, split: str) -> TensorDomain | Selection:
-        whole = self.data._get(domain, split)
+        whole = self.data._own(domain, split)
         label = torch.full((len(self._known) + 1,), UNKNOWN)
         for new, name in enumerate(self.classes):
             label[self._known.index(name)] = new

@@ -9,6 +9,7 @@ from lightning_da.methods.deep_coral import DeepCORAL
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
+from lightning_da.methods.multi_task import MultiTask
 from lightning_da.methods.progressive import Progressive
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "DomainBatch",
     "FineTune",
     "MarginEnsemble",
+    "MultiTask",
     "Progressive",
     "TransferModule",
 ]

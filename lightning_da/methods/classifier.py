@@ -21,7 +21,7 @@ class Classifier(L.LightningModule):
     After each validation or test epoch it logs four metrics for each domain with labels: `acc`, `class_acc` (mean
     recall over classes, the unweighted average recall), `class_precision` (mean precision over classes, called MAP in
     emotion recognition challenges; a class that is never predicted has precision 0) and `imbalance` (samples in the
-    largest class, divided by the mean over classes: 1 if all classes have the same size).
+    largest class, divided by the mean over the classes that occur: 1 if all have the same size).
 
     Args:
         num_classes: Number of classes.
@@ -171,7 +171,8 @@ def scores(counts: Tensor) -> dict[str, Tensor]:
 
     Returns:
         `acc`; `class_acc`, mean recall of the classes that occur; `class_precision`, mean precision of the classes that
-        occur or are predicted; `imbalance`, the size of the largest class divided by the mean size.
+        occur or are predicted; `imbalance`, the size of the largest class divided by the mean size of
+        those that occur.
     """
     counts = counts.double()
     right, true, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
@@ -180,5 +181,5 @@ def scores(counts: Tensor) -> dict[str, Tensor]:
         "acc": right.sum() / counts.sum(),
         "class_acc": recall[true > 0].mean(),
         "class_precision": precision[true + predicted > 0].mean(),
-        "imbalance": true.max() / true.mean(),
+        "imbalance": true.max() / true[true > 0].mean(),
     }
