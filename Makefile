@@ -1,4 +1,4 @@
-# make demo | test | test-slow | ui: each makes the virtual environment first where it is missing or out of date.
+# make demo | test | test-slow | ui | docs: each makes the virtual environment first where it is missing or out of date.
 SHELL := /bin/sh
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -12,7 +12,7 @@ endif
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlruns/mlflow.db
 export MLFLOW_BACKEND_STORE_URI ?= $(MLFLOW_TRACKING_URI)
 
-.PHONY: install demo test test-slow ui format
+.PHONY: install demo test test-slow ui docs format
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -44,6 +44,10 @@ test-slow: $(STAMP)
 # for this machine only; with --host 0.0.0.0 everybody in the network can read and change the runs
 ui: $(STAMP)
 	$(PY) -m mlflow ui --port 5000
+
+# site/index.html; it opens without a server
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .

@@ -2,7 +2,7 @@
 
     python docs/figures.py embedding curve before_after layer_transfer --out docs
 
-Minutes on two CPU cores: embedding 2, curve 1, before_after 3, layer_transfer 30. Further words are options of the
+Minutes on two CPU cores: embedding 2, curve 1, before_after 10, layer_transfer 30. Further words are options of the
 trainings. `layer_transfer` reads MNIST, which it downloads.
 """
 
@@ -30,6 +30,7 @@ def artifact(experiment: str, run: str, path: str) -> Image.Image:
 
 
 def sweep(methods: list[str], options: list[str]) -> None:
+    """Trains methods on typeset and handwritten digits."""
     name = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
     main(["sweep", "--methods", *methods, *DIGITS, *name, *options])
 
@@ -46,16 +47,19 @@ def embedding(options: list[str]) -> Image.Image:
 
 
 def curve(options: list[str]) -> Image.Image:
+    """Measures over depth, of a run of DAN."""
     sweep(["dan"], options)
     return artifact(EXPERIMENT, "dan-typeset-handwritten-s0", "curve/curve.png")
 
 
 def before_after(options: list[str]) -> Image.Image:
-    main(["speech-transfer", "--config", "data/speech.yaml", "--trainer.max_steps", "400", *options])
+    """The last hidden layer after speakers and after emotions."""
+    main(["speech-transfer", "--config", "data/speech.yaml", "--seeds", "0", "--trainer.max_steps", "400", *options])
     return artifact("speech_transfer", "speaker-emotion-2048:2048-s0", "before_after.png")
 
 
 def layer_transfer(options: list[str]) -> Image.Image:
+    """Accuracy over the number of copied layers."""
     task = ["--data.source", "mnist", "--data.download", "true", "--task_a", "0", "1", "2", "3", "4"]
     grid = ["--labels", "all", "100", "--seeds", "0", "1", "2"]
     main(["layer-transfer", *DIGITS, "--model.backbone.batch_norm", "false", *task, *grid, *options])
@@ -66,6 +70,7 @@ FIGURES = {figure.__name__: figure for figure in (embedding, curve, before_after
 
 
 def run(args: list[str] | None = None) -> None:
+    """Draws the figures that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", nargs="+", choices=FIGURES, help="the figures to draw")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="the folder of the figures (default: docs)")

@@ -10,6 +10,8 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 
 
 def on_page_content(html: str, **_: Any) -> str:
+    """Replaces what pymdownx.arithmatex has marked as LaTeX."""
+
     def drawn(found: re.Match[str]) -> str:
         formula = unescape(found[2]).strip()
         if found[1] == "span":

@@ -149,7 +149,9 @@ def test_the_version_is_that_of_the_tag(git: list[str], version: str, tmp_path: 
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(PROJECT / name, source)
     for words in git:
-        subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b.example", *words.split()], cwd=source, check=True)
+        subprocess.run(
+            ["git", "-c", "user.name=A", "-c", "user.email=a@b.example", *words.split()], cwd=source, check=True
+        )
     code = "import sys; from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(out)], cwd=source, check=True, capture_output=True)
     (metadata,) = out.glob("*.dist-info/METADATA")
