@@ -3,17 +3,20 @@
 import html
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from pre_commit.clientlib import load_config
 
 from lightning_da import methods
 from lightning_da.paths import PROJECT
 from tests.pages import DOCS
+from tests.test_digits import write_mnist
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +120,18 @@ def test_the_templates_of_issues_can_be_read() -> None:
         found = yaml.safe_load(form.read_text())
         assert {"name", "description", "body"} <= found.keys()
         assert all(part["type"] in ("markdown", "textarea", "input", "dropdown") for part in found["body"])
+
+
+@pytest.mark.slow
+def test_the_figures_are_drawn(tmp_path: Path) -> None:
+    """By short trainings; MNIST is written small, in the folder in which it is looked for."""
+    write_mnist(tmp_path / "data")
+    draw = runpy.run_path(str(DOCS / "figures.py"))
+    short = ["--out", str(tmp_path), "--trainer.max_steps", "4"]
+    draw["run"](["embedding", "curve", *short, "--data.num_typeset", "300"])
+    draw["run"](["before_after", *short])
+    draw["run"](["layer_transfer", *short, "--seeds", "0"])
+    for name in draw["FIGURES"]:
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+            assert len(picture.convert("L").getcolors()) > 50  # not empty
