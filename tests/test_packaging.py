@@ -78,7 +78,7 @@ def test_make_takes_every_version_of_python_that_is_allowed() -> None:
 
 
 def sources() -> list[Path]:
-    return [path for room in ("lightning_da", "tests", "benchmarks") for path in (PROJECT / room).glob("**/*.py")]
+    return [path for room in ("lightning_da", "tests", "benchmarks", "docs") for path in (PROJECT / room).glob("**/*.py")]
 
 
 REMOVED = {
