@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from markdown.extensions.toc import slugify
 
+from lightning_da.cli import TransferCLI
 from lightning_da.commands import COMMANDS
 from lightning_da.grids.space import read_space
 from lightning_da.main import main
@@ -50,6 +51,8 @@ def test_the_commands_name_files_and_options_that_exist(page: Path) -> None:
         given = [word for word in words if word not in OWN]
         own = [place for place, word in enumerate(given) if word == "--config" and given[place + 1 : place + 2] == []]
         check_options(with_found_configs([w for i, w in enumerate(given) if i not in own]), all_known=False)
+        if command == "fit" and "--ckpt_path" not in words:
+            TransferCLI("fit", words)
 
 
 def test_what_is_run_elsewhere_is_on_a_page() -> None:
