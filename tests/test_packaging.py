@@ -78,7 +78,8 @@ def test_make_takes_every_version_of_python_that_is_allowed() -> None:
 
 
 def sources() -> list[Path]:
-    return [path for room in ("lightning_da", "tests", "benchmarks", "docs") for path in (PROJECT / room).glob("**/*.py")]
+    rooms = ("lightning_da", "tests", "benchmarks", "docs")
+    return [path for room in rooms for path in (PROJECT / room).glob("**/*.py")]
 
 
 REMOVED = {
