@@ -93,10 +93,16 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert not page.is_relative_to(DOCS) or target.is_relative_to(DOCS), f"{page}: {link} is not in the site"
 
 
+MADE = r"[Mm]ade by `(?:python )?([\w/.]+\.py)"
+
+
 @pages
 def test_every_figure_names_the_script_that_made_it(page: Path) -> None:
-    for figure, below in re.findall(r"!\[[^\]]*\]\(([^)]+)\)((?:.*\n){0,4})", page.read_text()):
-        found = re.search(r"[Mm]ade by `([\w/.]+\.py)`", below)
+    """Below it, or in a line that speaks of the pictures of this page."""
+    text = page.read_text()
+    of_all = "\n".join(re.findall(r"^.*pictures.*\bthis page\b.*$", text, re.MULTILINE))
+    for figure, below in re.findall(r"!\[[^\]]*\]\(([^)]+)\)((?:.*\n){0,4})", text):
+        found = re.search(MADE, below) or re.search(MADE, of_all)
         assert found, f"{page}: no script is named below {figure}"
         script = PROJECT / found[1]
         assert Path(figure).stem in script.read_text(), f"{script} does not make {figure}"
