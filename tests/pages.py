@@ -132,8 +132,8 @@ def write_vectors(path: Path, shift: float) -> None:
     table.assign(label=[("red", "green", "blue")[label] for label in labels]).to_csv(path, index=False)
 
 
-def write_digits(path: Path) -> None:
-    rng = np.random.default_rng(0)
+def write_digits(path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (28, 28, 3) if "sampled" not in str(path) else (28, 28)
     arrays: dict[str, Any] = {}
@@ -149,8 +149,8 @@ def write_data(folder: Path, page: Path) -> None:
     if not published:
         write_images(folder / "FOLDER", ("daisy", "rose", "tulip"), 0)
     names = ("FOLDER/mnist", "FOLDER/mnist_m", "FOLDER/sampled_0/mnist", "FOLDER/sampled_0/usps") if published else ()
-    for name in (*names, "prepared/mnist", "prepared/mnist_m"):
-        write_digits(folder / f"{name}.npz")
+    for seed, name in enumerate((*names, "prepared/mnist", "prepared/mnist_m")):
+        write_digits(folder / f"{name}.npz", seed)
     for root in ("data/office", "prepared/office_caltech10"):
         for seed, domain in enumerate(("amazon", "webcam")):
             write_images(folder / root / domain, ("bike", "calculator", "mug"), seed)
