@@ -119,7 +119,7 @@ def write_images(folder: Path, classes: tuple[str, ...], seed: int) -> None:
     rng = np.random.default_rng(seed)
     for place, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
-        for number in range(16):
+        for number in range(40):
             pixels = rng.integers(80, size=(40, 40, 3), dtype=np.uint8)
             pixels[..., place % 3] += np.uint8(120 + 10 * seed)
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
@@ -156,8 +156,8 @@ def write_data(folder: Path, page: Path) -> None:
             write_images(folder / root / domain, ("bike", "calculator", "mug"), seed)
     for seed, name in enumerate(("amazon", "webcam", "a", "b")):
         write_vectors(folder / f"{name}.csv", 0.5 * (seed % 2))
-    write_mnist(folder / "data")
-    voices.pair(folder / "sounds")
+    write_mnist(folder / "data", 400)
+    voices.pair(folder / "sounds", 10, 8)
     for old, new in (("source", "speakers"), ("target", "emotions")):
         table = pd.read_csv(folder / "sounds" / f"{old}.csv")
         table.assign(path=[f"sounds/{path}" for path in table["path"]]).to_csv(folder / f"{new}.csv", index=False)

@@ -125,7 +125,7 @@ def test_the_templates_of_issues_can_be_read() -> None:
 @pytest.mark.slow
 def test_the_figures_are_drawn(tmp_path: Path) -> None:
     """By short trainings; MNIST is written small, in the folder in which it is looked for."""
-    write_mnist(tmp_path / "data")
+    write_mnist(tmp_path / "data", 400)
     draw = runpy.run_path(str(DOCS / "figures.py"))
     short = ["--out", str(tmp_path), "--trainer.max_steps", "4"]
     draw["run"](["embedding", "curve", *short, "--data.num_typeset", "300"])
