@@ -10,7 +10,6 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlruns/mlflow.db
-export MLFLOW_BACKEND_STORE_URI ?= $(MLFLOW_TRACKING_URI)
 
 .PHONY: install demo test test-slow ui docs format
 .DEFAULT_GOAL := install
@@ -41,9 +40,8 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow
 
-# for this machine only; with --host 0.0.0.0 everybody in the network can read and change the runs
 ui: $(STAMP)
-	$(PY) -m mlflow ui --port 5000
+	$(PY) -m lightning_da ui
 
 # site/index.html; it opens without a server
 docs: $(STAMP)

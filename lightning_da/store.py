@@ -117,6 +117,7 @@ class PatientClient(mlflow.MlflowClient):
     log_param = _patiently(mlflow.MlflowClient.log_param)
     search_experiments = _patiently(mlflow.MlflowClient.search_experiments)
     search_runs = _patiently(mlflow.MlflowClient.search_runs)
+    set_experiment_tag = _patiently(mlflow.MlflowClient.set_experiment_tag)
     set_tag = _patiently(mlflow.MlflowClient.set_tag)
     set_terminated = _patiently(mlflow.MlflowClient.set_terminated)
     update_run = _patiently(mlflow.MlflowClient.update_run)

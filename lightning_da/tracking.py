@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote, urlparse
+from urllib.parse import unquote, urlparse
 
 from lightning import Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -14,33 +14,23 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from mlflow import MlflowClient
-from mlflow.entities import Run, RunInfo
+from mlflow.entities import Experiment, Run, RunInfo
 from mlflow.exceptions import MlflowException
 
-from lightning_da.errors import InterruptionError, one_line
+from lightning_da.errors import InterruptionError, list_choices, one_line
+from lightning_da.mlflow_view import prepare_experiment
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.outbox import STORE, WRITES, OutboxClient
 from lightning_da.paths import work_folder
 from lightning_da.store import TrackingError, cause, client, shown_uri, tracking_uri
 
 EXPERIMENT = "lightning_da"
-PRIMARY_METRIC = "test/target/acc"
 LENGTHS = ("max_steps", "max_epochs")
 """Settings that may grow when a fit goes on."""
 EXTENDED = "extended."
 """Prefix of the tags with the settings of a fit that was made longer."""
 UNSENT = "unsent"
 """Folder beside the checkpoints of a run for its writes that wait for the store."""
-
-
-def charts_url(experiment_id: str) -> str:
-    """Address of the chart view of an experiment, the runs sorted by `PRIMARY_METRIC`.
-
-    In the order of their start, MLflow hides child runs below their parent.
-    """
-    server = tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
-    order = quote(f"metrics.`{PRIMARY_METRIC}`", safe="")
-    return f"{server}/#/experiments/{experiment_id}/runs?orderByKey={order}&orderByAsc=false&compareRunsMode=CHART"
 
 
 class Tracker(MLFlowLogger):
@@ -71,11 +61,11 @@ class Tracker(MLFlowLogger):
         if tracked.get_experiment_by_name(experiment_name) is None:
             # Another process may create it first.
             try:
-                made = tracked.create_experiment(experiment_name, artifact_location=artifacts)
-                tracked.set_experiment_tag(made, "mlflow.experiment.primaryMetric.name", PRIMARY_METRIC)
+                tracked.create_experiment(experiment_name, artifact_location=artifacts)
             except MlflowException:
                 if tracked.get_experiment_by_name(experiment_name) is None:
                     raise
+        prepare_experiment(find_experiment(experiment_name))
         super().__init__(experiment_name, run_name, uri, tags, run_id=run_id, synchronous=synchronous)
         self._mlflow_client = tracked
         self._joined = run_id is not None
@@ -204,6 +194,12 @@ def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data"
     return {key: str(value) for key, value in found.items()}
 
 
+def pair_of(params: Mapping[str, str]) -> str:
+    """The domains of a run, from its parameters; a folder that is the only domain is named once."""
+    names = [name for role in ("source", "target") if (name := params.get(role, "None")) != "None"]
+    return " -> ".join(names or [Path(params.get("root", "")).name])
+
+
 def _flatten(values: dict[str, Any], prefix: str, found: dict[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, dict) and "class_path" in value:
@@ -226,6 +222,19 @@ class Fit(NamedTuple):
     checkpoint: str
     run_id: str | None
     config: Path | None
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment with a name.
+
+    Raises:
+        TrackingError: If the store has none.
+    """
+    found = client().get_experiment_by_name(name)
+    if found is None:
+        names = [experiment.name for experiment in client().search_experiments()]
+        raise TrackingError(f"no experiment {name!r} in {shown_uri()}; {list_choices(name, names)}")
+    return found
 
 
 def find_fit(reference: str, experiment: str | None = None, settings: dict[str, str] | None = None) -> Fit:

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "git tag": "tests/test_packaging.py",
     "git push": "tests/test_packaging.py",
     "torchrun": "tests/test_nodes.py",
+    "lightning-da ui": "benchmarks/walk.py",
     "lightning-da sweep --config data/digits.yaml --seeds 0 1 2 --executor slurm": "tests/test_slurm.py",
     "python benchmarks/prepare.py": "benchmarks/prepare.py",  # the data are not part of the project
 }

@@ -173,6 +173,7 @@ BEFORE = {
     "curves": [f"{DIGITS} source_only dan"],
     "choosing": [f"{DIGITS} source_only dann"],
     "resume": [f"{DIGITS} dann"],
+    "reading": [f"{DIGITS} source_only dann"],
     "margin_ensemble": [f"{DIGITS} dan dann"],
     "extend": ["cp lightning_da/data/template.py my_task.py"],
 }

@@ -65,11 +65,12 @@ def test_a_sweep_goes_on_where_it_was_and_takes_code_of_the_working_folder(
     table = main(words)
     assert table["method"].tolist() == ["source_only", "mine"]
     ((parent,), children) = runs(tmp_path)
-    chart = f"#/experiments/{parent.info.experiment_id}/runs?orderByKey=metrics.%60test%2Ftarget%2Facc%60"
+    chart = f"#/experiments/{parent.info.experiment_id}/runs?viewStateShareKey=lightning_da"
     assert chart in capsys.readouterr().out
     assert [run.info.run_name for run in children] == ["source_only-one-two-s0", "mine-one-two-s0"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {run.data.tags["pair"] for run in (parent, *children)} == {"one.npz -> two.npz"}
     assert {file.path for file in client().list_artifacts(parent.info.run_id)} == {
         "config.yaml",
         "sweep.csv",

@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
+from lightning_da.mlflow_view import PAIR
 from lightning_da.paths import work_folder
 from lightning_da.store import TrackingError
 from lightning_da.tracking import (
@@ -22,6 +23,7 @@ from lightning_da.tracking import (
     deciding_checkpoint,
     find_fit,
     is_local,
+    pair_of,
     parameters,
 )
 
@@ -94,10 +96,12 @@ class RecordRun(SaveConfigCallback):
         logger = cast(Tracker, trainer.logger)
         text = self.parser.dump(self.config, skip_none=False)
         config = yaml.safe_load(text)
-        logger.log_hyperparams(parameters(config) | dict(more))
+        params = parameters(config) | dict(more)
+        logger.log_hyperparams(params)
         logger.experiment.log_text(logger.run_id, text, "config.yaml")
         tags = {
             **_git(),
+            PAIR: pair_of(params),
             "versions": ", ".join(
                 f"{name} {version(name)}" for name in ("lightning", "torch", "torchvision", "timm", "mlflow")
             ),

@@ -10,6 +10,8 @@ COMMANDS = {
     "search": "find settings of a method by a score without target labels",
     "reverse": "score runs by reverse validation, which reads no target labels",
     "compare": "print the runs of an experiment as a table",
+    "report": "write one HTML page about an experiment, to send to somebody",
+    "ui": "print the addresses of the experiments and start the MLflow UI",
     "sync": "send to the MLflow store what it did not take while fits ran",
     "ensemble": "combine earlier runs: the network with the largest margin classifies each sample",
     "curve": "draw the transferability of each layer of a network, without training",

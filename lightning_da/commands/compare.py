@@ -1,8 +1,7 @@
 """`lightning-da compare`: prints the runs of an experiment as a table."""
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ from mlflow.exceptions import MlflowException
 
 from lightning_da.callbacks.label_free_scores import ANSWERS
 from lightning_da.grids.tables import mean_and_spread, print_table, summary
+from lightning_da.mlflow_view import PRIMARY_METRIC
 from lightning_da.parser import CommandParser
-from lightning_da.store import TrackingError, client, search_runs, shown_uri
-from lightning_da.tracking import EXPERIMENT, PRIMARY_METRIC, artifact_file, params_of
+from lightning_da.store import search_runs
+from lightning_da.tracking import EXPERIMENT, artifact_file, find_experiment, pair_of, params_of
 from lightning_da.transferability.verdict import Answers, Verdict, verdict
 
 LOWER, UPPER = "source_only", "target_only"
@@ -50,11 +50,11 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     )
     parser.add_argument("--experiment", default=EXPERIMENT, help="name of the experiment (default: %(default)s)")
     given = parser.parse_args(args)
-    experiment = client().get_experiment_by_name(given.experiment)
-    if experiment is None:
-        names = ", ".join(e.name for e in client().search_experiments())
-        raise TrackingError(f"no experiment {given.experiment!r} in {shown_uri()}; there are: {names}")
-    return compare(tested_runs(experiment.experiment_id))
+    runs = tested_runs(find_experiment(given.experiment).experiment_id)
+    if not runs:
+        print("no tested runs: run `fit` and `test` first")
+        return pd.DataFrame()
+    return print_comparison(comparison(rows_of(runs)), runs)
 
 
 def tested_runs(experiment_id: str) -> list[Run]:
@@ -66,50 +66,73 @@ def tested_runs(experiment_id: str) -> list[Run]:
     ]
 
 
-def compare(runs: Sequence[Run]) -> pd.DataFrame:
-    """Prints and returns one row per configuration: mean and standard deviation over seeds.
-
-    If several runs have the same configuration and seed, the latest is used. The gap closed is (acc - source-only) /
-    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length. A
-    target-only of few labels (`target_labels`) is no bound.
+def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """Prints a table for each pair with its verdict, and the signs of failure.
 
     Args:
-        runs: Tested runs, the latest first.
+        table: As from `comparison`.
+        runs: The runs in the table, the latest first.
 
     Returns:
-        The table without rounding.
+        The table without the columns `answers`, `data` and `runs`.
     """
-    if not runs:
-        print("no tested runs: run `fit` and `test` first")
-        return pd.DataFrame()
-    frame = rows_of(runs)
+    for pair, group in table.groupby("pair", sort=False):
+        print_table(f"{pair}, test split", as_text(group))
+        if (said := verdict_of(group)) is not None:
+            print(describe(*said))
+    for sign, names in warnings_of(runs).items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"\nwarning: {', '.join(names[:3])}{more}: {sign}")
+    return table.drop(columns=["answers", "data", "runs"])
+
+
+def comparison(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per configuration: mean and standard deviation over seeds, without rounding.
+
+    Args:
+        frame: Rows of single runs, at least one, as from `rows_of`.
+
+    Returns:
+        The table. Its column `runs` has the ids of the runs of a row, `answers` what their networks answer.
+    """
+    groups = frame.groupby(["pair", "configuration"], sort=False)
     means = summary(frame, ["pair", "configuration"], list(FORMATS))
-    first = frame.groupby(["pair", "configuration"], sort=False)["method"].first()
-    table = pd.DataFrame({"method": first, "seeds": frame.groupby(["pair", "configuration"], sort=False).size()})
-    table = table.reset_index()
+    table = pd.DataFrame({"method": groups["method"].first(), "seeds": groups.size()}).reset_index()
     table["settings"] = pd.Series([dict(configuration) for configuration in table.pop("configuration")])
     for column in FORMATS:
         table[column], table[f"{column} std"] = means[column, "mean"].to_numpy(), means[column, "std"].to_numpy()
-    groups = frame.groupby(["pair", "configuration"], sort=False)
     table["answers"] = [[own for own in found if own is not None] for found in groups["answers"].agg(list)]
     table["data"] = groups["data"].first().to_numpy()
+    table["runs"] = groups["run"].agg(list).to_numpy()
     _tell_apart(table)
-    for pair, group in table.groupby("pair", sort=False):
-        text = group[["method", "seeds"]].copy()
-        for column, form in FORMATS.items():
-            if column in OPTIONAL and group[column].isna().all():
-                continue
-            spreads = group[f"{column} std"] if column not in ONE_NUMBER else [float("nan")] * len(group)
-            pairs = zip(group[column], spreads, strict=True)
-            text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
-        print_table(f"{pair}, test split", text)
-        _print_verdict(group)
-    _print_warnings(runs)
-    return table.drop(columns=["answers", "data"])
+    return table
 
 
-def _print_verdict(group: pd.DataFrame) -> None:
-    """Prints the method that is chosen without target labels, if source-only is there to compare with."""
+def as_text(group: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one pair as they are printed: method, seeds, and the columns of `FORMATS` that have values.
+
+    Args:
+        group: Rows of `comparison`.
+    """
+    text = group[["method", "seeds"]].copy()
+    for column, form in FORMATS.items():
+        if column in OPTIONAL and group[column].isna().all():
+            continue
+        spreads = group[f"{column} std"] if column not in ONE_NUMBER else [float("nan")] * len(group)
+        pairs = zip(group[column], spreads, strict=True)
+        text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
+    return text
+
+
+def verdict_of(group: pd.DataFrame) -> tuple[Verdict, str] | None:
+    """The choice among the methods of one pair without target labels, and the method without adaptation.
+
+    Args:
+        group: Rows of `comparison`.
+
+    Returns:
+        None if there is no source-only to compare with, or the answers are for different samples.
+    """
     asked = group[group["answers"].map(bool)]
     runs = dict(zip(asked["method"], asked["answers"], strict=True))
     lower = [name for name in runs if name.split(" ")[0] == LOWER]
@@ -117,9 +140,9 @@ def _print_verdict(group: pd.DataFrame) -> None:
         (data, len(own.hits)) for data, found in zip(asked["data"], asked["answers"], strict=True) for own in found
     }
     if not lower or len(runs) == len(lower) or len(samples) > 1:
-        return
+        return None
     bound = max(lower, key=lambda name: float(np.mean([answers.hits.mean() for answers in runs[name]])))
-    print(describe(verdict(runs, bound), bound))
+    return verdict(runs, bound), bound
 
 
 def describe(found: Verdict, bound: str) -> str:
@@ -147,19 +170,25 @@ def describe(found: Verdict, bound: str) -> str:
     )
 
 
-def _print_warnings(runs: Sequence[Run]) -> None:
-    """Prints the signs of failure that were recorded in training, each once with the runs that have it."""
+def warnings_of(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The signs of failure that were recorded in training, each with the names of the runs that have it.
+
+    Args:
+        runs: Runs, the latest first.
+    """
     having: dict[str, list[str]] = {}
     for run in reversed(runs):
         for sign in filter(None, run.data.tags.get("warnings", "").split("\n")):
             having.setdefault(sign, []).append(str(run.info.run_name))
-    for sign, names in having.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        print(f"\nwarning: {', '.join(names[:3])}{more}: {sign}")
+    return having
 
 
 def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per configuration and seed: method, pair of domains and results.
+
+    If several runs have the same configuration and seed, the latest is used. The gap closed is (acc - source-only) /
+    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length. A
+    target-only of few labels (`target_labels`) is no bound.
 
     Args:
         runs: Tested runs, the latest first.
@@ -175,7 +204,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "few labels": run.data.params.get("target_labels", "None") != "None",
             "method": run.data.params["method"]
             + (" (oracle)" if "oracle" in run.data.tags.get("selection", "") else ""),
-            "pair": _pair(run.data.params),
+            "pair": pair_of(run.data.params),
             "source acc": run.data.metrics.get("test/source/acc"),
             "target acc": run.data.metrics.get(PRIMARY_METRIC),
             "published": float(run.data.params.get("published", "nan")),
@@ -183,6 +212,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "seconds": run.data.metrics.get("fit/seconds"),
             "answers": answers_of(run),
             "data": run.data.tags.get("data"),
+            "run": run.info.run_id,
         }
         for (key, seed), run in reversed(latest.items())
     )
@@ -195,12 +225,6 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
         for acc, low, high in zip(frame["target acc"], lower, upper, strict=True)
     ]
     return frame
-
-
-def _pair(params: Mapping[str, str]) -> str:
-    """The domains of a run; a folder that is the only domain is named once."""
-    names = [name for role in ("source", "target") if (name := params.get(role, "None")) != "None"]
-    return " -> ".join(names or [Path(params.get("root", "")).name])
 
 
 def answers_of(run: Run) -> Answers | None:

@@ -20,8 +20,8 @@ from lightning_da.grids.engine import Cell, Grid, Result, add_fit, digest, run_g
 from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.tables import print_table
 from lightning_da.parser import CommandParser
-from lightning_da.store import TrackingError, client, store_folder
-from lightning_da.tracking import Fit, find_fit
+from lightning_da.store import client, store_folder
+from lightning_da.tracking import Fit, find_experiment, find_fit
 
 EXPERIMENT = "reverse"
 SCORE = "score/reverse"
@@ -72,12 +72,9 @@ def run(args: Sequence[str]) -> pd.DataFrame:
 
 def _runs_in(experiment: str) -> list[Run]:
     """The tested runs of an experiment that have read no target labels."""
-    found = client().get_experiment_by_name(experiment)
-    if found is None:
-        raise TrackingError(f"no experiment {experiment!r}")
     return [
         run
-        for run in tested_runs(found.experiment_id)
+        for run in tested_runs(find_experiment(experiment).experiment_id)
         if run.data.params.get("train_on") == "source" and "checkpoint" in run.data.tags
     ]
 

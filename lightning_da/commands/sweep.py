@@ -7,7 +7,7 @@ from functools import partial
 
 import pandas as pd
 
-from lightning_da.commands.compare import compare, rows_of
+from lightning_da.commands.compare import comparison, describe, print_comparison, rows_of, verdict_of
 from lightning_da.data import Roles
 from lightning_da.errors import ConfigError
 from lightning_da.grids.engine import (
@@ -23,10 +23,10 @@ from lightning_da.grids.engine import (
 )
 from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.tables import bars
+from lightning_da.mlflow_view import GAP_CLOSED, VERDICT, view_url
 from lightning_da.parser import CommandParser
 from lightning_da.paths import methods, those_left
 from lightning_da.store import client
-from lightning_da.tracking import charts_url
 
 METHODS = those_left("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
 OF_ONE = ("linear_probe", "fine_tune")
@@ -97,12 +97,27 @@ def _report(wanted: Sequence[str], results: Sequence[Result], parent: str) -> pd
     """Prints the comparison of the given cells, and records its table and picture in the run of the sweep."""
     run_of = {json.dumps(result.factors, sort_keys=True): result.run_id for result in results}
     runs = [client().get_run(run_of[key]) for key in reversed(wanted) if key in run_of]
-    table = compare(runs)
-    client().log_text(parent, table.drop(columns="settings").to_csv(index=False), "sweep.csv")
     rows = rows_of(runs)
+    compared = comparison(rows)
+    table = print_comparison(compared, runs)
+    _record_comparison(rows, compared, parent)
+    client().log_text(parent, table.drop(columns="settings").to_csv(index=False), "sweep.csv")
     if rows["target acc"].notna().any():
         picture = bars(rows, "method", None, "target acc", str(rows["pair"].iloc[0]), "target accuracy, test split")
         client().log_figure(parent, picture, "sweep.png")
-    experiment = client().get_run(parent).info.experiment_id
-    print(f"\nto compare the runs in the MLflow UI, run `make ui` and open\n{charts_url(experiment)}")
+    experiment = client().get_experiment(client().get_run(parent).info.experiment_id)
+    print(f"\nto compare the runs in the MLflow UI, run `make ui` and open\n{view_url(experiment)}")
     return table
+
+
+def _record_comparison(rows: pd.DataFrame, table: pd.DataFrame, parent: str) -> None:
+    """Puts the gap closed and the verdict on the runs, for the columns of the MLflow page."""
+    for run, gap in rows.dropna(subset="gap closed")[["run", "gap closed"]].itertuples(index=False):
+        client().log_metric(run, GAP_CLOSED, gap)
+    for _, group in table.groupby("pair", sort=False):
+        if (said := verdict_of(group)) is None:
+            continue
+        client().set_tag(parent, VERDICT, describe(*said))
+        for name, runs in group[group["answers"].map(bool)][["method", "runs"]].itertuples(index=False):
+            for run in runs:
+                client().set_tag(run, VERDICT, "chosen" if name == said[0].method else "not chosen")

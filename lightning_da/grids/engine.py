@@ -24,10 +24,11 @@ from lightning_da.cli import OF_NO_EFFECT, TransferCLI
 from lightning_da.errors import ConfigError, RunError, check_range, one_line
 from lightning_da.grids.cell import Done, Order, run_cell
 from lightning_da.grids.pool import Workers
+from lightning_da.mlflow_view import PAIR
 from lightning_da.paths import find_method, with_found_configs
 from lightning_da.signatures import class_path, full_spelling, imported_modules, source_file
 from lightning_da.store import TrackingError, client, search_runs, tracking_uri
-from lightning_da.tracking import Tracker, find_fit, parameters, send_waiting
+from lightning_da.tracking import Tracker, find_fit, pair_of, parameters, send_waiting
 
 OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "gather.py", "schedules.py")
 """Parts of the package that change the result of a training."""
@@ -454,8 +455,10 @@ def _open(grid: Grid, experiment_id: str, parents: Sequence[Run], grows: bool) -
         parent: str = parents[-1].info.run_id
         client().update_run(parent, "RUNNING", grid.name)
     else:
-        parent = client().create_run(experiment_id, tags={"grid": grid.digest}, run_name=grid.name).info.run_id
-        for key, value in parameters(grid.config).items():
+        params = parameters(grid.config)
+        tags = {"grid": grid.digest, PAIR: pair_of(params)}
+        parent = client().create_run(experiment_id, tags=tags, run_name=grid.name).info.run_id
+        for key, value in params.items():
             client().log_param(parent, key, value)
         client().log_text(parent, yaml.safe_dump(grid.config), "config.yaml")
     for earlier in (run.info.run_id for run in parents if run.info.run_id != parent):

@@ -1,4 +1,4 @@
-"""Curves over depth as a picture and as an interactive page."""
+"""Curves over depth as a picture and as a page."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from plotly.io import to_html
+
+from lightning_da.pages import render, svg
 
 FILES = ("curve.csv", "curve.png", "curve.html")
 CAPTION = (
@@ -82,13 +83,14 @@ def curve_files(table: pd.DataFrame, title: str) -> dict[str, Figure | str]:
     return dict(zip(FILES, content, strict=True))
 
 
-def curve_figure(table: pd.DataFrame, title: str) -> Figure:
+def curve_figure(table: pd.DataFrame, title: str, caption: str = CAPTION) -> Figure:
     """Draws the curves, a panel for each measure or for those that share one.
 
     Args:
         table: Rows of `depth_table`, at least one, with a column `network`: `untrained`, `start` and `step N` in the
             course of training, any other name for a network at the end.
         title: Title of the figure.
+        caption: Text below the figure.
     """
     panels = list(dict.fromkeys(table["panel"]))
     layers = _order(table)
@@ -97,7 +99,7 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
     width = max(4.5, 0.45 * len(layers) + 2)
     figure = Figure(figsize=(columns * width, 3.4 * rows + 0.5), layout="constrained")
     figure.suptitle(title)
-    figure.supxlabel(CAPTION, fontsize=8, color="grey")
+    figure.supxlabel(caption, fontsize=8, color="grey")
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for panel, axes in zip(panels, grid, strict=False):
         for curve in _curves(table, panel):
@@ -123,7 +125,7 @@ def curve_figure(table: pd.DataFrame, title: str) -> Figure:
 
 
 def curve_html(table: pd.DataFrame, title: str) -> str:
-    """Draws the curves as an interactive page, which works offline. The pointer shows values; the legend hides curves.
+    """Draws the curves as a page that works offline. The pointer shows values, and a table has them all.
 
     Args:
         table: As for `curve_figure`.
@@ -132,39 +134,12 @@ def curve_html(table: pd.DataFrame, title: str) -> str:
     Returns:
         The HTML text.
     """
-    panels, order = list(dict.fromkeys(table["panel"])), _order(table)
-    traces: list[dict[str, object]] = []
-    layout: dict[str, object] = {
-        "title": {"text": title, "subtitle": {"text": "bars: ± 1.96 standard deviations (random halves)"}},
-        "height": 120 + 340 * len(panels),
-        "plot_bgcolor": "white",
-    }
-    lines = {"gridcolor": "#e8e8e8", "zerolinecolor": "#e8e8e8"}
-    for place, panel in enumerate(panels, start=1):
-        top = 1 - (place - 1) / len(panels)
-        layout[f"xaxis{place}"] = lines | {"anchor": f"y{place}", "categoryorder": "array", "categoryarray": order}
-        layout[f"yaxis{place}"] = lines | {"domain": [top - 0.75 / len(panels), top], "title": {"text": panel}}
-        for curve in _curves(table, panel):
-            there, rows = curve.rows, curve.rows.astype(object).where(curve.rows.notna(), None)
-            reach = {"array": there["high"] - there["value"], "arrayminus": there["value"] - there["low"]}
-            traces.append(
-                {
-                    "type": "scatter",
-                    "x": list(rows["layer"]),
-                    "y": list(rows["value"]),
-                    "xaxis": f"x{place}",
-                    "yaxis": f"y{place}",
-                    "error_y": {key: part.fillna(0).tolist() for key, part in reach.items()}
-                    | {"visible": bool(there["low"].notna().any())},
-                    "name": curve.name,
-                    "legendgroup": panel,
-                    "legendgrouptitle": {"text": panel},
-                    "line": {"color": to_hex(curve.colour), "dash": curve.dash, "width": curve.width},
-                    "customdata": rows[["null", "null_high"]].to_numpy().tolist(),
-                    "hovertemplate": "%{x}: %{y:.3f}<br>shuffled: %{customdata[0]:.3f}, "
-                    "95th percentile %{customdata[1]:.3f}",
-                }
-            )
-    # Checking each value, as `graph_objects` do, takes longer than the drawing.
-    html: str = to_html({"data": traces, "layout": layout}, include_plotlyjs=True, validate=False)
-    return html
+    shown = table[["network", "measure", "layer", "value", "low", "high", "null", "null_high"]]
+    numbers = shown.select_dtypes("number").map(lambda number: "" if pd.isna(number) else f"{number:.4g}")
+    return render(
+        "curve.html.jinja",
+        title=title,
+        figure=svg(curve_figure(table, ""), f"curves over depth of {title}"),
+        columns=[name.replace("null", "shuffled") for name in shown.columns],
+        rows=shown.assign(**numbers).to_numpy().tolist(),
+    )
