@@ -1,4 +1,4 @@
-# make demo | test | test-slow | ui: each makes the virtual environment first where it is missing or out of date.
+# make demo | test | test-slow | ui | docs: each makes the virtual environment first where it is missing or out of date.
 SHELL := /bin/sh
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -11,7 +11,7 @@ endif
 
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlruns/mlflow.db
 
-.PHONY: install demo test test-slow ui format
+.PHONY: install demo test test-slow ui docs format
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -42,6 +42,10 @@ test-slow: $(STAMP)
 
 ui: $(STAMP)
 	$(PY) -m lightning_da ui
+
+# site/index.html; it opens without a server
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .

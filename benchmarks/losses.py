@@ -1,6 +1,6 @@
 """Time and memory of the domain losses, forward and backward, beside other ways to compute them.
 
-    python benchmarks/losses.py --n 64 256 1024 4096 --d 64 256 2048 --processes 1 2 4 --figure benchmarks/losses.png
+    python benchmarks/losses.py --n 64 256 1024 4096 --d 64 256 2048 --processes 1 2 4 --figure docs/losses.png
 
 n is the number of samples of each domain. `joint` is JAN's loss of a layer of d features and ten probabilities,
 `adversarial` DANN's with its discriminator.

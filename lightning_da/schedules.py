@@ -37,6 +37,7 @@ def ramp(p: float) -> float:
     """From 0 to (nearly) 1: 2 / (1 + exp(-10 p)) - 1.
 
     Source: Ganin et al., "Domain-adversarial training of neural networks", JMLR 2016, section 5.2.2.
+    https://arxiv.org/abs/1505.07818
     """
     return 2 / (1 + math.exp(-10 * p)) - 1
 
@@ -45,6 +46,7 @@ def inverse_decay(p: float) -> float:
     """From 1 to 0.17: (1 + 10 p)^-0.75.
 
     Source: Ganin et al., JMLR 2016, section 5.2.2.
+    https://arxiv.org/abs/1505.07818
     """
     return float((1 + 10 * p) ** -0.75)
 
@@ -53,5 +55,6 @@ def cosine(p: float) -> float:
     """From 1 to 0 along half a cosine: (1 + cos(pi p)) / 2.
 
     Source: Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5.
+    https://arxiv.org/abs/1608.03983
     """
     return (1 + math.cos(math.pi * p)) / 2

@@ -109,12 +109,12 @@ def idx(array: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     return head + array.tobytes()
 
 
-def write_mnist(root: Path) -> dict[str, Any]:
+def write_mnist(root: Path, train: int = 200) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     folder = root / "mnist" / "MNIST" / "raw"
     folder.mkdir(parents=True)
     made = {}
-    for name, number in (("train", 200), ("t10k", 40)):
+    for name, number in (("train", train), ("t10k", 40)):
         made[name] = rng.integers(256, size=(number, 28, 28), dtype=np.uint8)
         labels = np.arange(number, dtype=np.uint8) % 10
         (folder / f"{name}-images-idx3-ubyte").write_bytes(idx(made[name]))

@@ -1,5 +1,6 @@
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -77,7 +78,8 @@ def test_make_takes_every_version_of_python_that_is_allowed() -> None:
 
 
 def sources() -> list[Path]:
-    return [path for room in ("lightning_da", "tests", "benchmarks") for path in (PROJECT / room).glob("**/*.py")]
+    rooms = ("lightning_da", "tests", "benchmarks", "docs")
+    return [path for room in rooms for path in (PROJECT / room).glob("**/*.py")]
 
 
 REMOVED = {
@@ -127,6 +129,35 @@ def test_the_pinned_packages_can_be_installed(python: str, tmp_path: Path) -> No
         [*command, "--requirement", str(PROJECT / "constraints.txt")], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("git", "version"),
+    [
+        ([], r"0\.1\.0"),
+        (["init --quiet", "add pyproject.toml", "commit --quiet -m first"], r"0\.1\.1\.dev1"),
+        (["init --quiet", "add pyproject.toml", "commit --quiet -m first", "tag paper-2"], r"0\.1\.1\.dev1"),
+        (["init --quiet", "add pyproject.toml", "commit --quiet -m first", "tag v3.2.0"], r"3\.2\.0"),
+    ],
+    ids=["no git", "no tag", "another tag", "a tag"],
+)
+def test_the_version_is_that_of_the_tag(git: list[str], version: str, tmp_path: Path) -> None:
+    """A copy without git or without tags can be built too."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    out.mkdir()
+    for name in ("lightning_da", "conf"):
+        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(PROJECT / name, source)
+    for words in git:
+        subprocess.run(
+            ["git", "-c", "user.name=A", "-c", "user.email=a@b.example", *words.split()], cwd=source, check=True
+        )
+    code = "import sys; from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(out)], cwd=source, check=True, capture_output=True)
+    (metadata,) = out.glob("*.dist-info/METADATA")
+    (found,) = re.findall(r"^Version: (.*)", metadata.read_text(), re.MULTILINE)
+    assert re.fullmatch(version, found)
 
 
 def test_no_registry_is_named() -> None:

@@ -1,61 +1,121 @@
-"""The texts of the README and of docs are run as they stand."""
+"""The texts of README and docs are run as they stand: commands, code, links and figures."""
 
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from markdown.extensions.toc import slugify
 
+from lightning_da.cli import TransferCLI
 from lightning_da.commands import COMMANDS
+from lightning_da.grids.space import read_space
 from lightning_da.main import main
 from lightning_da.paths import PROJECT, with_found_configs
 from lightning_da.signatures import check_options
 from lightning_da.store import client
 from lightning_da.testing import check_method
+from tests.pages import (
+    DOCS,
+    ELSEWHERE,
+    PAGES,
+    blocks,
+    command_lines,
+    named_file,
+    runs_elsewhere,
+    shorter,
+    small_project,
+    write_data,
+)
 
-README = (PROJECT / "README.md").read_text()
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")), PROJECT / "benchmarks" / "README.md"]
+EXTEND = DOCS / "extend.md"
 OWN = ("my_task.yaml", "mcc.yaml")
 """Files of the reader."""
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(PROJECT)))
 
 
-def command_lines(text: str) -> Iterator[list[str]]:
-    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words and words[0] == "lightning-da":
-                yield words[1:]
-
-
-def named_file(name: str) -> str:
-    """The block behind the words that name a file."""
-    found = re.search(rf"`{re.escape(name)}`[^\n]*:\n\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found, name
-    return found.group(1)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(PROJECT)))
+@pages
 def test_the_commands_name_files_and_options_that_exist(page: Path) -> None:
-    for command, *words in command_lines(page.read_text()):
+    for line in command_lines(page):
+        program, *words = shlex.split(line)
+        if program != "lightning-da":
+            assert runs_elsewhere(line) or program in ("cp", "python"), f"{line}: no test runs it"
+            continue
+        command, *words = words
         assert command in COMMANDS
         given = [word for word in words if word not in OWN]
         own = [place for place, word in enumerate(given) if word == "--config" and given[place + 1 : place + 2] == []]
         check_options(with_found_configs([w for i, w in enumerate(given) if i not in own]), all_known=False)
+        if command == "fit" and "--ckpt_path" not in words:
+            TransferCLI("fit", words)
 
 
-def test_links_and_pictures_exist() -> None:
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
+def test_what_is_run_elsewhere_is_on_a_page() -> None:
+    lines = [line for page in PAGES for line in command_lines(page)]
+    for start, where in ELSEWHERE.items():
+        assert any(line.startswith(start) for line in lines), start
+        assert (PROJECT / where).exists(), where
+
+
+@pages
+def test_every_block_is_run_or_no_code(page: Path) -> None:
+    """Named files are in the folder in which the commands of the page are run; other code is a script."""
+    for block in blocks(page):
+        assert block.language in ("sh", "python", "yaml", "text", ""), block.language
+        if block.language == "yaml":
+            assert block.file is not None, block.text
+        if block.language in ("text", ""):
+            assert not re.search(r"^(lightning-da|make|python|pip|import|from) ", block.text, re.MULTILINE), block.text
+
+
+# ---------------------------------------------------------------- links and figures
+
+
+def anchors(page: Path) -> set[str]:
+    without_code = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return {slugify(title, "-") for title in re.findall(r"^#+ +(.+)", without_code, re.MULTILINE)}
+
+
+@pages
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page}: {link}"
+        assert not page.is_relative_to(DOCS) or target.is_relative_to(DOCS), f"{page}: {link} is not in the site"
+
+
+MADE = r"[Mm]ade by `(?:python )?([\w/.]+\.py)"
+
+
+@pages
+def test_every_figure_names_the_script_that_made_it(page: Path) -> None:
+    """Below it, or in a line that speaks of the pictures of this page."""
+    text = page.read_text()
+    of_all = "\n".join(re.findall(r"^.*pictures.*\bthis page\b.*$", text, re.MULTILINE))
+    for figure, below in re.findall(r"!\[[^\]]*\]\(([^)]+)\)((?:.*\n){0,4})", text):
+        found = re.search(MADE, below) or re.search(MADE, of_all)
+        assert found, f"{page}: no script is named below {figure}"
+        script = PROJECT / found[1]
+        assert Path(figure).stem in script.read_text(), f"{script} does not make {figure}"
+
+
+# ---------------------------------------------------------------- the code
 
 
 @pytest.fixture
 def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     names = ("mcc.py", "mcc.yaml", "small.py", "means.py")
     for name in names:
-        (tmp_path / name).write_text(named_file(name))
+        (tmp_path / name).write_text(named_file(EXTEND, name))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     for name in names:
@@ -63,7 +123,7 @@ def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def test_the_extensions_run_together(extensions: Path) -> None:
-    assert len((named_file("mcc.py") + named_file("mcc.yaml")).splitlines()) < 40
+    assert len((named_file(EXTEND, "mcc.py") + named_file(EXTEND, "mcc.yaml")).splitlines()) < 40
     table = main(
         [
             *("sweep", "--methods", "source_only", "mcc.yaml", "--config", "data/digits.yaml", "--jobs", "1"),
@@ -90,7 +150,74 @@ def test_the_method_passes_the_checks() -> None:
     check_method(MCC)
 
 
-def test_the_script_runs() -> None:
-    (code,) = re.findall(r"\*\*From Python\*\*.*?```python\n(.*?)```", README, re.DOTALL)
+def test_the_space_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(named_file(DOCS / "search.md", "space.yaml"))
+    assert len(read_space(tmp_path / "space.yaml")) == 3
+
+
+SCRIPTS = [
+    (page, block.text)
+    for page in PAGES
+    for block in blocks(page)
+    if (block.language, block.file) == ("python", None) and "models:/" not in block.text  # see tests/test_models.py
+]
+
+
+@pytest.mark.parametrize(("page", "code"), SCRIPTS, ids=lambda value: value.stem if isinstance(value, Path) else "")
+def test_the_scripts_run(page: Path, code: str) -> None:
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 15
-    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(code, page.name, "exec"), {"__name__": "script"})
+
+
+# ---------------------------------------------------------------- the commands
+
+DIGITS = "lightning-da sweep --config data/digits.yaml --methods"
+BEFORE = {
+    "curves": [f"{DIGITS} source_only dan"],
+    "choosing": [f"{DIGITS} source_only dann"],
+    "resume": [f"{DIGITS} dann"],
+    "reading": [f"{DIGITS} source_only dann"],
+    "margin_ensemble": [f"{DIGITS} dan dann"],
+    "extend": ["cp lightning_da/data/template.py my_task.py"],
+}
+"""What a reader of a page has done before."""
+WITH_COMMANDS = [page for page in PAGES if not all(map(runs_elsewhere, command_lines(page)))]
+RUN = """
+import json, shlex, subprocess, sys
+from lightning_da.main import main
+for line in json.load(sys.stdin):
+    print("$", line, flush=True)
+    program, *words = shlex.split(line)
+    if program == "lightning-da":
+        main(words)
+    else:
+        subprocess.run([sys.executable if program == "python" else program, *words], check=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_the_commands_run(page: Path, tmp_path: Path) -> None:
+    """One after the other as a reader types them, in a copy of the project with short trainings and small data."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    small_project(folder)
+    write_data(folder, page)
+    for block in blocks(page):
+        if block.file:
+            (folder / block.file).write_text(block.text)
+    own = [line for line in command_lines(page) if not runs_elsewhere(line)]
+    if "WEIGHTS.pth" in " ".join(own):
+        import timm
+        import torch
+
+        torch.save(timm.create_model("test_efficientnet", pad_type="same").state_dict(), folder / "WEIGHTS.pth")
+    lines = [*BEFORE.get(page.stem, ()), *map(shorter, own)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", RUN], input=json.dumps(lines), text=True, cwd=folder, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout[-3000:]
+    assert found.stdout.count("\n$ ") + found.stdout.startswith("$ ") >= len(lines)

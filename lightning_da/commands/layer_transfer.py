@@ -5,6 +5,7 @@ trained on B. Where BnB drops, the cut separates co-adapted layers. Where AnB dr
 to A.
 
 Source: Yosinski et al., "How transferable are features in deep neural networks?", NeurIPS 2014, sections 2 and 4.
+https://arxiv.org/abs/1411.1792
 """
 
 import argparse

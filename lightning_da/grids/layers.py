@@ -1,6 +1,7 @@
 """The layer-transfer grid: networks, tasks, tables and picture.
 
 Source: Yosinski et al., "How transferable are features in deep neural networks?", NeurIPS 2014, section 2.
+https://arxiv.org/abs/1411.1792
 """
 
 import copy

@@ -25,6 +25,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     A factor of -1 makes the gradient reversal layer.
 
     Source: Ganin et al., "Domain-adversarial training of neural networks", JMLR 2016, section 4.2.
+    https://arxiv.org/abs/1505.07818
 
     Args:
         x: Any shape, floating point.
@@ -33,7 +34,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     Returns:
         `x`, same shape and dtype.
 
-    Example:
+    Examples:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> scale_gradient(x, -1.0).sum().backward()
         >>> x.grad
@@ -50,6 +51,7 @@ def domain_classification(source: Tensor, target: Tensor, discriminator: nn.Modu
     It is -log d(f) on source and -log(1 - d(f)) on target, d the logistic function of the logits.
 
     Source: Ganin et al., JMLR 2016, equations 6 and 9.
+    https://arxiv.org/abs/1505.07818
 
     Args:
         source: Features, shape (n_s, d), floating point.
@@ -59,7 +61,7 @@ def domain_classification(source: Tensor, target: Tensor, discriminator: nn.Modu
     Returns:
         A scalar, float32 or better; 2 log 2 = 1.386 for a discriminator that does not know the domains.
 
-    Example:
+    Examples:
         >>> undecided = nn.Linear(3, 1)
         >>> _ = nn.init.zeros_(undecided.weight), nn.init.zeros_(undecided.bias)
         >>> round(domain_classification(torch.ones(4, 3), torch.zeros(2, 3), undecided).item(), 3)
@@ -75,6 +77,7 @@ def inverted_labels(target: Tensor, discriminator: nn.Module) -> Tensor:
     The gradient goes to the features and not to the parameters of the discriminator.
 
     Source: Tzeng et al., "Adversarial discriminative domain adaptation", CVPR 2017, equation 9.
+    https://arxiv.org/abs/1702.05464
 
     Args:
         target: Features, shape (n_t, d), floating point.
@@ -83,7 +86,7 @@ def inverted_labels(target: Tensor, discriminator: nn.Module) -> Tensor:
     Returns:
         A scalar, float32 or better.
 
-    Example:
+    Examples:
         >>> undecided = nn.Linear(3, 1)
         >>> _ = nn.init.zeros_(undecided.weight), nn.init.zeros_(undecided.bias)
         >>> round(inverted_labels(torch.ones(4, 3), undecided).item(), 3)

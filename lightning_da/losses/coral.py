@@ -21,7 +21,7 @@ def covariance(x: Tensor) -> Tensor:
     Returns:
         Shape (d, d), the dtype of `x`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> covariance(torch.tensor([[0.0, 0.0], [2.0, 4.0]])).tolist()
         [[2.0, 4.0], [4.0, 8.0]]
@@ -37,13 +37,14 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 @full_precision
 def coral(source: Tensor, target: Tensor) -> Tensor:
-    """CORAL loss: ||C_s - C_t||_F^2 / (4 d^2), C the covariances of the two samples.
+    """CORAL loss: `||C_s - C_t||_F^2 / (4 d^2)`, C the covariances of the two samples.
 
     Few samples of wide activations need O(n^2 d) operations, others O(n d^2). For few samples no covariance is formed:
-    ||C_s - C_t||^2 = ||C_s||^2 + ||C_t||^2 - 2 <C_s, C_t>, and each term is the sum of the squares of an n x n Gram
+    `||C_s - C_t||^2 = ||C_s||^2 + ||C_t||^2 - 2 <C_s, C_t>`, and each term is the sum of the squares of an n x n Gram
     matrix. These terms nearly cancel if the covariances are nearly equal. For this reason they are float64.
 
     Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equations 1 to 3.
+    https://arxiv.org/abs/1607.01719
 
     Args:
         source: Activations, shape (n_s, d), floating point.
@@ -55,7 +56,7 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: If the widths differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> source = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
         >>> coral(source, 2 * source).item()

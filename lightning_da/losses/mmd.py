@@ -56,10 +56,11 @@ class _GaussianSum(torch.autograd.Function):
 
 
 class GaussianKernel(nn.Module):
-    """k(x, y) = sum_u beta_u exp(-||x - y||^2 / gamma_u), with sum_u beta_u = 1.
+    """`k(x, y) = sum_u beta_u exp(-||x - y||^2 / gamma_u)`, with `sum_u beta_u = 1`.
 
     Source: Long et al., "Learning transferable features with deep adaptation networks", ICML 2015, equation 2 and
     section 4.1.
+    https://arxiv.org/abs/1502.02791
 
     Args:
         bandwidths: gamma_u, each positive and finite.
@@ -70,7 +71,7 @@ class GaussianKernel(nn.Module):
         ValueError: If a bandwidth is not positive and finite. If the number of weights is not the number of bandwidths,
             a weight is negative or not finite, or all are 0.
 
-    Example:
+    Examples:
         >>> kernel = GaussianKernel((2.0,), of_median=False)
         >>> kernel(torch.tensor([0.0, 2.0]), median=torch.tensor(1.0))
         tensor([1.0000, 0.3679])
@@ -168,7 +169,7 @@ def linear_kernel(distances: Tensor, median: Tensor) -> Tensor:  # noqa: ARG001
     Returns:
         The shape and dtype of `distances`.
 
-    Example:
+    Examples:
         >>> linear_kernel(torch.tensor([2.0, 4.0]), median=torch.tensor(3.0))
         tensor([-1., -2.])
     """
@@ -182,6 +183,7 @@ def best_weights(mean: Tensor, covariance: Tensor, epsilon: float = 1e-3) -> Ten
     scale it solves min 1/2 beta^T (Q + epsilon I) beta - d^T beta over beta >= 0, a non-negative least-squares problem.
 
     Source: Long et al., ICML 2015, equation 8.
+    https://arxiv.org/abs/1502.02791
 
     Args:
         mean: d, the linear statistic of each kernel, shape (m,), floating point.
@@ -191,7 +193,7 @@ def best_weights(mean: Tensor, covariance: Tensor, epsilon: float = 1e-3) -> Ten
     Returns:
         beta, shape (m,), float64 on the CPU. None if no statistic exceeds 1e-4.
 
-    Example:
+    Examples:
         >>> best_weights(torch.tensor([0.3, 0.1, -0.2]), torch.eye(3))
         tensor([0.7500, 0.2500, 0.0000], dtype=torch.float64)
     """
@@ -228,7 +230,7 @@ def kernel_matrix(samples: Tensor, kernel: Kernel) -> Tensor:
     Returns:
         Shape (N, N).
 
-    Example:
+    Examples:
         >>> kernel_matrix(torch.tensor([[0.0], [2.0]]), GaussianKernel((4.0,), of_median=False))
         tensor([[1.0000, 0.3679],
                 [0.3679, 1.0000]])
@@ -242,6 +244,7 @@ def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor
     """Squared maximum mean discrepancy for p assignments of samples to the domains.
 
     Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equations 3 and 5.
+    https://www.jmlr.org/papers/v13/gretton12a.html
 
     Args:
         k: Kernel matrix of all samples, shape (N, N), floating point.
@@ -252,7 +255,7 @@ def quadratic_mmd(k: Tensor, member: Tensor, n_s: int, unbiased: bool) -> Tensor
     Returns:
         Shape (p,), the dtype of `k`.
 
-    Example:
+    Examples:
         >>> k = kernel_matrix(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), linear_kernel)
         >>> member = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
         >>> quadratic_mmd(k, member, n_s=2, unbiased=False)  # the means are 4 apart
@@ -286,7 +289,7 @@ def shuffled_members(n_s: int, n_t: int, permutations: int, generator: torch.Gen
     Returns:
         1 for source and 0 for target, shape (n_s + n_t, permutations), float32.
 
-    Example:
+    Examples:
         >>> shuffled_members(2, 1, 5, torch.Generator().manual_seed(0)).sum(dim=0)
         tensor([2., 2., 2., 2., 2.])
     """
@@ -348,6 +351,7 @@ def joint_mmd(
     With one layer it is `mmd`.
 
     Source: Long et al., "Deep transfer learning with joint adaptation networks", ICML 2017, equation 9.
+    https://arxiv.org/abs/1605.06636
 
     Args:
         source: Activations of each layer, shape (n_s, width), floating point.
@@ -364,7 +368,7 @@ def joint_mmd(
     Raises:
         ValueError: If the widths of source and target differ, or the numbers of layers and kernels do.
 
-    Example:
+    Examples:
         >>> source, target = torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [5.0]])
         >>> kernels = [GaussianKernel((1.0,)), GaussianKernel((2.0,))]
         >>> round(joint_mmd([source, source], [target, target], kernels).item(), 3)
@@ -389,6 +393,7 @@ def mmd(source: Tensor, target: Tensor, kernel: Kernel | None = None, estimator:
 
     Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equations 3 and 5, lemma 14; Long et al., ICML 2015,
     equation 5.
+    https://arxiv.org/abs/1502.02791, https://www.jmlr.org/papers/v13/gretton12a.html
 
     Args:
         source: Activations, shape (n_s, d), floating point.
@@ -403,7 +408,7 @@ def mmd(source: Tensor, target: Tensor, kernel: Kernel | None = None, estimator:
     Raises:
         ValueError: If the widths differ.
 
-    Example:
+    Examples:
         >>> source, target = torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [5.0]])
         >>> round(mmd(source, target).item(), 3)
         0.478
@@ -429,6 +434,7 @@ def null_distribution(
     For the linear estimator a shuffle keeps or flips the sign of each quadruple's statistic.
 
     Source: Gretton et al., JMLR 2012, section 3.
+    https://www.jmlr.org/papers/v13/gretton12a.html
 
     Args:
         source: Activations of each layer, shape (n_s, width), floating point.
@@ -442,7 +448,7 @@ def null_distribution(
     Returns:
         Shape (permutations,), float32 or better.
 
-    Example:
+    Examples:
         >>> source, target = torch.tensor([[0.0], [1.0]]), torch.tensor([[4.0], [5.0]])
         >>> null_distribution([source], [target], [linear_kernel], "biased", permutations=200).unique()
         tensor([ 0.,  1., 16.])

@@ -21,7 +21,7 @@ class Tile(NamedTuple):
         rows: The first block.
         columns: The second block.
 
-    Example:
+    Examples:
         >>> Tile(slice(0, 2), slice(0, 2)).diagonal
         True
     """
@@ -54,7 +54,7 @@ class Pairs:
         z: The samples about an origin near their mean.
         squares: Their squared lengths, shape (N,).
 
-    Example:
+    Examples:
         >>> pairs = Pairs(torch.tensor([[0.0], [1.0], [3.0]]))
         >>> [distances.tolist() for distances in pairs]
         [[[0.0, 1.0, 9.0], [1.0, 0.0, 4.0], [9.0, 4.0, 0.0]]]
@@ -122,7 +122,7 @@ def typical(distances: Tensor) -> Tensor:
     Returns:
         A scalar without gradient.
 
-    Example:
+    Examples:
         >>> typical(torch.tensor([0.0, 0.0, 3000.0]))
         tensor(1.)
     """
@@ -182,7 +182,7 @@ def sum_over_pairs(part: Part, samples: Sequence[Tensor], layers: Sequence[Pairs
     Returns:
         Shape (p,), the dtype of the samples.
 
-    Example:
+    Examples:
         >>> samples = torch.tensor([[0.0], [1.0], [3.0]], requires_grad=True)
         >>> found = sum_over_pairs(lambda tile, layers: layers[0].sum()[None], [samples], [Pairs(samples)])
         >>> found.backward()

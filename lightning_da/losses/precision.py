@@ -34,7 +34,7 @@ def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     Returns:
         The same function, computed in float32 or float64.
 
-    Example:
+    Examples:
         >>> @full_precision
         ... def total(x):
         ...     return x.sum()

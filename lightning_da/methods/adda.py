@@ -21,6 +21,7 @@ class ADDA(AdaptationModule):
     Source: Tzeng et al., "Adversarial discriminative domain adaptation", CVPR 2017, equation 9. `backbone` and
     `bottleneck` belong to the target network; the frozen copies for the source are in `source`. Labels of the source
     are read in the first stage alone.
+    https://arxiv.org/abs/1702.05464
 
     Args:
         init_from: The supervised source run to start from: its checkpoint file, MLflow run id or run name. It is read

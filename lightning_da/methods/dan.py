@@ -14,6 +14,7 @@ class DAN(MMDModule):
 
     Source: Long et al., "Learning transferable features with deep adaptation networks", ICML 2015, equations 4 to 8.
     With `layers` [bottleneck] and the `linear` kernel it is DDC (Tzeng et al., "Deep domain confusion", 2014).
+    https://arxiv.org/abs/1502.02791, https://arxiv.org/abs/1412.3474
 
     Args:
         bandwidths: Bandwidths of the Gaussian kernels as multiples of the median squared distance. `paper` uses 33

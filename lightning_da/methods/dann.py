@@ -13,6 +13,7 @@ class DANN(AdaptationModule):
 
     Source: Ganin et al., "Domain-adversarial training of neural networks", JMLR 2016, equation 9. The weight of the
     domain loss is the paper's lambda: it scales the reversed gradient of the features only.
+    https://arxiv.org/abs/1505.07818
 
     Args:
         discriminator: Widths of the hidden layers in the domain discriminators; each adapted layer has its own.

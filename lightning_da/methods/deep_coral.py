@@ -9,6 +9,7 @@ class DeepCORAL(AdaptationModule):
     """Aligns the covariances of source and target activations; the losses of several layers are summed.
 
     Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equation 6. The paper adapts the `head` only.
+    https://arxiv.org/abs/1607.01719
     """
 
     fewest_for_domain_loss = 2

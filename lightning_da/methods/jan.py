@@ -14,6 +14,7 @@ class JAN(MMDModule):
     the authors' code, features have five kernels, and the probabilities of the `head` one kernel with the fixed
     bandwidth 1.68. The bandwidths for features are multiples of the median squared distance, in the authors' code of
     the mean.
+    https://arxiv.org/abs/1605.06636
 
     Args:
         **kwargs: Arguments of `MMDModule`.

@@ -25,8 +25,8 @@ class Progressive(TransferModule):
     0, so that the column begins as a network from scratch. Columns make a chain: a run that starts from a progressive
     network has one column more.
 
-    Source: Rusu et al., "Progressive neural networks", arXiv:1606.04671 (2016), equation 1. The first linear map or
-    convolution of each layer takes the sum, and U has its shape.
+    Source: Rusu et al., "Progressive neural networks", 2016, equation 1, https://arxiv.org/abs/1606.04671. The first
+    linear map or convolution of each layer takes the sum, and U has its shape.
 
     Args:
         columns: Number of earlier columns in the run `init_from`: 1 for a run of another method, whose network is the

@@ -13,6 +13,7 @@ class Freezing:
     """The frozen layers of a backbone, counted from the input.
 
     Source: gradual unfreezing, Howard and Ruder, "Universal language model fine-tuning", ACL 2018, section 3.3.
+    https://arxiv.org/abs/1801.06146
 
     Args:
         backbone: The network.

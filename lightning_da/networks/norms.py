@@ -15,6 +15,7 @@ class PerDomainNorm(nn.Module):
     """A batch-norm layer with separate statistics for each domain, and shared weight and bias.
 
     Source: Li et al., "Adaptive batch normalization for practical domain adaptation", Pattern Recognition 2018.
+    https://arxiv.org/abs/1603.04779
 
     Args:
         norm: The batch-norm layer to replace.

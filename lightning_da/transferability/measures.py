@@ -86,7 +86,7 @@ class Resampled(NamedTuple):
         null: Values without any transfer, shape (shuffles,), float64: with shuffled domains or labels.
         p: The probability of a value at least as large on equal distributions; NaN if it is not computed.
 
-    Example:
+    Examples:
         >>> source = torch.arange(8.0)[:, None]
         >>> found = mmd_test(source, source + 100, permutations=99, halves=5)
         >>> isinstance(found, Resampled), found.null.shape, found.halves.shape
@@ -116,6 +116,7 @@ def a_distance(source: Tensor, target: Tensor, penalty: float = PENALTY, seed: i
 
     Source: Ben-David et al., "A theory of learning from different domains", Machine Learning 2010; Ganin et al., JMLR
     2016, section 5.1.4.
+    https://arxiv.org/abs/1505.07818, https://doi.org/10.1007/s10994-009-5152-4
 
     Args:
         source: Features, shape (n_s, d), at least two samples.
@@ -126,7 +127,7 @@ def a_distance(source: Tensor, target: Tensor, penalty: float = PENALTY, seed: i
     Returns:
         A number in [0, 2].
 
-    Example:
+    Examples:
         >>> source = torch.arange(8.0)[:, None]
         >>> a_distance(source, source + 100)
         2.0
@@ -147,7 +148,7 @@ def a_distance_test(source: Tensor, target: Tensor, resamples: int = 20, seed: i
         resamples: The number of halves, and of shuffles.
         seed: Seed of everything that is random.
 
-    Example:
+    Examples:
         >>> source = torch.arange(8.0)[:, None]
         >>> found = a_distance_test(source, source + 100)
         >>> found.value, found.halves.mean().item(), found.null.mean() < 1
@@ -196,6 +197,7 @@ def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int 
 
     Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equation 3 and section 3; Phipson and Smyth,
     "Permutation p-values should never be zero", 2010.
+    https://www.jmlr.org/papers/v13/gretton12a.html
 
     Args:
         source: Features, shape (n_s, d), at least two samples; three for random halves.
@@ -207,7 +209,7 @@ def mmd_test(source: Tensor, target: Tensor, permutations: int = 200, seed: int 
     Returns:
         Value, p-value, and the values of shuffles and halves.
 
-    Example:
+    Examples:
         >>> source = torch.arange(8.0)[:, None]
         >>> found = mmd_test(source, source + 100, permutations=99)
         >>> round(found.value, 3), found.p
@@ -238,7 +240,7 @@ def half(n: int, generator: torch.Generator) -> Tensor:
     Returns:
         Ascending indices, shape ((n + 1) // 2,), int64.
 
-    Example:
+    Examples:
         >>> half(5, torch.Generator().manual_seed(0)).shape
         torch.Size([3])
     """
@@ -266,6 +268,7 @@ def coral_distance(source: Tensor, target: Tensor) -> float:
     the distance averages about 0 and can be slightly negative. The norms of sample covariances would give d / (n + d).
 
     Source: Sun and Saenko, "Deep CORAL", ECCV workshops 2016, equation 1.
+    https://arxiv.org/abs/1607.01719
 
     Args:
         source: Features, shape (n_s, d), at least four samples.
@@ -274,7 +277,7 @@ def coral_distance(source: Tensor, target: Tensor) -> float:
     Returns:
         A number in [-1, 1]; 0 if the features of both domains are constant.
 
-    Example:
+    Examples:
         >>> source = torch.arange(8.0)[:, None]
         >>> round(coral_distance(source, 3 * source), 3)
         0.755
@@ -294,13 +297,14 @@ class Probe:
     """A linear classifier of features: ridge regression of the one-hot labels. The largest response decides.
 
     Source: Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
+    https://arxiv.org/abs/1610.01644
 
     Args:
         features: Training features, shape (n, d).
         labels: Shape (n,).
         penalty: Penalty of the squared weights; features are standardised.
 
-    Example:
+    Examples:
         >>> features, labels = torch.arange(8.0)[:, None], torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
         >>> Probe(features, labels).accuracy(features, labels)
         1.0
@@ -334,7 +338,7 @@ def probe_within(features: Tensor, labels: Tensor, seed: int = 0) -> float:
         labels: Shape (n,).
         seed: Seed of the halves.
 
-    Example:
+    Examples:
         >>> features, labels = torch.arange(64.0)[:, None], torch.arange(64) // 32
         >>> round(probe_within(features, labels))
         1
@@ -353,7 +357,7 @@ def probe_within_test(features: Tensor, labels: Tensor, resamples: int = 20, see
         resamples: The number of halves, and of shuffles.
         seed: Seed of everything that is random.
 
-    Example:
+    Examples:
         >>> features, labels = torch.arange(64.0)[:, None], torch.arange(64) // 32
         >>> found = probe_within_test(features, labels)
         >>> found.value > 0.9, found.null.mean() < 0.75
@@ -391,7 +395,7 @@ def probe_between_test(
         resamples: The number of halves, and of shuffles.
         seed: Seed of everything that is random.
 
-    Example:
+    Examples:
         >>> features, labels = torch.arange(16.0)[:, None], torch.arange(16) // 8
         >>> found = probe_between_test(features, labels, features + 0.1, labels)
         >>> found.value, found.null.mean() < 0.75
@@ -435,6 +439,7 @@ def logme(features: Tensor, labels: Tensor, iterations: int = 100, tolerance: fl
 
     Source: You et al., "LogME: practical assessment of pre-trained models for transfer learning", ICML 2021, section
     4.2 and algorithm 3.
+    https://arxiv.org/abs/2102.11005
 
     Args:
         features: Shape (n, d).
@@ -445,7 +450,7 @@ def logme(features: Tensor, labels: Tensor, iterations: int = 100, tolerance: fl
     Returns:
         A number.
 
-    Example:
+    Examples:
         >>> features = torch.arange(8.0)[:, None]
         >>> round(logme(features, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])), 3)
         -0.725
@@ -487,6 +492,7 @@ def h_score(features: Tensor, labels: Tensor) -> float:
 
     Source: Bao et al., "An information-theoretic approach to transferability in task transfer learning", ICIP 2019;
     Ibrahim et al., "Newer is not always better", ECML 2022, equation 6.
+    https://arxiv.org/abs/2212.10082, https://arxiv.org/abs/2110.06893
 
     Args:
         features: Shape (n, d).
@@ -495,7 +501,7 @@ def h_score(features: Tensor, labels: Tensor) -> float:
     Returns:
         A number, at least 0.
 
-    Example:
+    Examples:
         >>> features = torch.arange(8.0)[:, None]
         >>> round(h_score(features, torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])), 3)
         0.762
@@ -517,6 +523,7 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
 
     Source: Nguyen et al., "LEEP: a new measure to evaluate transferability of learned representations", ICML 2020,
     equation 2.
+    https://arxiv.org/abs/2002.12462
 
     Args:
         probabilities: Outputs of a source head, shape (n, source classes), floating point; each row sums to 1.
@@ -525,7 +532,7 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
     Returns:
         A number, at most 0.
 
-    Example:
+    Examples:
         >>> round(leep(torch.full((8, 3), 1 / 3), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])), 3)
         -0.693
     """
@@ -539,6 +546,7 @@ def nce(predictions: Tensor, labels: Tensor) -> float:
     """Negative conditional entropy -H(Y | Z) of the labels given the predicted source classes, in nats.
 
     Source: Tran et al., "Transferability and hardness of supervised classification tasks", ICCV 2019, equation 4.
+    https://arxiv.org/abs/1908.08142
 
     Args:
         predictions: Predicted source class of each sample, shape (n,), int64.
@@ -547,7 +555,7 @@ def nce(predictions: Tensor, labels: Tensor) -> float:
     Returns:
         A number, at most 0.
 
-    Example:
+    Examples:
         >>> round(nce(torch.tensor([2, 2, 2, 2]), torch.tensor([0, 0, 1, 1])), 3)
         -0.693
     """
@@ -565,6 +573,7 @@ def cka(one: Tensor, other: Tensor) -> float:
     change it. With fewer samples than features it is near 1 for unrelated features.
 
     Source: Kornblith et al., "Similarity of neural network representations revisited", ICML 2019, section 3.
+    https://arxiv.org/abs/1905.00414
 
     Args:
         one: Shape (n, d).
@@ -576,7 +585,7 @@ def cka(one: Tensor, other: Tensor) -> float:
     Raises:
         ValueError: If the numbers of samples differ.
 
-    Example:
+    Examples:
         >>> features = torch.arange(8.0)[:, None]
         >>> round(cka(features, 2 - 3 * features), 3)
         1.0

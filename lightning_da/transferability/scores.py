@@ -41,7 +41,7 @@ class Outputs:
         target: Features of the target, shape (n_t, d).
         target_logits: Shape (n_t, classes).
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
         >>> outputs = Outputs(logits, logits, torch.tensor([0, 1]), logits, logits)
         >>> SCORES["source_acc"](outputs)
@@ -90,11 +90,12 @@ def entropy(logits: Tensor) -> float:
     """Negative mean entropy of the predictions, in nats.
 
     Source: Morerio et al., "Minimal-entropy correlation alignment for unsupervised deep domain adaptation", ICLR 2018.
+    https://arxiv.org/abs/1711.10288
 
     Args:
         logits: Of the target.
 
-    Example:
+    Examples:
         >>> round(entropy(torch.zeros(4, 2)), 3)
         -0.693
     """
@@ -105,11 +106,12 @@ def diversity(logits: Tensor) -> float:
     """Entropy of the mean prediction, in nats: 0 if one class is predicted for all samples.
 
     Source: Musgrave et al., "Benchmarking validation methods for unsupervised domain adaptation", 2022.
+    https://arxiv.org/abs/2208.07360
 
     Args:
         logits: Of the target.
 
-    Example:
+    Examples:
         >>> round(diversity(torch.tensor([[20.0, 0.0], [0.0, 20.0]])), 3)
         0.693
     """
@@ -127,7 +129,7 @@ def infomax(logits: Tensor) -> float:
     Returns:
         A number in [0, log classes].
 
-    Example:
+    Examples:
         >>> round(infomax(torch.tensor([[20.0, 0.0], [0.0, 20.0]])), 3)
         0.693
     """
@@ -138,11 +140,12 @@ def bnm(logits: Tensor) -> float:
     """Nuclear norm of the predicted probabilities, divided by the number of samples.
 
     Source: Cui et al., "Towards discriminability and diversity: batch nuclear-norm maximization", CVPR 2020.
+    https://arxiv.org/abs/2003.12237
 
     Args:
         logits: Of the target.
 
-    Example:
+    Examples:
         >>> round(bnm(20 * torch.eye(2)), 3)
         1.0
     """
@@ -157,6 +160,7 @@ def snd(logits: Tensor, temperature: float = TEMPERATURE) -> float:
 
     Source: Saito et al., "Tune it the right way: unsupervised validation of domain adaptation via soft neighborhood
     density", ICCV 2021, section 3.
+    https://arxiv.org/abs/2108.10860
 
     Args:
         logits: Of the target, at least two samples.
@@ -165,7 +169,7 @@ def snd(logits: Tensor, temperature: float = TEMPERATURE) -> float:
     Returns:
         A number in [0, log(n - 1)].
 
-    Example:
+    Examples:
         >>> round(snd(torch.zeros(5, 2)), 3)  # log 4: all samples are equal
         1.386
     """
@@ -179,6 +183,7 @@ def class_ami(features: Tensor, logits: Tensor, seed: int = 0) -> float:
     """Adjusted mutual information of the predicted classes and k-means clusters of the features, k the classes.
 
     Source: Musgrave et al., "Benchmarking validation methods for unsupervised domain adaptation", 2022.
+    https://arxiv.org/abs/2208.07360
 
     Args:
         features: Of the target.
@@ -188,7 +193,7 @@ def class_ami(features: Tensor, logits: Tensor, seed: int = 0) -> float:
     Returns:
         At most 1; about 0 if clusters and classes are independent, and 0 if one class is predicted for all samples.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[0.0, 0.0], [0.0, 0.1], [9.0, 0.0], [9.1, 0.0]])
         >>> class_ami(features, torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.0, 9.0]]))
         1.0
@@ -215,7 +220,7 @@ def vote(source: Tensor, source_labels: Tensor, target: Tensor, classes: int) ->
     Returns:
         Classes, shape (n_t,), int64. If several labels are the most frequent, the smallest counts.
 
-    Example:
+    Examples:
         >>> vote(torch.eye(2), torch.tensor([0, 1]), torch.tensor([[2.0, 0.1]]), 2)
         tensor([0])
     """
@@ -237,7 +242,7 @@ def neighbours(logits: Tensor, votes: Tensor) -> float:
     Returns:
         A number in [0, 1].
 
-    Example:
+    Examples:
         >>> neighbours(torch.tensor([[3.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0]))
         0.5
     """
@@ -255,6 +260,7 @@ def importance_weights(source: Tensor, target: Tensor, seed: int = 0) -> Tensor:
 
     Source: Bickel et al., "Discriminative learning under covariate shift", JMLR 2009; You et al., "Towards accurate
     model selection in deep unsupervised domain adaptation", ICML 2019.
+    https://www.jmlr.org/papers/v10/bickel09a.html, https://proceedings.mlr.press/v97/you19a.html
 
     Args:
         source: Features, shape (n_s, d), at least two samples.
@@ -264,7 +270,7 @@ def importance_weights(source: Tensor, target: Tensor, seed: int = 0) -> Tensor:
     Returns:
         Weights of the source samples, shape (n_s,), float64.
 
-    Example:
+    Examples:
         >>> weights = importance_weights(torch.arange(8.0)[:, None], torch.arange(8.0)[:, None] + 3)
         >>> weights.argmax() > weights.argmin()
         tensor(True)
@@ -289,12 +295,13 @@ def iwv(losses: Tensor, weights: Tensor) -> float:
     """Importance-weighted validation: the negative mean of weighted source losses.
 
     Source: Sugiyama et al., "Covariate shift adaptation by importance weighted cross validation", JMLR 2007.
+    https://www.jmlr.org/papers/v8/sugiyama07a.html
 
     Args:
         losses: Losses of held-out source samples, shape (n,).
         weights: Shape (n,), as from `importance_weights`.
 
-    Example:
+    Examples:
         >>> iwv(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.5]))
         -1.75
     """
@@ -306,12 +313,13 @@ def dev(losses: Tensor, weights: Tensor) -> float:
 
     Source: You et al., "Towards accurate model selection in deep unsupervised domain adaptation", ICML 2019,
     algorithm 1.
+    https://proceedings.mlr.press/v97/you19a.html
 
     Args:
         losses: As for `iwv`.
         weights: As for `iwv`.
 
-    Example:
+    Examples:
         >>> dev(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]))
         -1.5
     """

@@ -68,12 +68,13 @@ def verdict(answers: Mapping[str, Sequence[Answers]], baseline: str) -> Verdict:
 
     Source: the estimate by disagreement is that of Jiang et al., "Assessing generalization of SGD via disagreement",
     ICLR 2022, with other methods in place of other seeds.
+    https://arxiv.org/abs/2106.13799
 
     Args:
         answers: The answers of each method, one for each seed, all for the same samples.
         baseline: The method without adaptation.
 
-    Example:
+    Examples:
         >>> right, wrong = Answers([0, 1] * 50, [0, 1] * 50), Answers([0, 0] * 50, [0, 1] * 50)
         >>> verdict({"source_only": [wrong], "dann": [right]}, "source_only").method
         'dann'
