@@ -1,6 +1,7 @@
 """Networks as programs that run without this project: torch.export and ONNX."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,6 +153,7 @@ def save_onnx(program: ExportedProgram, path: Path, data: DomainPairDataModule) 
 
     Raises:
         ConfigError: If the packages of the extra `onnx` are missing.
+        RunError: If ONNX lacks an operation of the network.
     """
     try:
         import onnxruntime  # noqa: PLC0415  # an extra
@@ -163,7 +165,14 @@ def save_onnx(program: ExportedProgram, path: Path, data: DomainPairDataModule) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         names: dict[str, Any] = {"input_names": [SAMPLES], "output_names": [PROBABILITIES]}
-        written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        try:
+            written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+        except torch.onnx.OnnxExporterError as error:
+            if missing := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error)):
+                raise RunError(
+                    f"--onnx: ONNX has no {missing[1]}, which the network needs; leave out --onnx"
+                ) from error
+            raise
     assert written is not None
     written.model.metadata_props[DESCRIPTION] = description(data)
     written.save(path)

@@ -1,4 +1,4 @@
-"""How a model reads its input: numbers, images and sounds, from what a file holds to a sample.
+"""How a model reads its input: numbers, images, sounds and texts, from what a file holds to a sample.
 
 A model that is logged takes this file with it, so that it reads its input without this project.
 """
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_da.errors import ConfigError, one_line
+from lightning_da.text.words import encode, split_words
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,42 @@ class Sounds:
         return x
 
 
-Input = Numbers | Images | Sounds
-KINDS: Sequence[type[Input]] = (Numbers, Images, Sounds)
+@dataclass(frozen=True)
+class Texts:
+    """Sentences, as the integers of their words (see `lightning_da.text.words`).
+
+    Attributes:
+        length: Largest number of words; the later ones are not read.
+    """
+
+    length: int
+
+    @property
+    def blank(self) -> Tensor:
+        """A sample without words."""
+        return torch.zeros(self.length, dtype=torch.int64)
+
+    def example(self) -> str:
+        """A sentence."""
+        return "A good book."
+
+    def read(self, given: str) -> Tensor:
+        """A sample (length,) of int64, of a sentence.
+
+        Raises:
+            ConfigError: If there is no word.
+        """
+        if not isinstance(given, str) or not split_words(given):
+            raise ConfigError("there is no text")
+        return torch.from_numpy(encode([given], self.length)[0][0])
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Samples (n, length) as they were read, which are the input of the network."""
+        return x
+
+
+Input = Numbers | Images | Sounds | Texts
+KINDS: Sequence[type[Input]] = (Numbers, Images, Sounds, Texts)
 
 
 def described(reads: Input) -> dict[str, Any]:

@@ -24,7 +24,7 @@ AT_ONCE = 64
 
 
 class Served:
-    """A classifier of files, or of numbers.
+    """A classifier of files, texts or numbers.
 
     Args:
         path: The file of the model.
@@ -42,7 +42,7 @@ class Served:
         """Class probabilities, shape (n, classes).
 
         Args:
-            given: The content of image or sound files, or samples as arrays.
+            given: The content of image or sound files, texts, or samples as arrays.
 
         Raises:
             ConfigError: If a sample cannot be read.
@@ -63,7 +63,8 @@ class Served:
         """The answers in the form of MLflow.
 
         Args:
-            model_input: An array (n, ...) of samples, or a table with one column, which holds the content of files.
+            model_input: An array (n, ...) of samples, or a table with one column, which holds the content of files, or
+                texts.
             params: Not used; MLflow gives it.
 
         Returns:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_da.data import Sentences
 from lightning_da.data.base import TensorDomain
 from lightning_da.errors import ConfigError
+from lightning_da.exporting import export
 from lightning_da.main import main
 from lightning_da.methods import DAN, DANN, DeepCORAL, FineTune
 from lightning_da.methods.fine_tune import Start
@@ -73,6 +74,19 @@ def test_the_output_is_the_largest_state_of_all_words_and_a_layer_the_mean_of_th
         vectors = torch.stack([network.embedding.weight[network.embedding.words.tolist().index(int(w))] for w in words])
         assert torch.allclose(network(codes(text))[0], plain(vectors[None])[0][0].max(0).values, atol=1e-6)
         assert torch.allclose(network.embedding(codes(text)).mean(1)[0], vectors.mean(0), atol=1e-6)
+
+
+def test_an_exported_network_gives_the_same_outputs() -> None:
+    """Though it cuts no batch to its longest sentence: batches of any size, of short and long sentences."""
+    data = Pair()
+    model: FineTune = build(FineTune, 3, **NETWORK)
+    model.fit_inputs(data)
+    program = export(model, data).module()
+    texts = ("good", *TEXTS, "very good x", "very " * 40)
+    for batch in (codes(*texts), *(codes(text) for text in texts), codes(*texts[:2]), codes(*texts * 9)):
+        expected = model(batch).softmax(dim=1)
+        assert torch.allclose(program(batch), expected, atol=1e-6)
+    assert expected.std(dim=0).min() > 1e-3
 
 
 def test_padding_sends_no_gradient() -> None:

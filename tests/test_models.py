@@ -32,7 +32,7 @@ from lightning_da.callbacks.log_model import NO_MODEL
 from lightning_da.data import DomainPairDataModule, ImageFolders, TensorDomain
 from lightning_da.errors import RunError
 from lightning_da.exporting import check, export, save
-from lightning_da.inputs import Images, Numbers, Sounds, described, of_description
+from lightning_da.inputs import Images, Numbers, Sounds, Texts, described, of_description
 from lightning_da.logged_models import models_of
 from lightning_da.main import main
 from lightning_da.methods import ADDA, DANN, FineTune, MarginEnsemble
@@ -43,6 +43,7 @@ from lightning_da.store import client
 from tests import toy
 from tests.test_bad_input import latest
 from tests.test_image_folders import fill
+from tests.test_lstm import NETWORK, Pair, reviews
 from tests.test_server import free_port, started
 from tests.toy import equal
 
@@ -64,6 +65,11 @@ VOICES = [
     *("--config", "data/speech.yaml", "--data.source", "source.csv", "--data.target", "target.csv"),
     *("--data.root", "pair", "--data.rate", "8000", "--data.batch_size", "4", "--model.train_on", "target"),
     "--model.backbone={class_path: FeedForward, init_args: {hidden: [8]}}",
+]
+
+SENTENCES = [
+    *("--config", "data/sentences.yaml", "--data.source", "a.csv", "--data.target", "b.csv"),
+    *("--data.batch_size", "8", "--data.max_length", "9", "--model.backbone.words", "300"),
 ]
 
 
@@ -124,6 +130,25 @@ def test_vectors_get_the_answers_of_predict(tmp_path: Path) -> None:
     assert model.predict(x[:1]).shape == (1, 3)
     with pytest.raises(ValueError, match=r"shape \(4,\), but the model reads \(5,\)"):
         Served(place(model_of(run)) / "data" / "network.pt2").probabilities(x[:2, :4])
+
+
+def test_texts_get_the_answers_of_predict(tmp_path: Path) -> None:
+    """Of any length and with unknown words, as a table of them has them."""
+    reviews(tmp_path / "a.csv", "book")
+    reviews(tmp_path / "b.csv", "The pan, as I’ve said,", labelled=False)
+    run = fitted(*SENTENCES)
+    expected = predicted(run)
+    assert len(expected) == 120
+    model = mlflow.pyfunc.load_model(str(place(model_of(run))))
+    texts = pd.read_csv(tmp_path / "b.csv")["text"].tolist()
+    rows = [int(name.removeprefix("row ")) - 1 for name in expected]
+    compare(model.predict(pd.DataFrame({"text": [texts[row] for row in rows]})), list(expected.values()))
+    assert model.predict(pd.DataFrame({"text": [texts[rows[0]]]}))["class"].tolist() == [
+        next(iter(expected.values()))[0]
+    ]
+    for wrong in (" ", None):
+        with pytest.raises(ValueError, match="sample 1, counted from 0: there is no text"):
+            model.predict(pd.DataFrame({"text": [texts[0], wrong]}))
 
 
 @pytest.mark.slow
@@ -284,7 +309,8 @@ def test_a_fit_whose_network_cannot_be_exported_goes_on_and_says_so(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "reads", [Numbers((2, 3)), Images((5, 7), 1), Images((5, 7), 3, 8, (0.1,) * 3), Sounds("functionals", 8000)]
+    "reads",
+    [Numbers((2, 3)), Images((5, 7), 1), Images((5, 7), 3, 8, (0.1,) * 3), Sounds("functionals", 8000), Texts(6)],
 )
 def test_an_input_is_the_same_after_json(reads: Any) -> None:
     again = of_description(json.loads(json.dumps(described(reads))))
@@ -406,9 +432,8 @@ print(model.predict(model.input_example).to_json(orient="records"))
 """
 
 
-@pytest.mark.slow
-def test_a_model_loads_without_the_project_and_without_pickle(tested: Run, tmp_path: Path) -> None:
-    model = place(model_of(tested))
+def answer_without(model: Path, folder: Path) -> dict[str, Any]:
+    """What a model answers to its example where neither this project nor pickle is."""
     settings = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
     found = subprocess.run(
         [sys.executable, "-c", WITHOUT, str(model)],
@@ -416,11 +441,18 @@ def test_a_model_loads_without_the_project_and_without_pickle(tested: Run, tmp_p
         check=False,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert found.returncode == 0, found.stderr
-    here = Served(model / "data" / "network.pt2").probabilities(list(np.zeros((1, 5))))
     (answer,) = json.loads(found.stdout)
+    return answer  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_a_model_loads_without_the_project_and_without_pickle(tested: Run, tmp_path: Path) -> None:
+    model = place(model_of(tested))
+    answer = answer_without(model, tmp_path)
+    here = Served(model / "data" / "network.pt2").probabilities(list(np.zeros((1, 5))))
     np.testing.assert_allclose(list(answer["probabilities"].values()), here[0], atol=1e-6)
     requirements = (model / "requirements.txt").read_text()
     assert "torch==" in requirements
@@ -475,6 +507,16 @@ def test_export_writes_files_that_answer_alike(tested: Run) -> None:
         np.testing.assert_allclose(session.run(None, {"samples": x[:number]})[0], plain[:number], atol=1e-5)
     described = json.loads(session.get_modelmeta().custom_metadata_map["model.json"])
     assert described["classes"] == ["0", "1"]
+
+
+def test_export_names_what_onnx_has_not(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    data = Pair()
+    network = testing.build(FineTune, **NETWORK)
+    network.fit_inputs(data)
+    with pytest.raises(RunError, match=r"--onnx: ONNX has no aten\.searchsorted, which the network needs; leave out"):
+        exporting.save_onnx(export(network, data), tmp_path / "x.onnx", data)
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_names_the_extra_that_is_missing(
@@ -561,9 +603,9 @@ def serving(model: LoggedModel, folder: Path) -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["image", "vector", "sound"])
+@pytest.mark.parametrize("kind", ["image", "vector", "sound", "text"])
 def test_a_server_gives_the_answers_of_predict(kind: str, tmp_path: Path, pair: Path) -> None:
-    """An image and a sound as the content of a file, in base64; a vector as numbers."""
+    """An image and a sound as the content of a file, in base64; a vector as numbers; a sentence as it is."""
     if kind == "image":
         for name in ("art", "photo"):
             fill(tmp_path / "images" / name)
@@ -572,6 +614,12 @@ def test_a_server_gives_the_answers_of_predict(kind: str, tmp_path: Path, pair: 
     elif kind == "sound":
         run = fitted(*VOICES, method="speech_ffn")
         expected, folder = predicted(run), pair
+    elif kind == "text":
+        reviews(tmp_path / "a.csv", "book")
+        reviews(tmp_path / "b.csv", "a „pan“")
+        run = fitted(*SENTENCES)
+        expected, folder = predicted(run), tmp_path
+        assert "class" in answer_without(place(model_of(run)), tmp_path)
     else:
         toy.write_tables(tmp_path)
         run = fitted(*VECTORS)
@@ -580,6 +628,10 @@ def test_a_server_gives_the_answers_of_predict(kind: str, tmp_path: Path, pair: 
     if kind == "vector":
         x = np.load(folder / "two.npz")["x"]
         content: dict[str, Any] = {"inputs": [x[int(name)].tolist() for name in few]}
+    elif kind == "text":
+        texts = pd.read_csv(folder / "b.csv")["text"]
+        rows = [int(name.removeprefix("row ")) - 1 for name in few]
+        content = {"dataframe_split": {"columns": [kind], "data": [[texts[row]] for row in rows]}}
     else:
         files = [base64.b64encode((folder / name).read_bytes()).decode() for name in few]
         content = {"dataframe_split": {"columns": [kind], "data": [[file] for file in files]}}

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import one_line
-from lightning_da.inputs import Images, Input, Numbers, Sounds
+from lightning_da.inputs import Images, Input, Numbers, Sounds, Texts
 from lightning_da.methods.classifier import Classifier
 from lightning_da.paths import PACKAGE
 from lightning_da.served import PROGRAM
@@ -22,14 +22,22 @@ from lightning_da.tracking import Tracker, chosen_checkpoint
 CODE = (
     *("__init__.py", "errors.py", "inputs.py", "served.py"),
     *("speech/__init__.py", "speech/audio.py", "speech/feature_sets.py", "speech/functionals.py"),
+    *("text/__init__.py", "text/words.py"),
 )
 """Files of the package that a model takes with it."""
 NEEDS: dict[type[Input], tuple[str, ...]] = {
     Numbers: (),
     Images: ("torchvision",),
     Sounds: ("scipy", "soundfile"),
+    Texts: (),
 }
 """Packages that a kind of input needs, besides those of every model."""
+COLUMNS: dict[type[Input], tuple[str, str]] = {
+    Images: ("binary", "image"),
+    Sounds: ("binary", "sound"),
+    Texts: ("string", "text"),
+}
+"""MLflow's type and the name of the column that holds an input."""
 NO_MODEL = "no_model"
 """Tag of a run: why it has no model."""
 
@@ -37,8 +45,8 @@ NO_MODEL = "no_model"
 class LogModel(L.Callback):
     """Logs the network with the final checkpoint as an MLflow model that loads without this project and without pickle.
 
-    It answers as `predict` does: files or numbers in, class probabilities out. If the network cannot be exported, a
-    warning and the tag `no_model` of the run say why.
+    It answers as `predict` does: files, texts or numbers in, class probabilities out. If the network cannot be
+    exported, a warning and the tag `no_model` of the run say why.
     """
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -135,5 +143,5 @@ def _signature(reads: Input) -> tuple[Any, Any]:
     if isinstance(reads, Numbers):
         example = reads.blank[None].numpy()
         return ModelSignature(Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]), answer), example
-    column = "image" if isinstance(reads, Images) else "sound"
-    return ModelSignature(Schema([ColSpec("binary", column)]), answer), pd.DataFrame({column: [reads.example()]})
+    kind, column = COLUMNS[type(reads)]
+    return ModelSignature(Schema([ColSpec(kind, column)]), answer), pd.DataFrame({column: [reads.example()]})

@@ -21,7 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import ConfigError, check_range
-from lightning_da.inputs import Images, Input, Numbers
+from lightning_da.inputs import Images, Input, Numbers, Texts
 
 DOMAINS = ("source", "target")
 SPLITS = ("train", "val", "test")
@@ -83,7 +83,7 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         classes: Class names in the order of the labels.
         names: Name of each sample, for the CSV file of predictions; None uses the indices.
         reads: How a model outside of this project reads a sample; None takes image files for grey and colour images of
-            uint8, otherwise the numbers that the network reads.
+            uint8, texts for sentences (int64, shape (n, length)), otherwise the numbers that the network reads.
     """
 
     def __init__(
@@ -96,7 +96,9 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.x, self.y, self.classes = x, y.long(), list(classes)
         images = x.dtype == torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
-        own = Images((x.shape[2], x.shape[3]), x.shape[1]) if images else Numbers(tuple(x.shape[1:]))
+        own: Input = Images((x.shape[2], x.shape[3]), x.shape[1]) if images else Numbers(tuple(x.shape[1:]))
+        if x.dtype == torch.int64 and x.ndim == 2:
+            own = Texts(x.shape[1])
         self.reads = reads or own
         self.names = list(names) if names is not None else [str(i) for i in range(len(x))]
 

@@ -93,6 +93,7 @@ class LSTM(Backbone):
         """Features (B, hidden) of sentences (B, length): integers of words, and `PADDING` after them."""
         x = x.long()
         lengths = (x != PADDING).sum(dim=1).clamp(min=1)
-        vectors = self.embedding(x[:, : int(lengths.max())].contiguous())
-        features: Tensor = self.dropout(self.lstm(self.dropout(vectors), lengths))
+        if not torch.compiler.is_exporting():  # an exported program has no size that depends on values
+            x = x[:, : int(lengths.max())].contiguous()
+        features: Tensor = self.dropout(self.lstm(self.dropout(self.embedding(x)), lengths))
         return features
