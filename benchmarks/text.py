@@ -3,7 +3,8 @@
     python benchmarks/text.py --data-root FOLDER --out results imdb-mr imdb-trec mr-cr
 
 Mou et al., "How transferable are neural networks in NLP applications?", EMNLP 2016, tables 3 and 4. A network for the
-first task gives the second one its embedding (E), its hidden layer (H) and its output (O), frozen or fine-tuned. All
+first task gives the second one its embedding (E), its hidden layer (H) and its output (O), frozen or fine-tuned. MULT
+trains one network on both tasks, which share E and H; INIT+MULT starts it with the network for the first task. All
 networks start with GloVe's word vectors; `random` alone does not. `FOLDER` has the shared data imdb, text_small and
 word_vectors_50d. Reviews and sentences are cut to 100 words. A finished training is not run again; `--table` runs
 nothing and prints what is there.
@@ -41,6 +42,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
 ROWS = (
     *("largest class", "bag of words", "bag of words on A", "random", "E: GloVe"),
     *(f"{how} {what}" for how in ("frozen", "fine-tuned") for what in ("E", "E+H", "E+H+O")),
+    *("MULT", "INIT+MULT"),
 )
 
 
@@ -107,6 +109,24 @@ def run(pair: str, given: argparse.Namespace) -> dict[str, list[float]]:
         for n, what in enumerate(("E", "E+H", "E+H+O"), start=1):
             rows = cells[(cells["treatment"] == treatment) & (cells["n"] == n)]
             found |= {f"{name} {what}": rows["accuracy"].tolist()} if len(rows) else {}
+    first_task = cells[cells["treatment"] == "A"]
+    runs = dict(zip(first_task["seed"], first_task["run"], strict=True))
+    found |= multi_task([*options(tables, given), *tasks, *glove, *jobs], runs)
+    return found
+
+
+def multi_task(words: list[str], runs: dict[int, str]) -> dict[str, list[float]]:
+    """The accuracies on B of networks for A and B that share E and H, one a seed.
+
+    Args:
+        words: The options of a training.
+        runs: The run of the network for A, by seed.
+    """
+    found: dict[str, list[float]] = {"MULT": [], "INIT+MULT": []}
+    for seed, run in runs.items():
+        for name, start in (("MULT", []), ("INIT+MULT", ["--model.init_args.init_from", run])):
+            how = ["--methods", "multi_task", "--seeds", str(seed), "--model.init_args.optimizer.init_args.lr", "1e-3"]
+            found[name] += lightning_da(["sweep", *how, *words, *start])["target acc"].tolist()
     return found
 
 

@@ -1,5 +1,6 @@
 """The LSTM: padding, vocabulary, word vectors, blocks from an earlier run, and whole fits on sentences."""
 
+import copy
 import csv
 import os
 import subprocess
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from lightning_da.data import Sentences
 from lightning_da.data.base import TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.exporting import export
 from lightning_da.main import main
-from lightning_da.methods import DAN, DANN, DeepCORAL, FineTune
+from lightning_da.methods import DAN, DANN, DeepCORAL, FineTune, MultiTask
 from lightning_da.methods.fine_tune import Start
 from lightning_da.networks import LSTM
 from lightning_da.networks.layers import as_vectors, capture
@@ -297,6 +299,62 @@ def test_the_domain_loss_reaches_words_that_have_no_label(method: Any, layer: st
     assert not moved(FineTune)
 
 
+class TwoTasks(Pair):
+    """`Pair`, whose target asks another question of three classes, in short sentences."""
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        part = super().dataset(domain, split)
+        if domain == "one":
+            return part
+        labels = torch.arange(len(part)) % 3
+        texts = [f"{('who', 'when', 'very good')[y]} {i}" for i, y in enumerate(labels.tolist())]
+        return TensorDomain(codes(*texts), labels, ["person", "time", "praise"])
+
+
+def test_the_gradient_of_shared_layers_is_the_sum_of_those_of_two_tasks() -> None:
+    """Two networks of the same weights, each for one task, are the reference."""
+    data = TwoTasks()
+    model: Any = build(MultiTask, 3, **NETWORK | {"num_classes": data.num_classes})
+    model.fit_inputs(data)
+    model.log = model.log_dict = lambda *_args, **_kwargs: None
+    batch = {role: next(iter(data.sample_dataloader(role, "train", 20))) for role in ("source", "target")}
+    model.training_step(batch, 0).backward()
+    shared: dict[str, list[Tensor]] = {}
+    for role, head, classes in (("source", model.source_head, [0, 1]), ("target", model.head, [2, 3, 4])):
+        alone, output = copy.deepcopy(model.backbone), copy.deepcopy(head)
+        (x, y), parts = batch[role], (alone, output)
+        for part in parts:
+            part.zero_grad()
+        cross_entropy(output(alone(x))[:, classes], torch.tensor([classes.index(label) for label in y])).backward()
+        assert torch.allclose(head.weight.grad, output.weight.grad, atol=1e-6)
+        assert not head.weight.grad[[row for row in range(5) if row not in classes]].any()
+        for name, parameter in alone.named_parameters():
+            shared.setdefault(name, []).append(parameter.grad)
+    assert set(shared) == {name for name, _ in model.backbone.named_parameters()}
+    for name, (source, target) in shared.items():
+        found = model.backbone.get_parameter(name).grad
+        torch.testing.assert_close(found, source + target, rtol=1e-4, atol=1e-6)
+        assert not any(torch.allclose(found, one, rtol=0.01) for one in (source, target)), name
+
+
+def test_two_tasks_start_with_the_network_for_one(tmp_path: Path) -> None:
+    """E and H are the earlier ones, word by word; each head is new."""
+    before, data = trained(tmp_path / "a.ckpt"), TwoTasks()
+    fresh, model = (
+        build(MultiTask, 9, **NETWORK | {"num_classes": data.num_classes, "init_from": start})
+        for start in (None, str(tmp_path / "a.ckpt"))
+    )
+    for network in (fresh, model):
+        network.fit_inputs(data)
+        network.initialise()
+    assert equal(state(model, "backbone.lstm"), state(before, "backbone.lstm"))
+    for word in ("good", "bad", "x"):
+        assert torch.equal(vector(model, word), vector(before, word))
+    assert torch.equal(vector(model, "who"), vector(fresh, "who"))
+    for head in ("head", "source_head"):
+        assert equal(state(model, head), state(fresh, head))
+
+
 # ---------------------------------------------------------------- whole fits
 
 
@@ -374,6 +432,21 @@ def test_layers_transfer_to_a_task_with_other_classes(tmp_path: Path, capsys: An
         *(("AnB", 1), ("random", 1), ("AnB", 2), ("random", 2)),
     ]
     assert "largest class 0.3" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_sweep_learns_two_tasks_with_other_classes(tmp_path: Path) -> None:
+    reviews(tmp_path / "a.csv", "book")
+    with (tmp_path / "b.csv").open("w") as file:
+        file.write("text,label\n" + "".join(f"{w} comes {i},{w}\n" for i in range(50) for w in ("who", "when", "how")))
+    alone = ["--data.source", "null", "--data.target", "a.csv", "--trainer.max_steps", "5", "--name", "first"]
+    main(["fit", *WORDS[2:], "--config", "method/target_only.yaml", *alone])
+    words = ["sweep", "--methods", "multi_task", *WORDS[2:], "--trainer.max_steps", "60"]
+    for start in ([], ["--model.init_from", "first-a-s0"]):
+        (found,) = main([*words, *start])["target acc"]
+        assert found > 0.9
+    with pytest.raises(SystemExit):
+        main(["sweep", "--methods", "source_only", *WORDS[2:]])
 
 
 @pytest.mark.slow

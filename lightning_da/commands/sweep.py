@@ -49,7 +49,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     data = first.datamodule
     if len(data.domains) < 2 and given.methods is None and len(parsed) > 1:
         parsed, refused = parse_methods(OF_ONE, options)
-    data.check(Roles((), ()))
+    data.check(Roles((), (), tasks_differ=Roles.of(first.model, 1).tasks_differ))
     if data.source == data.target and len(data.domains) > 1:  # one corpus of speech, whose labels differ with the task
         raise ConfigError(f"source and target are both {data.source!r}; a sweep compares two domains")
     pattern = check_trainable(first, given.seeds, {}, options=())
