@@ -414,7 +414,7 @@ def test_values_that_do_not_go_together(words: list[str], message: str, complain
         (["curve", "--ckpt_path", "a", "b", "c"], "give one run or two, not 3"),
         (["label-curve", *GRID, "--methods", "source_only", "--labels", "x"], "--labels: 'x' is no number of labels"),
         (["label-curve", *GRID, "--methods", "source_only", "--labels", "9999"], "fewer than 9999"),
-        (["layer-transfer", *GRID, "--across_domains", "--depths", "99"], "depths: 99 of the backbone's 2 layers"),
+        (["layer-transfer", *GRID, "--across_domains", "--depths", "99"], "depths: 99 of 3 layers (fc1, fc2, head)"),
         (["layer-transfer", *GRID, "--across_domains", "--labels", "x"], "'x' is neither a number nor `all`"),
         (["layer-transfer", *GRID, "--across_domains", "--task_a", "1"], "not allowed with argument"),
         (["layer-transfer", *GRID, "--treatments", "foo"], "invalid choice: 'foo'"),

@@ -97,6 +97,8 @@ def test_each_head_chooses_among_the_classes_of_its_domain() -> None:
     found = accuracy(model, TwoTasks())
     assert found["test/source/acc"] > 0.95
     assert found["test/target/acc"] > 0.95
+    sizes = TwoTasks().dataset("halves", "test").y.bincount()
+    assert found["test/target/imbalance"] == pytest.approx(float(sizes.max() / sizes.double().mean()))
     x = 100 * torch.randn(200, 8)
     for domain, own in (("source", range(6)), ("target", (6, 7))):
         model.set_domain(domain)

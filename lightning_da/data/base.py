@@ -529,6 +529,8 @@ class DomainPairDataModule(L.LightningDataModule):
                 ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
             )
             raise DataError(f"the samples are {what}; set --model.backbone lightning_da.networks.{instead}")
+        if len(self.domains) > 1:
+            self._check_classes(roles)
         for role in self.domains:
             for split in SPLITS:
                 in_batches = split == "train" and (role in read or len(self.domains) < 2)
@@ -543,7 +545,6 @@ class DomainPairDataModule(L.LightningDataModule):
         if len(self.domains) < 2:
             self._look_at("target", supervised=True)
         else:
-            self._check_classes(roles)
             self.check_inputs(roles)
         if ("target" in roles.supervised or len(self.domains) < 2) and getattr(self, "protocol", "split") == "all":
             rank_zero_warn(

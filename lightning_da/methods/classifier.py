@@ -21,7 +21,7 @@ class Classifier(L.LightningModule):
     After each validation or test epoch it logs four metrics for each domain with labels: `acc`, `class_acc` (mean
     recall over classes, the unweighted average recall), `class_precision` (mean precision over classes, called MAP in
     emotion recognition challenges; a class that is never predicted has precision 0) and `imbalance` (samples in the
-    largest class, divided by the mean over the classes that occur: 1 if all have the same size).
+    largest class, divided by the mean over classes: 1 if all classes have the same size).
 
     Args:
         num_classes: Number of classes.
@@ -81,6 +81,10 @@ class Classifier(L.LightningModule):
         """Confusion matrix of a domain for the stage `val` or `test`."""
         return cast(MulticlassConfusionMatrix, self._confusion[f"{stage}_{domain}"])
 
+    def own_classes(self, domain: str) -> slice | Tensor:  # noqa: ARG002
+        """The labels that a domain may have: all of them, or a mask of shape (num_classes,)."""
+        return slice(None)
+
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch
         domain = self.evaluated[dataloader_idx]
@@ -96,7 +100,8 @@ class Classifier(L.LightningModule):
 
     def _log_accuracy(self, stage: str) -> None:
         for domain in self.evaluated:
-            counts = self.confusion(stage, domain).compute()
+            own = self.own_classes(domain)
+            counts = self.confusion(stage, domain).compute()[own][:, own]
             if counts.sum() > 0:
                 self.log_dict({f"{stage}/{domain}/{key}": value for key, value in scores(counts).items()})
 
@@ -171,8 +176,7 @@ def scores(counts: Tensor) -> dict[str, Tensor]:
 
     Returns:
         `acc`; `class_acc`, mean recall of the classes that occur; `class_precision`, mean precision of the classes that
-        occur or are predicted; `imbalance`, the size of the largest class divided by the mean size of
-        those that occur.
+        occur or are predicted; `imbalance`, the size of the largest class divided by the mean size.
     """
     counts = counts.double()
     right, true, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
@@ -181,5 +185,5 @@ def scores(counts: Tensor) -> dict[str, Tensor]:
         "acc": right.sum() / counts.sum(),
         "class_acc": recall[true > 0].mean(),
         "class_precision": precision[true + predicted > 0].mean(),
-        "imbalance": true.max() / true[true > 0].mean(),
+        "imbalance": true.max() / true.mean(),
     }

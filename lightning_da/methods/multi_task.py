@@ -60,6 +60,9 @@ class MultiTask(TransferModule):
         if isinstance(domain, str):
             self._domain = domain
 
+    def own_classes(self, domain: str) -> Tensor:
+        return self.own[DOMAINS.index(domain)]
+
     def head_of(self, domain: str) -> nn.Module:
         """The head of a domain."""
         return self.source_head if domain == "source" else self.head
@@ -70,8 +73,7 @@ class MultiTask(TransferModule):
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(x)
         logits: Tensor = self.head_of(self._domain)(features)
-        others = ~self.own[DOMAINS.index(self._domain)]
-        return features, logits.masked_fill(others, torch.finfo(logits.dtype).min)
+        return features, logits.masked_fill(~self.own_classes(self._domain), torch.finfo(logits.dtype).min)
 
     def own_loss(self, features: Tensor, y: Tensor, domain: str) -> Tensor:
         """The task loss of a domain among its own classes.
@@ -81,7 +83,7 @@ class MultiTask(TransferModule):
             y: Labels, shape (n,), int64, `UNKNOWN` where the class is not known.
             domain: `source` or `target`.
         """
-        own = self.own[DOMAINS.index(domain)]
+        own = self.own_classes(domain)
         place = torch.where(y == UNKNOWN, UNKNOWN, (own.cumsum(dim=0) - 1)[y])
         return self.task_loss(self.head_of(domain)(features)[:, own], place)
 
