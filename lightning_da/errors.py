@@ -32,6 +32,11 @@ def one_line(error: object) -> str:
     return text if len(text) <= 400 else f"{text[:396]} ..."
 
 
+def first_line(error: object) -> str:
+    """The first line of the text of an error, for those of torch that have a whole graph below it."""
+    return one_line(str(error).strip().partition("\n")[0])
+
+
 @contextmanager
 def loading_errors() -> Iterator[None]:
     """Makes an error of the processes that load samples one of this project; not with `LIGHTNING_DA_DEBUG=1`.

@@ -10,10 +10,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_da.data import TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.methods import Conservative, FineTune
+from lightning_da.networks import LSTM
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import inverse_decay
+from lightning_da.text.words import code_of
 from tests.toy import ADAM, SGD, Toy, equal, fit, state, trainer
 
 NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
@@ -34,6 +37,7 @@ def build(kind: Any, start: str | None, seed: int = 1, **kwargs: Any) -> Any:
     return kind(**given | {"train_on": "target", "init_from": start} | kwargs)
 
 
+WEIGHTLESS: dict[str, Any] = {"start_decay": 0.0, "new_decay": 0.0}
 NOTHING: dict[str, Any] = {"start_decay": 0.0, "new_decay": 0.0, "output_weight": 0.0}
 
 
@@ -92,6 +96,46 @@ def test_the_distance_of_outputs_is_the_divergence_from_the_earlier_network(star
     found.backward()
     reached = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == ({"backbone", "head"} if keep_head else {"backbone"})
+
+
+def test_the_earlier_network_scales_its_inputs_as_it_did(tmp_path: Path) -> None:
+    """A run on other data has another mean and deviation; its predictions stay what they were."""
+
+    class Far(Toy):
+        def dataset(self, domain: str, split: str) -> TensorDomain:
+            data = super().dataset(domain, split)
+            return TensorDomain(3 * data.x + 5, data.y, data.classes)
+
+    first = fit(build(FineTune, None, train_on="source", standardize=True), steps=40)
+    first.trainer.save_checkpoint(tmp_path / "first.ckpt")
+    model = build(
+        Conservative, str(tmp_path / "first.ckpt"), standardize=True, output_weight=1.0, keep_head=True, **WEIGHTLESS
+    )
+    fit(model, 0, Far())
+    x = torch.randn(20, 8)
+    p0, p = first.eval()(x).log_softmax(dim=1), model.eval()(x).log_softmax(dim=1)
+    expected = (p0.exp() * (p0 - p)).sum(dim=1).mean()
+    assert expected > 0.01
+    assert model.output_penalty(x, *model.classify(x)).item() == pytest.approx(expected.item(), rel=1e-4)
+    other = build(Conservative, str(tmp_path / "first.ckpt"), output_weight=1.0)
+    with pytest.raises(ConfigError, match=r"output_weight: .*network differs.*standardize.*missing here"):
+        fit(other, steps=0)
+
+
+def test_only_pretrained_parts_of_a_backbone_are_held_at_their_start(tmp_path: Path) -> None:
+    """An LSTM with word vectors of a file: the vectors are copied, the recurrent weights are new."""
+    (tmp_path / "vectors.txt").write_text("the 0.1 0.2 0.3\ngood 0.4 0.5 0.6\n")
+    lstm = partial(LSTM, words=4, width=3, hidden=5, vectors=str(tmp_path / "vectors.txt"))
+    model = build(Conservative, None, backbone=lstm, input_shape=(4,), start_decay=1.0, new_decay=0.0)
+    words = torch.tensor([[code_of("the"), code_of("good"), code_of("pan"), 0]])
+    model.backbone.fit(lambda _role: [words])
+    model.initialise()
+    held = {name.split(".")[1] for name in model._copied}
+    assert held == {"embedding"}
+    with torch.no_grad():
+        for p in model.backbone.lstm.parameters():
+            p.add_(1)
+    assert model.weight_penalty() == 0
 
 
 def test_at_the_start_the_outputs_have_no_distance(start: str) -> None:

@@ -484,11 +484,13 @@ def test_register_refuses_what_cannot_be_registered(tested: Run, capsys: pytest.
     for words, message in (
         (["nothing"], "'nothing' is no checkpoint file"),
         ([tested.info.run_id, "--name", "a/b"], "register: MLflow refuses it"),
+        ([tested.info.run_id, "--name", "numbered", "--alias", "v1"], "register: MLflow refuses it"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["register", *words])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+    assert not client().search_model_versions("name = 'numbered'")
 
 
 def test_export_writes_files_that_answer_alike(tested: Run) -> None:

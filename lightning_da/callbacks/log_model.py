@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_da.data.base import DomainPairDataModule
-from lightning_da.errors import one_line
+from lightning_da.errors import first_line
 from lightning_da.inputs import Images, Input, Numbers, Sounds, Texts
 from lightning_da.methods.classifier import Classifier
 from lightning_da.paths import PACKAGE
@@ -74,7 +74,7 @@ class LogModel(L.Callback):
                 with exporting.restored(module, checkpoint):
                     pack(module, trainer.datamodule, place)  # type: ignore[attr-defined]
             except Exception as error:  # torch raises exceptions of many kinds
-                reason = f"{type(error).__name__}: {one_line(error)}"
+                reason = f"{type(error).__name__}: {first_line(error)}"
                 rank_zero_warn(f"no model is logged, since the network cannot be exported ({reason})")
                 logger.experiment.set_tag(logger.run_id, NO_MODEL, reason)
                 return

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_da.cli import TransferCLI
-from lightning_da.errors import ConfigError, RunError, one_line
+from lightning_da.errors import ConfigError, RunError, first_line
 from lightning_da.exporting import check, export, restored, save, save_onnx
 from lightning_da.parser import CommandParser
 from lightning_da.paths import write_whole
@@ -52,7 +52,7 @@ def run(args: Sequence[str]) -> Path:
         except (ConfigError, RunError, OSError):
             raise
         except Exception as error:  # torch raises exceptions of many kinds
-            raise RunError(f"torch cannot export the network ({type(error).__name__}: {one_line(error)})") from error
+            raise RunError(f"torch cannot export the network ({type(error).__name__}: {first_line(error)})") from error
     blank = data.reads.blank
     shape = ", ".join(map(str, ("n", *blank.shape)))
     print(f"{path}: from samples ({shape}) of {str(blank.dtype)[6:]} to probabilities (n, {len(data.classes)})")

@@ -62,9 +62,14 @@ def run(args: Sequence[str]) -> Any:
     name = given.name or row["pair"].replace(" -> ", "-").replace("/", "-").replace(":", "-")
     tags = {str(key): str(value) for key, value in row.items()} | {"seed": fit.data.params["seed"], "chosen": reason}
     try:
-        version = _version(name, model_id, tags)
+        version, is_new = _version(name, model_id, tags)
         if given.alias is not None:
-            client().set_registered_model_alias(name, given.alias, version.version)
+            try:
+                client().set_registered_model_alias(name, given.alias, version.version)
+            except MlflowException:
+                if is_new:
+                    client().delete_model_version(name, version.version)
+                raise
     except MlflowException as error:
         raise ConfigError(f"register: MLflow refuses it ({one_line(error)}); give another --name or --alias") from error
     place = f"models:/{name}{f'@{given.alias}' if given.alias is not None else f'/{version.version}'}"
@@ -117,13 +122,13 @@ def _row(rows: pd.DataFrame) -> pd.Series:
     return as_text(rows).assign(pair=rows["pair"]).iloc[0]
 
 
-def _version(name: str, model_id: str, tags: dict[str, str]) -> Any:
-    """The version of a registered model; a model that is registered already keeps its version."""
+def _version(name: str, model_id: str, tags: dict[str, str]) -> tuple[Any, bool]:
+    """The version of a registered model, and whether it is new; a model that is registered already keeps its own."""
     source = f"models:/{model_id}"
     there = [found for found in client().search_model_versions(f"name = '{name}'") if found.source == source]
     if not there:
         mlflow.set_tracking_uri(tracking_uri())  # the registry of an sqlite store looks for the model there
-        return mlflow.register_model(source, name, tags=tags)
+        return mlflow.register_model(source, name, tags=tags), True
     for key, value in tags.items():
         client().set_model_version_tag(name, there[0].version, key, value)
-    return there[0]
+    return there[0], False

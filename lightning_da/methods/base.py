@@ -27,6 +27,9 @@ from lightning_da.networks.standardize import FAR, Standardize
 from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import check_schedule, constant
 
+PARTS = ("standardize", "backbone", "bottleneck")
+"""The parts of a network before its head."""
+
 
 class TransferModule(Classifier):
     """A backbone, an optional bottleneck and a head, trained on the labels of the domains in `supervised`.

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -7,12 +8,11 @@ from torch.nn.functional import kl_div, linear
 
 from lightning_da.errors import ConfigError, check_range
 from lightning_da.gather import total, world_size
+from lightning_da.methods.base import PARTS
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.hooks import essential
-from lightning_da.networks.weights import read_checkpoint
-
-PARTS = ("standardize", "backbone", "bottleneck")
-"""The parts of a network before its head."""
+from lightning_da.networks.norms import set_domain
+from lightning_da.networks.weights import check_weights, read_checkpoint
 
 
 class Conservative(FineTune):
@@ -36,7 +36,7 @@ class Conservative(FineTune):
 
     Raises:
         ConfigError: If a weight is negative; when a fit begins, if there are no weights to start from, or if
-            `output_weight` has no whole earlier network.
+            `output_weight` has no whole earlier network, or one of other layers or scaling.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Conservative(FineTune):
             check_range(name, value, 0)
         self._start_decay, self._new_decay, self._output_weight = start_decay, new_decay, output_weight
         self._start: dict[str, Tensor] = {}
+        self._copied: list[str] = []
         self._earlier: list[nn.Module] = []  # in a list: no part of this network and of its checkpoints
 
     def initialise(self) -> None:
@@ -62,21 +63,30 @@ class Conservative(FineTune):
                 "output_weight: it needs the whole network of an earlier run; set --model.init_from, and leave "
                 "init_layers at all"
             )
+        fresh = {name: value.detach().clone() for name, value in self.named_parameters()}
         super().initialise()
         self._start = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        changed = {name.rpartition(".")[0] for name, p in self.named_parameters() if not torch.equal(p, fresh[name])}
+        self._copied = [name for name in fresh if name.rpartition(".")[0] in changed]
         if self._output_weight > 0:
-            weights = read_checkpoint(self.starts_from[0])["state_dict"]
-            self._start |= {name: weights[name].clone() for name in ("head.weight", "head.bias")}
+            (path,) = self.starts_from
+            state = read_checkpoint(path)["state_dict"]
+            theirs, ours = (
+                {name: value for name, value in part.items() if name.startswith(PARTS)} for part in (state, self._start)
+            )
+            check_weights(theirs, ours, f"output_weight: {path!r}")
+            self._start |= {f"earlier.{name}": value.clone() for name, value in theirs.items()}
+            self._start |= {f"earlier.{name}": state[name].clone() for name in ("head.weight", "head.bias")}
 
     @essential
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["start"] = self._start
+        checkpoint["start"], checkpoint["copied"] = self._start, self._copied
 
     @essential
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._start = checkpoint.get("start", {})
+        self._start, self._copied = checkpoint.get("start", {}), checkpoint.get("copied", [])
 
     @essential
     def on_fit_start(self) -> None:
@@ -84,18 +94,20 @@ class Conservative(FineTune):
         self._start = {name: value.to(self.device) for name, value in self._start.items()}
         if self._output_weight > 0:
             network = deepcopy(nn.ModuleDict({name: getattr(self, name) for name in PARTS}))
-            network.load_state_dict({name: self._start[name] for name in network.state_dict()})
+            network.load_state_dict({name: self._start[f"earlier.{name}"] for name in network.state_dict()})
             self._earlier = [network.eval().requires_grad_(False)]
+
+    def set_domain(self, domain: str | Mapping[str, int]) -> None:
+        super().set_domain(domain)
+        for network in self._earlier:
+            set_domain(network, domain)
 
     def weight_penalty(self) -> Tensor:
         """Distance of the copied weights to the start, and decay of the new ones, each with its weight."""
-        copied = (
-            *(self.initialised if self.starts_from else ()),
-            *(("backbone.",) if self.backbone.pretrained else ()),
-        )
+        copied = set(self._copied)
         terms = [
             self._start_decay / 2 * (weight - self._start[name]).square().sum()
-            if name.startswith(copied)
+            if name in copied
             else self._new_decay / 2 * weight.square().sum()
             for name, weight in self.named_parameters()
             if weight.requires_grad
@@ -106,14 +118,14 @@ class Conservative(FineTune):
         """Divergence from the earlier network's predictions, the mean over the samples of all processes.
 
         Args:
-            x: Samples, shape (B, *input_shape).
+            x: Samples, shape (B, *input_shape), of the domains that are set.
             features: Their features in this network, shape (B, width).
             logits: Their logits in this network, shape (B, num_classes).
         """
         earlier = x
         for name in PARTS:
             earlier = self._earlier[0].get_submodule(name)(earlier)
-        head = self._start["head.weight"], self._start["head.bias"]
+        head = self._start["earlier.head.weight"], self._start["earlier.head.bias"]
         now = logits if "head." in self.initialised else linear(features, *head)
         p, p0 = (part.float().log_softmax(dim=1) for part in (now, linear(earlier, *head)))
         divergence = kl_div(p, p0, reduction="sum", log_target=True)

@@ -18,7 +18,8 @@ class MultiTask(TransferModule):
     Args:
         weighting: `given` adds the losses of the tasks with the weights below. `uncertainty` learns them (Kendall, Gal
             and Cipolla, "Multi-task learning using uncertainty to weigh losses", CVPR 2018, equation 10): the loss is
-            `sum_i exp(-s_i) L_i + s_i / 2`, with a learned `s_i`, the logarithm of a variance.
+            `sum_i exp(-s_i) L_i + s_i / 2`, with a learned `s_i`, the logarithm of a variance; the weights below
+            multiply each task's part.
         source_weight: Weight of the source's loss.
         target_weight: Weight of the target's loss.
         **kwargs: Arguments of `TransferModule`.

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_da.errors import ConfigError, check_range
-from lightning_da.methods.base import TransferModule
+from lightning_da.methods.base import PARTS, TransferModule
 from lightning_da.networks.layers import module_depths
 from lightning_da.networks.weights import check_weights, read_checkpoint
 
-PARTS = ("standardize", "backbone", "bottleneck")
-"""The parts of a column; the head is that of the last column alone."""
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
@@ -26,7 +24,8 @@ class Progressive(TransferModule):
     network has one column more.
 
     Source: Rusu et al., "Progressive neural networks", 2016, equation 1, https://arxiv.org/abs/1606.04671. The first
-    linear map or convolution of each layer takes the sum, and U has its shape.
+    linear map or convolution of each layer takes the sum, and U has its shape; a layer without one, such as an LSTM,
+    has no U.
 
     Args:
         columns: Number of earlier columns in the run `init_from`: 1 for a run of another method, whose network is the
