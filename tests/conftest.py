@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_da.callbacks import LogModel
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -22,6 +24,13 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.setattr(logging.getLogger("lightning.pytorch.utilities.rank_zero"), "disabled", True)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _models(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second for each fit is for the tests that are about models, and for those of the command line."""
+    if request.module.__name__.rpartition(".")[2] not in ("test_cli", "test_lstm", "test_models", "test_outbox"):
+        monkeypatch.setattr(LogModel, "record", lambda *_args: None)
 
 
 @pytest.fixture(scope="session", autouse=True)

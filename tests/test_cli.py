@@ -161,6 +161,7 @@ def test_the_second_stage_takes_a_run_or_a_file() -> None:
     assert len(runs("second stage")) == 4
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_second_stage_whoever_ran_the_first() -> None:
     args = digits("adda", experiment="alike")
     alone = main(["fit", *args]).model.state_dict()

@@ -36,6 +36,7 @@ def cells(tmp_path: Path) -> dict[str, Any]:
     return {run.info.run_name: run for run in found if "cell" in run.data.tags}
 
 
+@pytest.mark.slow
 def test_each_method_learns_from_each_number_of_labels(words: list[str], tmp_path: Path, capsys: Any) -> None:
     table = main([*words, *PAIR, "--labels", "1/class", "10"])
     assert sorted(zip(table["labels"], table["method"], strict=True)) == sorted(

@@ -54,6 +54,7 @@ def test_the_labels_of_the_reverse_are_the_predicted_ones(tmp_path: Path) -> Non
         Reversed(FeatureTables(None, "two.npz"), "predictions.csv")
 
 
+@pytest.mark.slow
 def test_reverse_validation_is_a_score_of_the_run(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

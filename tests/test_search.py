@@ -54,6 +54,7 @@ def settings(table: pd.DataFrame) -> list[tuple[int, float, int]]:
     return list(zip(ordered["trial"], ordered[LR], ordered["data.init_args.batch_size"], strict=True))
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_is_the_unbroken_one(words: list[str], tmp_path: Path, capsys: Any) -> None:
     main([*words, "--trials", "2", "--journal", "broken.journal", "--name", "broken"])
     assert "best of 2 trials" in capsys.readouterr().out

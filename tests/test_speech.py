@@ -83,6 +83,7 @@ def test_a_link_to_nothing_is_named(pair: Path) -> None:
             corpora(pair, recordings=place).dataset(place, "new")
 
 
+@pytest.mark.slow
 def test_corpora_of_different_bandwidth_are_warned_of(pair: Path, recwarn: pytest.WarningsRecorder) -> None:
     rng = np.random.default_rng(0)
     for role, rate in (("source", 8000), ("target", 44100)):

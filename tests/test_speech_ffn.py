@@ -353,6 +353,7 @@ def test_a_sound_is_classified_without_the_corpora(pair: Path) -> None:
     assert other in complaint([*predict, "--data.init_args.emotions=[sad, angry]"])
 
 
+@pytest.mark.slow
 def test_members_that_do_not_fit(pair: Path, first_stage: Path) -> None:
     def members(*given: object) -> str:
         return complaint(["ensemble", *map(str, given)])
@@ -384,6 +385,7 @@ def test_a_stage_that_learnt_what_is_tested_is_refused(pair: Path) -> None:
     assert message in complaint([*test, f"{leave_out}=[t-1]"])
 
 
+@pytest.mark.slow
 def test_what_was_learnt_before_the_earlier_stage_counts_as_well(pair: Path) -> None:
     left_out = "--data.init_args.test_speakers=[t-0]"
     common = words(pair, f"{HIDDEN}=[8]")
@@ -405,6 +407,7 @@ def test_what_was_learnt_before_the_earlier_stage_counts_as_well(pair: Path) -> 
         main(["fit", *configs("method/speech_ffn"), *common, f"--model.init_args.init_from={moved}"])
 
 
+@pytest.mark.slow
 def test_runs_after_different_stages_are_told_apart(pair: Path) -> None:
     experiment = "--trainer.logger.init_args.experiment_name=told apart"
     fit = [*configs("method/speech_ffn"), *words(pair, f"{HIDDEN}=[8]"), experiment, "--data.init_args.val_share=0.34"]
@@ -422,6 +425,7 @@ def test_runs_after_different_stages_are_told_apart(pair: Path) -> None:
     assert list(table["layer"].unique()) == ["fc1", "bottleneck", "head"]
 
 
+@pytest.mark.slow
 def test_the_sounds_of_the_first_stage_need_not_be_there(pair: Path) -> None:
     first = main(["fit", *configs("method/speech_gender"), *words(pair, f"{HIDDEN}=[8]")])
     (pair / "source.csv").rename(pair / "other.csv")

@@ -11,6 +11,7 @@ MODULE = PROJECT / "lightning_da" / "data" / "template.py"
 CONFIG = PROJECT / "conf" / "data" / "template.yaml"
 
 
+@pytest.mark.slow
 def test_a_new_task_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copy both files, change what is marked, fit: as the README says."""
     source = MODULE.read_text().replace("class Template", "class MyTask").replace("morning", "monday")
