@@ -31,6 +31,13 @@ PARTS = ("standardize", "backbone", "bottleneck")
 """The parts of a network before its head."""
 
 
+def features_of(network: nn.Module, x: Tensor) -> Tensor:
+    """Samples (B, *input_shape) to the features (B, width) of a network or column with the parts `PARTS`."""
+    for name in PARTS:
+        x = network.get_submodule(name)(x)
+    return x
+
+
 class TransferModule(Classifier):
     """A backbone, an optional bottleneck and a head, trained on the labels of the domains in `supervised`.
 
@@ -140,8 +147,7 @@ class TransferModule(Classifier):
 
     def features(self, x: Tensor) -> Tensor:
         """Samples (B, *input_shape) to the input of the head (B, width)."""
-        features: Tensor = self.bottleneck(self.backbone(self.standardize(x)))
-        return features
+        return features_of(self, x)
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(x)
@@ -283,6 +289,17 @@ class TransferModule(Classifier):
         """
         return torch.stack([self.task_loss(logits, y) for logits, y in parts]).mean()
 
+    def joined_samples(self, batch: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, int]]:
+        """The labelled samples of a training batch as one batch, whose domains it sets.
+
+        Returns:
+            Samples (B, *input_shape), the labels of each domain in `supervised`, and the number of its samples.
+        """
+        xs, ys = zip(*(batch[domain] for domain in self.supervised), strict=True)
+        sizes = {domain: len(x) for domain, x in zip(self.supervised, xs, strict=True)}
+        self.set_domain(sizes)
+        return torch.cat(xs), ys, sizes
+
     def supervised_pass(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Passes the labelled samples of a training batch through the network.
 
@@ -290,10 +307,7 @@ class TransferModule(Classifier):
             The task loss; samples (B, *input_shape), features (B, width) and logits (B, num_classes) of all domains in
             `supervised`, in order.
         """
-        xs, ys = zip(*(batch[domain] for domain in self.supervised), strict=True)
-        sizes = {domain: len(x) for domain, x in zip(self.supervised, xs, strict=True)}
-        self.set_domain(sizes)
-        x = torch.cat(xs)
+        x, ys, sizes = self.joined_samples(batch)
         features, logits = self.classify(x)
         loss = self.mean_task_loss(zip(logits.split(list(sizes.values())), ys, strict=True))
         self.set_domain("target")

@@ -8,7 +8,7 @@ from torch.nn.functional import kl_div, linear
 
 from lightning_da.errors import ConfigError, check_range
 from lightning_da.gather import total, world_size
-from lightning_da.methods.base import PARTS
+from lightning_da.methods.base import PARTS, features_of
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.hooks import essential
 from lightning_da.networks.norms import set_domain
@@ -122,9 +122,7 @@ class Conservative(FineTune):
             features: Their features in this network, shape (B, width).
             logits: Their logits in this network, shape (B, num_classes).
         """
-        earlier = x
-        for name in PARTS:
-            earlier = self._earlier[0].get_submodule(name)(earlier)
+        earlier = features_of(self._earlier[0], x)
         head = self._start["earlier.head.weight"], self._start["earlier.head.bias"]
         now = logits if "head." in self.initialised else linear(features, *head)
         p, p0 = (part.float().log_softmax(dim=1) for part in (now, linear(earlier, *head)))

@@ -89,10 +89,8 @@ class MultiTask(TransferModule):
         return self.task_loss(self.head_of(domain)(features)[:, own], place)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
-        xs, ys = zip(*(batch[domain] for domain in DOMAINS), strict=True)
-        sizes = {domain: len(x) for domain, x in zip(DOMAINS, xs, strict=True)}
-        self.set_domain(sizes)
-        features = self.features(torch.cat(xs)).split(list(sizes.values()))
+        x, ys, sizes = self.joined_samples(batch)
+        features = self.features(x).split(list(sizes.values()))
         self.set_domain("target")
         losses = torch.stack([self.own_loss(*part) for part in zip(features, ys, DOMAINS, strict=True)])
         self.log_dict({f"train/{domain}_loss": loss for domain, loss in zip(DOMAINS, losses, strict=True)})

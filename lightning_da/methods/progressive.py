@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_da.errors import ConfigError, check_range
-from lightning_da.methods.base import PARTS, TransferModule
+from lightning_da.methods.base import PARTS, TransferModule, features_of
 from lightning_da.networks.layers import module_depths
 from lightning_da.networks.weights import check_weights, read_checkpoint
 
@@ -72,7 +72,7 @@ class Progressive(TransferModule):
         with torch.no_grad():
             for column in self.columns:
                 with self._joined(column, entered) as own:
-                    features = _pass(column, x)
+                    features = features_of(column, x)
                 entered.append([*own, features])
         with self._joined(self, entered):
             features = self.features(x)
@@ -135,12 +135,6 @@ def _laterals(units: list[nn.Module], columns: int) -> nn.ModuleList:
             nn.init.zeros_(copy.weight)  # type: ignore[arg-type]
         found.append(copies)
     return found
-
-
-def _pass(column: nn.Module, x: Tensor) -> Tensor:
-    for name in PARTS:
-        x = column.get_submodule(name)(x)
-    return x
 
 
 def _add(sources: list[tuple[nn.Module, Tensor]], _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
