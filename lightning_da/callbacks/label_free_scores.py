@@ -22,8 +22,8 @@ class LabelFreeScores(L.Callback):
 
     They are computed after a validation and at the end of a fit, from a fixed sample of both validation splits; wide
     features are projected to 256 dimensions. `trainer.callback_metrics` has them, so that a `ModelCheckpoint` can
-    monitor them. Labels of the target are not used. If there is one domain, with labels, or the network gives embeddings and no
-    classes, there are no scores.
+    monitor them. Labels of the target are not used. There are no scores if there is one domain, with labels, or if the
+    network gives embeddings and no classes.
 
     Args:
         scores: Names in `lightning_da.transferability.scores.SCORES`.

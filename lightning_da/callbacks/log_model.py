@@ -53,7 +53,9 @@ class LogModel(L.Callback):
         if not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
             return
         if getattr(pl_module, "embeds", False):
-            trainer.logger.experiment.set_tag(trainer.logger.run_id, NO_MODEL, "the network gives embeddings, no classes")
+            trainer.logger.experiment.set_tag(
+                trainer.logger.run_id, NO_MODEL, "the network gives embeddings, no classes"
+            )
             return
         if stage == "fit" and (checkpoint := chosen_checkpoint(trainer)):
             self.record(trainer, pl_module, checkpoint)

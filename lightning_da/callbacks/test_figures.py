@@ -23,7 +23,6 @@ from lightning_da.methods.verification import Curves
 from lightning_da.networks.weights import load_weights
 from lightning_da.tracking import Tracker, find_fit
 
-
 MATCH_RANKS = 20
 """Ranks in the drawn cumulative match curve."""
 

@@ -46,8 +46,8 @@ class WritePredictions(BasePredictionWriter):
             for outputs, indices in zip(batches, places, strict=True):
                 if not outputs.isfinite().all():
                     raise ConfigError(
-                        f"the network gives no finite {'embedding' if embeds else 'probability'} to samples of the split {split}: it has diverged, or "
-                        "the samples hold NaN or infinite values"
+                        f"the network gives no finite {'embedding' if embeds else 'probability'} to samples of the "
+                        f"split {split}: it has diverged, or the samples hold NaN or infinite values"
                     )
                 answers = _numbers(outputs) if embeds else _classes(outputs.float(), data.classes)
                 rows += [(split, int(index), *answer) for index, answer in zip(indices, answers, strict=True)]

@@ -40,8 +40,9 @@ class Identities(FeatureTables):
 
     Raises:
         ConfigError: If pytorch-metric-learning is not installed.
-        DataError: If `batch_size` is no multiple of `samples_per_identity`, or `protocol` is `all`. When a file is read: if an identity is in two predefined splits, or a split
-            has fewer than three identities with two samples.
+        DataError: If `batch_size` is no multiple of `samples_per_identity`, or `protocol` is `all`. When a file is
+            read: if an identity is in two predefined splits, or a split has fewer than three identities with two
+            samples.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Identities(FeatureTables):
             for identity, split in zip(identities, of_identity, strict=True):
                 if (given[y == identity] != split).any():
                     raise DataError(
-                        f"domain {domain!r}: identity {identity}, counted from 0, is in the split {split!r} and in "
+                        f"domain {domain!r}: identity {identity}, counted from 0, is in the split {str(split)!r} and in "
                         "another; give each identity one split"
                     )
         shares = (self.seed, self.val_share, self.test_share)

@@ -34,7 +34,7 @@ def _draw(person: NDArray[np.float64], light: str, rng: np.random.Generator) -> 
 
     def ellipse(row: float, column: float, height: float, width: float) -> NDArray[np.float64]:
         distance = ((rows - row) / max(height, 0.02)) ** 2 + ((columns - column) / max(width, 0.02)) ** 2
-        inside: NDArray[np.float64] = 1 / (1 + np.exp(8 * (distance - 1)))
+        inside: NDArray[np.float64] = 1 / (1 + np.exp(np.minimum(8 * (distance - 1), 50)))
         return inside
 
     face = ellipse(0, 0, 0.8 + 0.08 * person[0], 0.62 + 0.08 * person[1])

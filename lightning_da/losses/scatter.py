@@ -11,8 +11,8 @@ def scatters(x: Tensor, y: Tensor, within: int, between: int) -> tuple[Tensor, T
     """Within-class and between-class scatter: mean squared distances to the nearest neighbours.
 
     `S_c = sum_ij P_ij ||x_i - x_j||^2 / (N k1)` with `P_ij = 1` if x_j is among the k1 nearest samples of the class of
-    x_i, and `S_b = sum_ij Q_ij ||x_i - x_j||^2 / (N k2)` with `Q_ij = 1` if x_j is among the k2 nearest samples of other
-    classes. Neighbours are those of `x` itself. Where there are fewer, those that are there are summed.
+    x_i, and `S_b = sum_ij Q_ij ||x_i - x_j||^2 / (N k2)` with `Q_ij = 1` if x_j is among the k2 nearest samples of
+    other classes. Neighbours are those of `x` itself. Where there are fewer, those that are there are summed.
 
     Source: Hu, Lu and Tan, "Deep transfer metric learning", CVPR 2015, equations 6 and 7.
 

@@ -30,8 +30,8 @@ class DTML(AdaptationModule):
     metric learning for face verification in the wild", CVPR 2014 (DDML).
 
     Args:
-        loss: From embeddings (n, d) and identities (n,) to a scalar: a `MarginalFisher`, which is the default, or a loss
-            of pytorch-metric-learning.
+        loss: From embeddings (n, d) and identities (n,) to a scalar: a `MarginalFisher`, which is the default, or a
+            loss of pytorch-metric-learning.
         hidden_weight: Weight of the losses of hidden layers.
         hidden_threshold: The losses of hidden layers count as far as they are larger.
         **kwargs: Arguments of `AdaptationModule`; `train_on` is `source`.
