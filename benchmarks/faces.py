@@ -62,7 +62,8 @@ def patterns(images: Array) -> Array:
         for column in np.array_split(row, 5, axis=2)
     ]
     counts = [(part[:, :, None] == np.arange(uniform.sum() + 1)).mean(axis=1) for part in parts]
-    return np.sqrt(np.concatenate(counts, axis=1)).astype(np.float32)
+    found: Array = np.sqrt(np.concatenate(counts, axis=1)).astype(np.float32)
+    return found
 
 
 def load(root: Path) -> dict[str, tuple[Array, Array]]:
@@ -95,7 +96,8 @@ def prepare(faces: dict[str, tuple[Array, Array]], out: Path, seed: int) -> dict
     pca = PCA(COMPONENTS, random_state=0).fit(
         np.concatenate([x[rows[name]["train"]] for name, (x, _) in faces.items()])
     )
-    folder, scores = out / f"components_{seed}", {}
+    folder = out / f"components_{seed}"
+    scores: dict[tuple[str, str], dict[str, float]] = {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, (x, subject) in faces.items():
         plain = pca.transform(x).astype(np.float32)
@@ -151,20 +153,20 @@ def show(cells: list[dict[str, Any]]) -> None:
     if not cells:
         print("nothing is finished yet")
         return
-    for (source, target), pair in pd.DataFrame(cells).groupby(["source", "target"], sort=False):
-        print(
-            f"\n{source} -> {target}, mean and standard error over seeds\nmethod     seeds  "
-            + "".join(f"{s:16}" for s in SCORES)
-        )
-        for method, part in pair.groupby("method", sort=False):
-            values = "".join(f"{part[s].mean():.3f} ± {part[s].sem():.3f}   " for s in SCORES)
-            gain = ""
-            if method == "dtml":
-                both = pair.pivot_table(index="seed", columns="method", values="acc")
-                if "dtml_0" in both:
-                    better = (both["dtml"] - both["dtml_0"]).dropna()
-                    gain = f"  acc - dtml_0: {better.mean():.3f} ± {better.sem():.3f}"
-            print(f"{method:12}{len(part):4}  {values}{gain}")
+    frame = pd.DataFrame(cells)
+    for source, target in PAIRS:
+        pair = frame[(frame["source"] == source) & (frame["target"] == target)]
+        print(f"\n{source} -> {target}, mean and standard error over seeds")
+        print("method      seeds  " + "".join(f"{score:16}" for score in SCORES))
+        for method in (*DISTANCES, *METHODS):
+            part = pair[pair["method"] == method]
+            values = "".join(f"{part[score].mean():.3f} ± {part[score].sem():.3f}   " for score in SCORES)
+            print(f"{method:12}{len(part):5}  {values}")
+        of_seed = pair.pivot_table(index="seed", columns="method", values="acc")
+        for other in ("dtml_0", *DISTANCES):
+            if {"dtml", other} <= set(of_seed):
+                gain = (of_seed["dtml"] - of_seed[other]).dropna()
+                print(f"acc of dtml - {other}: {gain.mean():.3f} ± {gain.sem():.3f}")
 
 
 def main() -> None:

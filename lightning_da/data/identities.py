@@ -90,8 +90,8 @@ class Identities(FeatureTables):
             for identity, split in zip(identities, of_identity, strict=True):
                 if (given[y == identity] != split).any():
                     raise DataError(
-                        f"domain {domain!r}: identity {identity}, counted from 0, is in the split {str(split)!r} and in "
-                        "another; give each identity one split"
+                        f"domain {domain!r}: identity {identity}, counted from 0, is in {str(split)!r} and in "
+                        "another split; give each identity one"
                     )
         shares = (self.seed, self.val_share, self.test_share)
         parts = split_indices(np.zeros(len(identities), dtype=np.int64), *shares, of_identity)

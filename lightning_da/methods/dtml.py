@@ -77,7 +77,7 @@ class DTML(AdaptationModule):
         if len(self.adapted) == 1:
             return torch.ones(1, device=source.labels.device)
         objectives = self.metric_losses(source) + self.domain_weight * self.mean_distances(source, target)
-        return torch.cat([weight * (objectives[:-1] > threshold), objectives.new_ones(1)])
+        return torch.cat([weight * (objectives[:-1] > threshold).to(objectives), objectives.new_ones(1)])
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         return (self.layer_weights(source, target) * self.mean_distances(source, target)).sum()
