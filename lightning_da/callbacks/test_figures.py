@@ -187,6 +187,7 @@ def verification_figure(curves: list[Curves | None], names: list[str]) -> Figure
             match.plot(range(1, len(ranks) + 1), ranks, marker=".", label=f"{name}: rank 1 {ranks[0]:.3f}")
     roc.plot([0, 1], [0, 1], color="lightgrey", linewidth=0.8)
     roc.set(title="verification", xlabel="false positive rate", ylabel="true positive rate")
+    match.xaxis.get_major_locator().set_params(integer=True)
     match.set(title="cumulative match", xlabel="rank", ylabel="share of samples with a match", ylim=(0, 1.02))
     for axes in (roc, match):
         axes.legend(loc="lower right", fontsize=8)

@@ -8,7 +8,7 @@ LIGHTS = ("indoors", "outdoors")
 """Domains: an even light from the front; sunlight from a side, which changes from image to image."""
 
 
-def draw_faces(light: str, identities: int = 60, images: int = 10) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
+def draw_faces(light: str, identities: int = 60, images: int = 20) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
     """Draws faces of persons that differ in the shapes of their parts; no person is in both domains.
 
     The images of a person differ in position, in the width of eyes and mouth, in noise, and in the light.
