@@ -1,6 +1,7 @@
 from lightning_da.data.base import DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.digits import Digits
 from lightning_da.data.features import FeatureTables
+from lightning_da.data.identities import Identities
 from lightning_da.data.image_folders import ImageFolders
 from lightning_da.data.reversed import Reversed
 from lightning_da.data.sentences import Sentences
@@ -13,6 +14,7 @@ __all__ = [
     "Digits",
     "DomainPairDataModule",
     "FeatureTables",
+    "Identities",
     "ImageFolders",
     "Reversed",
     "Roles",

@@ -198,8 +198,12 @@ def relabel(whole: Any, classes: Sequence[str]) -> TensorDomain | Selection:
     return Selection(whole, torch.arange(len(whole)), y, classes)
 
 
+def _permutation(number: int, seed: int) -> Tensor:
+    return torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+
+
 class _Shuffle(DistributedSampler[Any]):
-    """This process's share of an endless stream of permutations, continued from the current training step.
+    """This process's share of an endless stream of orders of the samples, continued from the current training step.
 
     The samples of a step depend on the step number only: not on the epoch length, which the other domain may set, and
     not on resuming from a checkpoint. An epoch has `length` batches; None means one permutation. Sample i in pass p is
@@ -215,9 +219,11 @@ class _Shuffle(DistributedSampler[Any]):
         batch_size: int,
         batches_read: Callable[[], int],
         length: int | None = None,
+        order: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__(dataset, world, rank, seed=seed, drop_last=True)
         self.batch_size, self.batches_read = batch_size, batches_read
+        self.order = order or functools.partial(_permutation, len(dataset))
         self._batches = self.num_samples // batch_size
         self.length = length or self._batches
 
@@ -228,8 +234,7 @@ class _Shuffle(DistributedSampler[Any]):
             passes, place = divmod(read, self._batches)
             read += min(self._batches - place, end - read)
             seed = np.random.SeedSequence([self.seed, passes]).generate_state(1)[0]
-            order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(seed)))  # type: ignore[arg-type]
-            share = order[self.rank : self.total_size : self.num_replicas] + passes * len(self.dataset)  # type: ignore[arg-type]
+            share = self.order(int(seed))[self.rank : self.total_size : self.num_replicas] + passes * len(self.dataset)  # type: ignore[arg-type]
             yield from share[place * self.batch_size : (read - passes * self._batches) * self.batch_size].tolist()
 
     def __len__(self) -> int:
@@ -728,12 +733,28 @@ class DomainPairDataModule(L.LightningDataModule):
         """Training batches of a domain; of the samples `rows` alone, if given, in epochs of the same length."""
         dataset = self._get(getattr(self, role), "train")
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        batch_size, length = self.batch_size, None
+        batch_size, length, y = self.batch_size, None, torch.as_tensor(dataset.y)
         if rows is not None:
             length = max(len(dataset) // world // self.batch_size, 1)
-            dataset, batch_size = Subset(dataset, rows.tolist()), min(batch_size, len(rows) // world)
-        sampler = _Shuffle(dataset, world, rank, _seed(), batch_size, self._batches_read, length)
+            dataset, batch_size, y = Subset(dataset, rows.tolist()), min(batch_size, len(rows) // world), y[rows]
+        order = functools.partial(self.reading_order, y if labels else torch.full_like(y, UNKNOWN))
+        sampler = _Shuffle(dataset, world, rank, _seed(), batch_size, self._batches_read, length, order)
         return self._load(_Drawn(dataset, _seed(), DOMAINS.index(role)), sampler, batch_size, labels)
+
+    def reading_order(self, y: Tensor, seed: int) -> Tensor:
+        """The order in which one pass of training reads the samples of a domain: a random permutation in this class.
+
+        Under several processes, consecutive samples are dealt to them in turn: a batch of all processes together is a
+        consecutive part of the order.
+
+        Args:
+            y: Labels, shape (n,), int64, `UNKNOWN` where training does not read them.
+            seed: Of the pass; equal seeds give equal orders.
+
+        Returns:
+            Indices, shape (n,), int64.
+        """
+        return _permutation(len(y), seed)
 
     def _load(self, dataset: Any, sampler: DistributedSampler[Any], batch_size: int, labels: bool) -> DataLoader[Any]:
         return _Loader(

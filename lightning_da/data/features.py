@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_svmlight_files
 
 from lightning_da.data.base import SPLITS, DataError, DomainPairDataModule, Roles, TensorDomain
-from lightning_da.data.splits import split_indices
+from lightning_da.data.splits import Indices, split_indices
 from lightning_da.data.tables import encode_labels
 from lightning_da.errors import list_choices, one_line
 
@@ -133,7 +133,7 @@ class FeatureTables(DomainPairDataModule):
                     f"{list_choices(table.y_key, table.names)} (--data.y_key or --data.label_column)"
                 )
             given = None if parts == [""] else np.repeat([part[1:] for part in parts], sizes)
-            splits = split_indices(y, self.seed, self.val_share, self.test_share, given)
+            splits = self.split(domain, y, given)
             if self.protocol == "all":
                 splits = dict.fromkeys(SPLITS, np.arange(len(y)))
             names = [
@@ -146,6 +146,16 @@ class FeatureTables(DomainPairDataModule):
                 for split, rows in splits.items()
             }
         return self._domains[domain]
+
+    def split(self, domain: str, y: Indices, given: NDArray[np.str_] | None) -> dict[str, Indices]:  # noqa: ARG002
+        """The rows of each split of a domain.
+
+        Args:
+            domain: Name of the domain.
+            y: Labels, shape (n,), `UNKNOWN` where the class is unknown.
+            given: Predefined split of each sample, shape (n,), None if there is none.
+        """
+        return split_indices(y, self.seed, self.val_share, self.test_share, given)
 
     def _path(self, domain: str) -> tuple[Path, str]:
         """The file of a domain, and the name of the domain in it, which is empty if the file holds one domain."""

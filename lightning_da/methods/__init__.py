@@ -6,6 +6,7 @@ from lightning_da.methods.conservative import Conservative
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
 from lightning_da.methods.deep_coral import DeepCORAL
+from lightning_da.methods.dtml import DTML
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
@@ -16,6 +17,7 @@ __all__ = [
     "ADDA",
     "DAN",
     "DANN",
+    "DTML",
     "JAN",
     "AdaptationModule",
     "Classifier",
