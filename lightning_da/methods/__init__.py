@@ -1,10 +1,12 @@
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
 from lightning_da.methods.base import TransferModule
+from lightning_da.methods.class_embedding import ClassEmbedding
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.conservative import Conservative
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
+from lightning_da.methods.dap import DAP
 from lightning_da.methods.deep_coral import DeepCORAL
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
@@ -16,8 +18,10 @@ __all__ = [
     "ADDA",
     "DAN",
     "DANN",
+    "DAP",
     "JAN",
     "AdaptationModule",
+    "ClassEmbedding",
     "Classifier",
     "Conservative",
     "DeepCORAL",
