@@ -1,5 +1,6 @@
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
+from lightning_da.methods.autoencoder import Autoencoder
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.class_embedding import ClassEmbedding
 from lightning_da.methods.classifier import Classifier
@@ -13,6 +14,8 @@ from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
 from lightning_da.methods.multi_task import MultiTask
 from lightning_da.methods.progressive import Progressive
+from lightning_da.methods.pseudo_labels import PseudoLabels
+from lightning_da.methods.self_taught import SelfTaught
 
 __all__ = [
     "ADDA",
@@ -21,6 +24,7 @@ __all__ = [
     "DAP",
     "JAN",
     "AdaptationModule",
+    "Autoencoder",
     "ClassEmbedding",
     "Classifier",
     "Conservative",
@@ -30,5 +34,7 @@ __all__ = [
     "MarginEnsemble",
     "MultiTask",
     "Progressive",
+    "PseudoLabels",
+    "SelfTaught",
     "TransferModule",
 ]

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,21 +22,24 @@ class Autoencoder(SemiSupervised):
 
     Args:
         decoder: Width of each hidden layer of the decoder.
+        unlabelled_schedule: As for `SemiSupervised`.
         **kwargs: Arguments of `SemiSupervised`.
 
     Raises:
         ConfigError: If the samples are sentences.
     """
 
-    def __init__(self, decoder: tuple[int, ...] = (256,), unlabelled_schedule: Any = constant, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        decoder: tuple[int, ...] = (256,),
+        unlabelled_schedule: Callable[[float], float] = constant,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(unlabelled_schedule=unlabelled_schedule, **kwargs)
         if self.reads_words:
             raise ConfigError("an autoencoder computes numbers, not words; use --config method/pseudo_labels.yaml")
         layers = FeedForward((self.head.in_features,), list(decoder))
-        size = 1
-        for side in self.input_shape:
-            size *= side
-        self.decoder = nn.Sequential(layers, nn.Linear(layers.num_features, size))
+        self.decoder = nn.Sequential(layers, nn.Linear(layers.num_features, prod(self.input_shape)))
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Mean squared error of the reconstruction; for the shapes see `SemiSupervised.unlabelled_loss`."""

@@ -33,8 +33,9 @@ class OwnClasses(TransferModule):
 
     def set_domain(self, domain: str | Mapping[str, int]) -> None:
         super().set_domain(domain)
-        if isinstance(domain, str):
-            self._domain = domain
+        names = [domain] if isinstance(domain, str) else list(domain)
+        if len(names) == 1:
+            self._domain = names[0]
 
     def own_classes(self, domain: str) -> Tensor:
         return self.own[DOMAINS.index(domain)]

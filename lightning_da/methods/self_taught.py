@@ -1,13 +1,13 @@
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_da.methods.autoencoder import Autoencoder
+from lightning_da.methods.own_classes import OwnClasses
 
 
-class SelfTaught(Autoencoder):
+class SelfTaught(OwnClasses, Autoencoder):
     """Self-taught learning: features of unlabelled samples of other classes, and a classifier of few labels on them.
 
     The samples of the source, without labels, shape the features: the backbone is fitted to them (`SparseCoding`,
@@ -21,4 +21,12 @@ class SelfTaught(Autoencoder):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(train_on="target", read_unlabelled="source", **kwargs)
+        super().__init__(train_on="target", read_unlabelled="source", label_smoothing=0.0, **kwargs)
+        if not any(p.requires_grad for part in (self.backbone, self.bottleneck) for p in part.parameters()):
+            self.without_labels = self.unlabelled = ()
+            del self.decoder
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            features = self.features(x)
+        return features, self.among_own(self.head(features))

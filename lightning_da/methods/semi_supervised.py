@@ -5,11 +5,11 @@ from torch import Tensor
 
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import check_range
-from lightning_da.methods.own_classes import OwnClasses
+from lightning_da.methods.base import TransferModule
 from lightning_da.schedules import check_schedule, ramp
 
 
-class SemiSupervised(OwnClasses):
+class SemiSupervised(TransferModule):
     """The base of semi-supervised learning: the task loss of few labels, and a loss of samples without labels.
 
     A subclass fills `unlabelled_loss`. With weight 0 the samples without labels are not looked at.

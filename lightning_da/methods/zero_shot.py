@@ -7,7 +7,6 @@ from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule
 from lightning_da.errors import ConfigError
 from lightning_da.gather import total, world_size
 from lightning_da.methods.classifier import scores
-from lightning_da.methods.hooks import essential
 from lightning_da.methods.own_classes import OwnClasses
 
 

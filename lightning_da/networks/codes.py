@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from math import prod
 
 import torch
+from sklearn.decomposition import PCA, MiniBatchDictionaryLearning
 from torch import Tensor
 
 from lightning_da.errors import ConfigError, check_range
@@ -66,8 +67,6 @@ class PrincipalComponents(_Fitted):
     """
 
     def learn(self, x: Tensor) -> Tensor:
-        from sklearn.decomposition import PCA
-
         if self.num_features > min(x.shape):
             raise ConfigError(f"components: {self.num_features} are more than {min(x.shape)}, samples or values")
         return torch.from_numpy(PCA(self.num_features, random_state=self._seed).fit(x.numpy()).components_)
@@ -116,8 +115,6 @@ class SparseCoding(_Fitted):
         self.register_buffer("lipschitz", torch.ones(()))
 
     def learn(self, x: Tensor) -> Tensor:
-        from sklearn.decomposition import MiniBatchDictionaryLearning
-
         learner = MiniBatchDictionaryLearning(
             self.num_features, alpha=self._penalty, fit_algorithm="cd", random_state=self._seed, max_iter=3
         )
