@@ -53,7 +53,7 @@ class Shapes(DomainPairDataModule):
         self.number, self.noise, self.seed = number, noise, seed
 
     @property
-    def described(self) -> Descriptions:  # type: ignore[override]
+    def described(self) -> Descriptions:
         """The words of the names as attributes."""
         if (given := super().described) is not None:
             return given
@@ -79,7 +79,7 @@ def draw(name: str, rng: np.random.Generator, noise: float) -> NDArray[np.float6
     radius = rng.uniform(5, 7)
     row, column = np.indices((SIDE, SIDE)) - rng.uniform(radius, SIDE - 1 - radius, (2, 1, 1))
 
-    def inside(radius: float) -> NDArray[np.bool_]:
+    def inside(radius: float) -> Any:
         flat, thin = (extreme(abs(row), abs(column)) for extreme in (np.maximum, np.minimum))
         if form == "disc":
             return np.hypot(row, column) <= radius

@@ -33,23 +33,24 @@ class ClassEmbedding(ZeroShot):
         check_range("width", width, 1)
         check_range("margin", margin, above=0)
         self._margin = margin
-        scores = EmbeddingScores(self.num_classes, num_attributes, width)
-        self.head = nn.Sequential(nn.Linear(self.head.in_features, width), scores)
+        self.set_head(width, EmbeddingScores(self.num_classes, num_attributes, width))
 
     @property
     def scores(self) -> "EmbeddingScores":
-        """The scores of the classes."""
-        return cast(EmbeddingScores, self.head[1])
+        """The second part of the head."""
+        _, scores = self.head.children()
+        return cast(EmbeddingScores, scores)
 
     def describe(self, descriptions: Tensor, seen: Tensor) -> None:
         self.scores.descriptions.copy_(normalize(descriptions - descriptions[seen].mean(dim=0), dim=1))
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Ranking hinge; for the shapes see `ZeroShot.losses`."""
-        scores = self.scores(outputs).float()
+        scores: Tensor = self.scores(outputs).float()
         true = scores.gather(1, y[:, None])
         others = scores.masked_fill(~self.own_classes("source"), -torch.inf).scatter(1, y[:, None], -torch.inf)
-        return (self._margin - true[:, 0] + others.amax(dim=1)).clamp(min=0)
+        short: Tensor = self._margin - true[:, 0] + others.amax(dim=1)
+        return short.clamp(min=0)
 
 
 class EmbeddingScores(nn.Module):

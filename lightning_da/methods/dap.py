@@ -28,20 +28,20 @@ class DAP(ZeroShot):
 
     def __init__(self, num_attributes: int, **kwargs: Any) -> None:
         super().__init__(num_attributes, **kwargs)
-        scores = AttributeScores(self.num_classes, num_attributes)
-        self.head = nn.Sequential(nn.Linear(self.head.in_features, num_attributes), scores)
+        self.set_head(num_attributes, AttributeScores(self.num_classes, num_attributes))
 
     @property
     def scores(self) -> "AttributeScores":
-        """The scores of the classes."""
-        return cast(AttributeScores, self.head[1])
+        """The second part of the head."""
+        _, scores = self.head.children()
+        return cast(AttributeScores, scores)
 
     def describe(self, descriptions: Tensor, seen: Tensor) -> None:
         wrong = descriptions[(descriptions != 0) & (descriptions != 1)]
         if len(wrong):
             raise ConfigError(
-                f"data.descriptions: direct attribute prediction needs attributes of 0 and 1, not {wrong[0]:g}; set the "
-                "values to 0 or 1, or use --config method/class_embedding.yaml"
+                f"data.descriptions: direct attribute prediction needs attributes of 0 and 1, not {wrong[0]:g}; change "
+                "them, or use --config method/class_embedding.yaml"
             )
         share = descriptions[seen].mean(dim=0)
         if not ((share > 0) & (share < 1)).any():

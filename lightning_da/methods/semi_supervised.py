@@ -37,7 +37,7 @@ class SemiSupervised(TransferModule):
         check_range("unlabelled_weight", unlabelled_weight, 0)
         check_schedule("unlabelled_schedule", unlabelled_schedule)
         self._weight, self._schedule = unlabelled_weight, unlabelled_schedule
-        self.without_labels = DOMAINS if read_unlabelled == "both" else (read_unlabelled,)
+        self.without_labels: tuple[str, ...] = DOMAINS if read_unlabelled == "both" else (read_unlabelled,)
         self.unlabelled = tuple(domain for domain in self.without_labels if domain not in self.supervised)
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:

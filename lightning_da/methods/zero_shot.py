@@ -19,8 +19,7 @@ class ZeroShot(OwnClasses):
     `generalised/harmonic` is their harmonic mean (Xian et al., "Zero-shot learning: the good, the bad and the ugly",
     CVPR 2017, section 4.3).
 
-    A subclass fills `describe` and `losses`, and sets `head`: a linear map of the features, and the scores of the
-    classes from its outputs.
+    A subclass fills `describe` and `losses`, and calls `set_head`.
 
     Args:
         num_attributes: Number of attributes in the description of a class; the data module gives it.
@@ -35,10 +34,18 @@ class ZeroShot(OwnClasses):
         super().__init__(train_on="source", label_smoothing=0.0, **kwargs)
         if num_attributes < 1:
             raise ConfigError("zero-shot learning needs descriptions of the classes; set --data.descriptions FILE")
-        self.head: nn.Sequential
         self._generalised = nn.ModuleDict(
             {stage: MulticlassConfusionMatrix(self.num_classes, ignore_index=UNKNOWN) for stage in ("val", "test")}
         )
+
+    def set_head(self, outputs: int, scores: nn.Module) -> None:
+        """Makes the head a linear map of the features, and the scores of the classes from its outputs.
+
+        Args:
+            outputs: Number of outputs of the map.
+            scores: From these (n, outputs) to (n, num_classes).
+        """
+        self.add_module("head", nn.Sequential(nn.Linear(self.head.in_features, outputs), scores))
 
     def fit_inputs(self, data: DomainPairDataModule) -> None:
         """Takes the descriptions of the classes too."""
@@ -80,7 +87,8 @@ class ZeroShot(OwnClasses):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         x, (y,), _ = self.joined_samples(batch)
-        outputs = self.head[0](self.features(x))
+        linear, _ = self.head.children()
+        outputs = linear(self.features(x))
         self.set_domain("target")
         known = y != UNKNOWN
         loss = self.losses(outputs[known], y[known]).sum() * world_size() / total(known.sum()).clamp(min=1)

@@ -40,7 +40,7 @@ class _Fitted(Backbone):
     mean: Tensor
     components: Tensor
 
-    def __init__(self, input_shape: tuple[int, ...], components: int, samples: int = 10000, seed: int = 0) -> None:
+    def __init__(self, input_shape: tuple[int, ...], components: int, samples: int = 3000, seed: int = 0) -> None:
         super().__init__()
         check_range("components", components, 1)
         check_range("samples", samples, 2)
@@ -105,7 +105,7 @@ class SparseCoding(_Fitted):
         components: int = 256,
         penalty: float = 1.0,
         steps: int = 100,
-        samples: int = 10000,
+        samples: int = 3000,
         seed: int = 0,
     ) -> None:
         super().__init__(input_shape, components, samples, seed)
@@ -116,9 +116,14 @@ class SparseCoding(_Fitted):
 
     def learn(self, x: Tensor) -> Tensor:
         learner = MiniBatchDictionaryLearning(
-            self.num_features, alpha=self._penalty, fit_algorithm="cd", random_state=self._seed, max_iter=3
+            self.num_features,
+            alpha=self._penalty,
+            fit_algorithm="cd",
+            batch_size=64,
+            random_state=self._seed,
+            max_iter=2,
         )
-        found = torch.from_numpy(learner.fit(x.numpy()).components_)
+        found = torch.from_numpy(learner.fit(x.double().numpy()).components_).float()  # float32 does not converge
         self.lipschitz.copy_(torch.linalg.matrix_norm(found, 2) ** 2)
         return found
 
