@@ -2,6 +2,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -38,8 +39,9 @@ class Autoencoder(SemiSupervised):
         super().__init__(unlabelled_schedule=unlabelled_schedule, **kwargs)
         if self.reads_words:
             raise ConfigError("an autoencoder computes numbers, not words; use --config method/pseudo_labels.yaml")
-        layers = FeedForward((self.head.in_features,), list(decoder))
-        self.decoder = nn.Sequential(layers, nn.Linear(layers.num_features, prod(self.input_shape)))
+        with torch.random.fork_rng(devices=[]):  # dropout draws as it does without the decoder
+            layers = FeedForward((self.head.in_features,), list(decoder))
+            self.decoder = nn.Sequential(layers, nn.Linear(layers.num_features, prod(self.input_shape)))
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Mean squared error of the reconstruction; for the shapes see `SemiSupervised.unlabelled_loss`."""

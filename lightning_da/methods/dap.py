@@ -11,7 +11,7 @@ from lightning_da.methods.zero_shot import ZeroShot
 class DAP(ZeroShot):
     """Direct attribute prediction: zero-shot learning by the attributes of a sample.
 
-    The network predicts each attribute. The score of a class is `sum_m log p(a_m | x) - log p(a_m)`, where a_m are its
+    The network predicts each attribute, beginning with its share among the seen classes. The score of a class is `sum_m log p(a_m | x) - log p(a_m)`, where a_m are its
     attributes and p(a_m) is the share of the seen classes that have the same value. An attribute that all seen classes
     share cannot be learnt and is left out.
 
@@ -51,12 +51,12 @@ class DAP(ZeroShot):
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the attributes, the mean over them; for the shapes see `ZeroShot.losses`."""
-        wanted = self.scores.descriptions[y]
-        return binary_cross_entropy_with_logits(outputs, wanted, reduction="none").mean(dim=1)
+        wanted, logits = self.scores.descriptions[y], outputs + self.scores.offset
+        return binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
 
 
 class AttributeScores(nn.Module):
-    """From the logits of the attributes (n, num_attributes) to the scores of the classes (n, num_classes)."""
+    """From the outputs of the network for the attributes (n, num_attributes) to the scores of the classes (n, num_classes)."""
 
     descriptions: Tensor
     share: Tensor
@@ -66,9 +66,14 @@ class AttributeScores(nn.Module):
         self.register_buffer("descriptions", torch.zeros(num_classes, num_attributes))
         self.register_buffer("share", torch.zeros(num_attributes))
 
+    @property
+    def offset(self) -> Tensor:
+        """The logit of an attribute that the network knows nothing of: that of its share among the seen classes."""
+        return self.share.clamp(0.01, 0.99).logit()
+
     def forward(self, outputs: Tensor) -> Tensor:
         learnt = ((self.share > 0) & (self.share < 1)).float()
         has, has_not = self.descriptions * learnt, (1 - self.descriptions) * learnt
-        share, outputs = self.share.clamp(1e-6, 1 - 1e-6), outputs.float()
+        share, logits = self.share.clamp(1e-6, 1 - 1e-6), (outputs + self.offset).float()
         prior = has @ share.log() + has_not @ (1 - share).log()
-        return logsigmoid(outputs) @ has.T + logsigmoid(-outputs) @ has_not.T - prior
+        return logsigmoid(logits) @ has.T + logsigmoid(-logits) @ has_not.T - prior
