@@ -11,9 +11,9 @@ from lightning_da.methods.zero_shot import ZeroShot
 class DAP(ZeroShot):
     """Direct attribute prediction: zero-shot learning by the attributes of a sample.
 
-    The network predicts each attribute, beginning with its share among the seen classes. The score of a class is `sum_m log p(a_m | x) - log p(a_m)`, where a_m are its
-    attributes and p(a_m) is the share of the seen classes that have the same value. An attribute that all seen classes
-    share cannot be learnt and is left out.
+    The network predicts each attribute, beginning with its share among the seen classes. The score of a class is
+    `sum_m log p(a_m | x) - log p(a_m)`, where a_m are its attributes and p(a_m) is the share of the seen classes that
+    have the same value. An attribute that all seen classes share cannot be learnt and is left out.
 
     Source: Lampert, Nickisch and Harmeling, "Learning to detect unseen object classes by between-class attribute
     transfer", CVPR 2009, equation 2.
@@ -56,7 +56,7 @@ class DAP(ZeroShot):
 
 
 class AttributeScores(nn.Module):
-    """From the outputs of the network for the attributes (n, num_attributes) to the scores of the classes (n, num_classes)."""
+    """From an output for each attribute (n, num_attributes) to the scores of the classes (n, num_classes)."""
 
     descriptions: Tensor
     share: Tensor
