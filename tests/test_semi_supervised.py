@@ -1,6 +1,7 @@
 """Few labels and many samples: an autoencoder, pseudo-labels, self-taught learning, and features without labels."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA, sparse_encode
 
-from lightning_da.data.base import DomainPairDataModule, Roles, TensorDomain
+from lightning_da.data import FeatureTables
+from lightning_da.data.base import DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.methods import Autoencoder, FineTune, PseudoLabels, SelfTaught
 from lightning_da.networks import LSTM, PrincipalComponents, Raw, SparseCoding
@@ -133,8 +135,7 @@ def test_the_loss_of_pseudo_labels_and_its_gradient_are_the_definition(threshold
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Autoencoder, PseudoLabels])
-def test_samples_without_labels_help(kind: Any) -> None:
+def test_certain_predictions_help() -> None:
     """Mean accuracy over three seeds, two labels a class."""
 
     def mean(of: Any, **kwargs: Any) -> float:
@@ -142,8 +143,7 @@ def test_samples_without_labels_help(kind: Any) -> None:
         models = [fit(build(of, seed, **given), 100, Blobs(same=True, noise=2.0)) for seed in range(3)]
         return float(np.mean([accuracy(model, Blobs(same=True, noise=2.0))["test/target/acc"] for model in models]))
 
-    more = {"unlabelled_weight": 3.0} if kind is Autoencoder else {"threshold": 0.8}
-    assert mean(kind, **more) > mean(FineTune) + 0.02
+    assert mean(PseudoLabels, threshold=0.8) > mean(FineTune) + 0.02
 
 
 def test_pseudo_labels_take_the_source_as_labelled_and_the_target_without_a_label() -> None:
@@ -192,26 +192,34 @@ def test_labels_train_the_head_alone_and_the_source_the_features() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", ["autoencoder", "pca", "sparse"])
-def test_features_of_other_classes_help(features: str) -> None:
+def test_components_of_other_classes_help() -> None:
     """Beside the values as they are, three seeds; the target chooses among its own classes."""
-    backbone: Any = {
-        "autoencoder": partial(FeedForward, hidden=[8]),
-        "pca": partial(PrincipalComponents, components=2),
-        "sparse": partial(SparseCoding, components=8, penalty=2.0),
-    }[features]
 
     def found(of: Any) -> float:
         models = [fit(build(SelfTaught, seed, 4, backbone=of), 150, Blobs(noise=2.0)) for seed in range(3)]
         assert all(model.own.tolist() == [[True, True, False, False], [False, False, True, True]] for model in models)
         return float(np.mean([accuracy(model, Blobs(noise=2.0))["test/target/acc"] for model in models]))
 
-    assert found(backbone) > found(Raw) + 0.03
+    assert found(partial(PrincipalComponents, components=2)) > found(Raw) + 0.03
+
+
+@pytest.mark.parametrize("backbone", [NETWORK, partial(SparseCoding, components=8)])
+def test_a_backbone_without_weights_needs_no_autoencoder(backbone: Any) -> None:
     model = build(SelfTaught, classes=4, backbone=backbone)
     roles = Roles.of(model, 1)
     assert roles.supervised == ("target",)
-    assert roles.unlabelled == (("source",) if features == "autoencoder" else ())
-    assert hasattr(model, "decoder") == (features == "autoencoder")
+    assert roles.unlabelled == (("source",) if backbone is NETWORK else ())
+    assert hasattr(model, "decoder") == (backbone is NETWORK)
+
+
+def test_the_source_of_a_file_needs_no_label(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=rng.normal(size=(90, 20)))
+    np.savez(tmp_path / "b.npz", x=rng.normal(size=(90, 20)), y=np.arange(90) % 2)
+    data = FeatureTables("a.npz", "b.npz", 32, root=str(tmp_path), target_labels=10)
+    assert fit(build(SelfTaught), 2, data).own.tolist() == [[False, False], [True, True]]
+    with pytest.raises(DataError, match="the source needs labels"):
+        fit(build(FineTune, train_on="source"), 0, FeatureTables("a.npz", "b.npz", 32, root=str(tmp_path)))
 
 
 # ---------------------------------------------------------------- features without labels
