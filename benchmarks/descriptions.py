@@ -97,7 +97,7 @@ def prepare(root: Path, out: Path) -> None:
     part.mkdir(exist_ok=True)
     with np.load(root / "mnist" / "mnist.npz") as mnist:
         for name, digits in (("low", range(5)), ("high", range(5, 10)), ("all", range(10))):
-            arrays = {}
+            arrays: dict[str, Any] = {}
             for split, number in (("train", UNLABELLED), ("test", 10000)):
                 rows = np.flatnonzero(np.isin(mnist[f"y_{split}"], digits))[:number]
                 arrays |= {f"{kind}_{split}": mnist[f"{kind}_{split}"][rows] for kind in "xy"}

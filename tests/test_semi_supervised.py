@@ -108,13 +108,14 @@ def test_the_reconstruction_loss_and_its_gradient_are_the_definition() -> None:
     (first, _), (second, _), last = model.backbone.fc1, model.decoder[0].fc1, model.decoder[1]
 
     def linear(layer: Any, z: torch.Tensor) -> torch.Tensor:
-        return z @ layer.weight.double().T + layer.bias.double()
+        found: torch.Tensor = z @ layer.weight.double().T + layer.bias.double()
+        return found
 
     expected = (linear(last, linear(second, linear(first, x.double()).relu()).relu()) - x.double()).square().mean()
     found = model.unlabelled_loss(x)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     pair = [torch.autograd.grad(loss, first.weight)[0] for loss in (found, expected)]
-    assert torch.allclose(*pair, atol=1e-6)
+    assert torch.allclose(pair[0], pair[1], atol=1e-6)
     assert pair[0].abs().sum() > 0
 
 
@@ -131,7 +132,7 @@ def test_the_loss_of_pseudo_labels_and_its_gradient_are_the_definition(threshold
     assert certain.sum() == {0.0: 12, 1.0: 0}.get(threshold, certain.sum())
     assert 0 < certain.sum() < 12 or threshold != 0.6
     pair = [torch.autograd.grad(loss, model.backbone.fc1[0].weight)[0] for loss in (found, expected)]
-    assert torch.allclose(*pair, atol=1e-6)
+    assert torch.allclose(pair[0], pair[1], atol=1e-6)
 
 
 @pytest.mark.slow

@@ -227,10 +227,7 @@ def test_the_ranking_loss_is_the_definition() -> None:
     f, weight = outputs.detach().double().requires_grad_(), model.scores.embed.weight.detach().double()
     g = normalize(descriptions.double() - descriptions[:3].double().mean(dim=0), dim=1) @ weight.T
     expected = torch.stack(
-        [
-            (0.7 - f[n] @ g[y[n]] + max(f[n] @ g[m] for m in range(3) if m != y[n])).clamp(min=0)  # type: ignore[type-var]
-            for n in range(9)
-        ]
+        [(0.7 - f[n] @ g[y[n]] + max(f[n] @ g[m] for m in range(3) if m != y[n])).clamp(min=0) for n in range(9)]
     )
     assert 0 < (expected == 0).sum() < 9
     assert torch.allclose(losses.double(), expected, atol=1e-5)
