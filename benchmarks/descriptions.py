@@ -54,7 +54,7 @@ def built(kind: Callable[..., Any], data: FeatureTables, lr: float, decay: float
 def zero_shot(out: Path, method: str, seed: int) -> Scores:
     L.seed_everything(seed, verbose=False)
     attributes = {"by attributes": "binary", "by embedding": "continuous"}[method]
-    files = {"root": str(out / "awa"), "descriptions": str(out / "awa" / f"{attributes}.csv")}
+    files: dict[str, Any] = {"root": str(out / "awa"), "descriptions": str(out / "awa" / f"{attributes}.csv")}
     data = FeatureTables("seen.npz", "unseen.npz", batch_size=256 if method == "by attributes" else 64, **files)
     given = {"num_attributes": data.num_attributes, "backbone": Raw}
     if method == "by attributes":
