@@ -5,6 +5,7 @@ from lightning_da.data.identities import Identities
 from lightning_da.data.image_folders import ImageFolders
 from lightning_da.data.reversed import Reversed
 from lightning_da.data.sentences import Sentences
+from lightning_da.data.shapes import Shapes
 from lightning_da.data.speech import SpeechCorpora
 from lightning_da.data.streamed_images import StreamedImages
 from lightning_da.data.task import Task
@@ -19,6 +20,7 @@ __all__ = [
     "Reversed",
     "Roles",
     "Sentences",
+    "Shapes",
     "SpeechCorpora",
     "StreamedImages",
     "Task",

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_da.data.descriptions import Descriptions, read_descriptions
 from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import ConfigError, check_range
 from lightning_da.inputs import Images, Input, Numbers, Texts
@@ -320,6 +322,7 @@ class DomainPairDataModule(L.LightningDataModule):
         target_labels: How many training labels of the target are read, for example 10, or `3/class`; the other samples
             stay as unlabelled ones. They are drawn with the seed of the run, evenly over the classes as far as each has
             enough. None reads all.
+        descriptions: File with a description of each class, for zero-shot learning (see `read_descriptions`).
 
     Attributes:
         domains: The domains that are validated and tested, `source` or `target`.
@@ -342,6 +345,7 @@ class DomainPairDataModule(L.LightningDataModule):
         target: str | None,
         batch_size: int = 64,
         target_labels: int | str | None = None,
+        descriptions: str | None = None,
     ) -> None:
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
@@ -352,7 +356,7 @@ class DomainPairDataModule(L.LightningDataModule):
         self.source, self.target, self.batch_size = str(source or target), str(target or source), batch_size
         if target_labels is not None and source == target:
             raise DataError("data.target_labels: source and target have the same name, so their labels are the same")
-        self.target_labels = target_labels
+        self.target_labels, self.descriptions = target_labels, descriptions
         self.domains = DOMAINS if source is not None and target is not None else ("target",)
         self.left_out: dict[str, int] = {}
         self._datasets: dict[tuple[str, str], Any] = {}
@@ -423,9 +427,24 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the labels: those of the source, then those that the target alone has."""
-        source = self.classes_of(self.source)
-        return source + [name for name in self.classes_of(self.target) if name not in source]
+        """Class names in the order of the labels: those of the source, then those that the target alone has.
+
+        If the target names none, all described classes may be in it.
+        """
+        source, target = self.classes_of(self.source), self.classes_of(self.target)
+        if not target and self.described is not None:
+            target = self.described.classes
+        return source + [name for name in target if name not in source]
+
+    @functools.cached_property
+    def described(self) -> Descriptions | None:
+        """The descriptions of the classes; None if there are none."""
+        return None if self.descriptions is None else read_descriptions(Path(self.descriptions))
+
+    @property
+    def num_attributes(self) -> int:
+        """Number of attributes in the description of a class; 0 if there are none."""
+        return 0 if self.described is None else len(self.described.attributes)
 
     @property
     def num_classes(self) -> int:
@@ -451,11 +470,13 @@ class DomainPairDataModule(L.LightningDataModule):
         return tuple(dataset[0][0].shape)
 
     def fingerprint(self) -> str:
-        """A digest of all samples and labels in both domains: equal digests mean equal data."""
+        """A digest of all samples, labels and descriptions in both domains: equal digests mean equal data."""
         digest = hashlib.sha256()
         for domain in (self.source, self.target):
             for split in SPLITS:
                 digest.update(self._fingerprint(domain, split).encode())
+        if self.described is not None:
+            digest.update(self.described.of(self.classes).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def _fingerprint(self, domain: str, split: str) -> str:

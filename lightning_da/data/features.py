@@ -43,7 +43,7 @@ class FeatureTables(DomainPairDataModule):
     split with `seed`, stratified by class.
 
     Args:
-        source: File of the domain with labels; None if there is one domain.
+        source: File of the domain with labels, which self-taught learning does not read; None if there is one domain.
         target: File of the domain to transfer to; None if there is one domain.
         batch_size: Samples per batch and domain, on each process.
         root: Folder that `source` and `target` are relative to.
@@ -85,6 +85,7 @@ class FeatureTables(DomainPairDataModule):
         self.predicted = ("test",) if protocol == "all" else SPLITS
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._domains: dict[str, dict[str, TensorDomain]] = {}
+        self._no_labels: DataError | None = None
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
         return self._read(domain)[split]
@@ -97,6 +98,8 @@ class FeatureTables(DomainPairDataModule):
         """
         for domain in (self.source, self.target):
             self._read(domain)
+        if self._no_labels is not None and "source" in roles.supervised:
+            raise self._no_labels
         paths = [self._path(domain)[0] for domain in (self.source, self.target)]
         if all(path.suffix.lower() == ".csv" for path in paths):
             source, target = (
@@ -128,10 +131,12 @@ class FeatureTables(DomainPairDataModule):
             ]
             x, (y, classes) = np.concatenate(xs), encode_labels(path, table.y_key, np.concatenate(ys))
             if domain == self.source and not classes:
-                raise DataError(
+                self._no_labels = DataError(
                     f"{path}: the source needs labels, but there are none in {table.y_key!r}; "
                     f"{list_choices(table.y_key, table.names)} (--data.y_key or --data.label_column)"
                 )
+                if len(self.domains) < 2:
+                    raise self._no_labels
             given = None if parts == [""] else np.repeat([part[1:] for part in parts], sizes)
             splits = self.split(domain, y, given)
             if self.protocol == "all":

@@ -38,7 +38,8 @@ class Backbone(nn.Module):
         Called when a fit begins, but not when a checkpoint is loaded.
 
         Args:
-            samples: From `source` or `target` to chunks of samples, each of shape (b, *input_shape).
+            samples: From `source` or `target` to chunks of samples as the network reads them, each of shape (b,
+                *input_shape).
         """
 
     def load_pretrained(self) -> None:
