@@ -5,13 +5,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.linalg
+from scipy.sparse import csgraph
 from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.neighbors import kneighbors_graph
 
 from lightning_da.classical.base import Array, Labels
 from lightning_da.errors import ConfigError
 
 Kernel = Literal["linear", "rbf"]
-Scaling = Literal["unit", "constraint"]
+Scaling = Literal["unit", "constraint", "cost"]
 
 
 def unit_rows(x: Array) -> Array:
@@ -124,7 +126,7 @@ def leading(factor: Array, cost: Array, dim: int, scaling: Scaling = "unit") -> 
         cost: B, (p, p), positive definite.
         dim: The number of vectors.
         scaling: `constraint`: `A^T F F^T A = I`, as the papers write. `unit`: each column has length 1, as the
-            solvers return it that the published figures come from.
+            solvers return it that the published figures come from. `cost`: `A^T B A = I`.
 
     Raises:
         ConfigError: If F has a smaller rank than `dim`, or if B is not positive definite.
@@ -140,7 +142,8 @@ def leading(factor: Array, cost: Array, dim: int, scaling: Scaling = "unit") -> 
     values, vectors = values[::-1], vectors[:, ::-1]
     check_rank(dim, int(np.sum(values > values[0] * 1e-10)))
     found: Array = scipy.linalg.solve_triangular(cholesky.T, whitened @ vectors, check_finite=False)
-    scaled: Array = found / (values if scaling == "constraint" else np.linalg.norm(found, axis=0))
+    lengths = {"unit": np.linalg.norm(found, axis=0), "constraint": values, "cost": np.sqrt(values)}
+    scaled: Array = found / lengths[scaling]
     return scaled
 
 
@@ -152,6 +155,13 @@ def check_rank(dim: int, rank: int, where: str = "the rows") -> None:
     """
     if dim < 1 or dim > rank:
         raise ConfigError(f"dim: {dim} dimensions are wanted, and {where} have {rank}; give dim from 1 to {rank}")
+
+
+def laplacian(x: Array, neighbors: int) -> Any:
+    """I - D^(-1/2) W D^(-1/2), sparse, (n, n); W has the cosines of rows and their nearest neighbours."""
+    distances = kneighbors_graph(x, neighbors, mode="distance", metric="cosine")
+    distances.data = np.maximum(1 - distances.data, 0)
+    return csgraph.laplacian(distances.maximum(distances.T), normed=True)
 
 
 def one_hot(labels: Labels, classes: int) -> Array:

@@ -4,16 +4,17 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 import scipy.special
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csgraph
-from sklearn.neighbors import kneighbors_graph
+from sklearn.svm import SVC
 
 from lightning_da.classical.algebra import (
     OuterSum,
     add,
     conditional,
     gaussian,
+    laplacian,
     marginal,
     median_gamma,
     one_hot,
@@ -79,7 +80,7 @@ class ARTL(Scores):
         self.landmarks_, self.gamma_ = x, self.gamma or median_gamma(x)
         kernel = gaussian(x, x, self.gamma_)
         # without M, whose few vectors follow by Woodbury's identity in each iteration
-        system = self.manifold * (_laplacian(x, self.neighbors) @ kernel)
+        system = self.manifold * (laplacian(x, self.neighbors) @ kernel)
         system[:n_s] += kernel[:n_s]
         system[np.diag_indices_from(system)] += self.ridge
         factors = scipy.linalg.lu_factor(system, overwrite_a=True, check_finite=False)
@@ -104,13 +105,6 @@ class ARTL(Scores):
 
     def _matrix(self, x: Array, labels: Labels, pseudo: Labels) -> OuterSum:
         return add((1, marginal(len(labels), len(x) - len(labels))), (1, conditional(labels, pseudo)))
-
-
-def _laplacian(x: Array, neighbors: int) -> Any:
-    """I - D^(-1/2) W D^(-1/2), sparse, (n, n); W has the cosines of rows and their nearest neighbours."""
-    distances = kneighbors_graph(x, neighbors, mode="distance", metric="cosine")
-    distances.data = np.maximum(1 - distances.data, 0)
-    return csgraph.laplacian(distances.maximum(distances.T), normed=True)
 
 
 @parameters
@@ -143,3 +137,64 @@ class MEDA(ARTL):
         n_s = len(labels)
         self.mu_ = estimated_mu(x[:n_s], labels, x[n_s:], pseudo)
         return add((1 - self.mu_, marginal(n_s, len(x) - n_s)), (self.mu_, conditional(labels, pseudo)))
+
+
+@parameters
+class DTMKL(Scores):
+    """Domain transfer multiple kernel learning: SVMs with kernels under which MMD is small (Duan et al., TPAMI 2012).
+
+    min over d of (p^T d)^2 / 2 + theta sum_c J_c(d), with d >= 0 and sum d = 1. p_m is the squared MMD under kernel m,
+    J_c the optimum of the SVM of class c against the others under sum_m d_m K_m. SVMs and d alternate.
+
+    Args:
+        widths: The kernels exp(-w ||x - y||^2 / median), one a value.
+        theta: Weight of the SVMs.
+        C: Of the SVMs.
+        iterations: How often SVMs and d are learnt.
+    """
+
+    widths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    theta: float = 1e-5
+    C: float = 1.0
+    iterations: int = 5
+
+    def _fit(self, source: Array, labels: Labels, target: Array) -> None:
+        for name in ("theta", "C"):
+            check_range(name, getattr(self, name), above=0)
+        n_s, rows = len(source), np.vstack([source, target])
+        self.landmarks_, self.gammas_ = source, median_gamma(rows) * np.asarray(self.widths, float)
+        signed = np.r_[np.full(n_s, 1 / n_s), np.full(len(target), -1 / len(target))]
+        p = np.array([signed @ gaussian(rows, rows, gamma) @ signed for gamma in self.gammas_])
+        kernels = np.stack([gaussian(source, source, gamma) for gamma in self.gammas_])
+        self.weights_: Array = np.full(len(p), 1 / len(p))
+        wanted = 2 * one_hot(labels, len(self.classes_)) - 1
+        for _ in range(self.iterations):
+            kernel = np.tensordot(self.weights_, kernels, 1)
+            self.coefficients_ = np.zeros((n_s, wanted.shape[1]))
+            machines = [SVC(C=self.C, kernel="precomputed").fit(kernel, column) for column in wanted.T]
+            for c, machine in enumerate(machines):
+                self.coefficients_[machine.support_, c] = machine.dual_coef_[0]
+            self.intercepts_ = np.array([machine.intercept_[0] for machine in machines])
+            quality = np.einsum("ic,mij,jc->m", self.coefficients_, kernels, self.coefficients_, optimize=True) / 2
+            self.weights_ = _on_simplex(np.outer(p, p), self.theta * quality, self.weights_)
+
+    def _transform(self, x: Array, source: bool) -> Array:  # noqa: ARG002
+        scores: Array = np.zeros((len(x), len(self.classes_))) + self.intercepts_
+        for weight, gamma in zip(self.weights_, self.gammas_, strict=True):
+            scores += weight * (gaussian(x, self.landmarks_, gamma) @ self.coefficients_)
+        return scores
+
+
+def _on_simplex(quadratic: Array, linear: Array, start: Array) -> Array:
+    """The minimum of d^T Q d / 2 - linear^T d with d >= 0 and sum d = 1."""
+    scale = max(float(np.abs(quadratic).max()), float(np.abs(linear).max()), 1e-300)
+
+    def objective(d: Array) -> tuple[float, Array]:
+        return float(d @ quadratic @ d / 2 - linear @ d) / scale, (quadratic @ d - linear) / scale
+
+    sums = scipy.optimize.LinearConstraint(np.ones((1, len(start))), 1, 1)
+    bounds = [(0, 1)] * len(start)
+    found = scipy.optimize.minimize(objective, start, (), "SLSQP", True, bounds=bounds, constraints=sums)
+    clipped: Array = np.maximum(found.x, 0)
+    normalized: Array = clipped / clipped.sum()
+    return normalized

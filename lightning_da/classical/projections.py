@@ -59,7 +59,7 @@ class Projection(Adapter):
         if self.kernel == "rbf":
             self.landmarks_, self.gamma_ = rows, self.gamma or median_gamma(rows)
         x, n_s = self._inputs(rows), len(source)
-        factor = scatter_factor(x)
+        factor = self._factor(x, n_s)
         pseudo: Labels | None = None
         for _ in range(self.iterations):
             cost = self._cost(x, labels, pseudo)
@@ -79,6 +79,10 @@ class Projection(Adapter):
 
     def _transform(self, x: Array, source: bool) -> Array:  # noqa: ARG002
         return self._features(self._inputs(x))
+
+    def _factor(self, x: Array, n_s: int) -> Array:  # noqa: ARG002
+        """F, (p, r), with F F^T = X^T H X; n_s rows of x, (n, p), are of the source."""
+        return scatter_factor(x)
 
     def _cost(self, x: Array, labels: Labels, pseudo: Labels | None) -> Array:
         """B without lam I, (p, p), from the rows of both domains, (n, p), the source first."""
@@ -226,11 +230,28 @@ class TJM(Projection):
 
 
 @parameters
+class ACA(TCA):
+    """Adapting component analysis: TCA's cost, and features that depend on the target's rows (Dorri and Ghodsi, 2012).
+
+    The features keep the structure of the target, not the variance of both domains: the largest HSIC, with linear
+    kernels, of the target's features and the target's rows, A^T (X_t^T H X_t)^2 A.
+
+    Args:
+        dim, lam, iterations, kernel, gamma, scaling, unit, estimator: See `Projection`.
+    """
+
+    def _factor(self, x: Array, n_s: int) -> Array:
+        centred = x[n_s:] - x[n_s:].mean(0)
+        factor: Array = centred.T @ centred
+        return factor
+
+
+@parameters
 class JGSA(Adapter):
     """Joint geometrical and statistical alignment: a projection for each domain (Zhang et al., CVPR 2017, eq. 11).
 
     The features have large variance in the target and between the source's classes, and small scatter within those
-    classes, MMD (domains and classes) and distance of the two projections.
+    classes, MMD (domains and classes) and distance of the two projections. The MMD matrix is divided by its Frobenius norm.
 
     Args:
         dim: The number of features.
@@ -266,7 +287,7 @@ class JGSA(Adapter):
         pseudo = predict_labels(self.final_estimator(), source, labels, target)
         for _ in range(self.iterations):
             matrix = add((1, marginal(n_s, len(target))), (1, conditional(labels, pseudo)))
-            pair = leading(factor, fixed + matrix.between(x), self.dim, self.scaling)
+            pair = leading(factor, fixed + matrix.normalized().between(x), self.dim, self.scaling)
             self.source_components_, self.target_components_ = pair[:d], pair[d:]
             last = pseudo
             pseudo = predict_labels(

@@ -28,9 +28,9 @@ class Centred(Adapter):
         self.source_components_, self.target_components_ = self._matrices(source, target)
 
     def _transform(self, x: Array, source: bool) -> Array:
-        if source:
-            return (x - self.source_mean_) @ self.source_components_
-        return (x - self.target_mean_) @ self.target_components_
+        mean = self.source_mean_ if source else self.target_mean_
+        z: Array = (x - mean) @ (self.source_components_ if source else self.target_components_)
+        return z
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
         raise NotImplementedError
@@ -38,7 +38,7 @@ class Centred(Adapter):
 
 @parameters
 class SA(Centred):
-    """Subspace alignment: source features X_s P_s P_s^T P_t, target features X_t P_t (Fernando et al., ICCV 2013, eq. 3).
+    """Subspace alignment: features X_s P_s P_s^T P_t and X_t P_t (Fernando et al., ICCV 2013, eq. 3).
 
     Args:
         dim: Dimensions of both principal subspaces.
