@@ -412,7 +412,7 @@ def test_artl_is_the_papers_on_full_matrices(pair: Pair) -> None:
     for i in range(n):
         near = [j for j in np.argsort(-cosines[i]) if j != i][:4]
         W[i, near] = np.maximum(cosines[i, near], 0)
-    W = np.maximum(W, W.T)
+    W = np.maximum(W, W.T) + np.eye(n)
     D = np.diag(1 / np.sqrt(W.sum(1)))
     pseudo = KNeighborsClassifier(1).fit(x[:n_s], labels).predict(x[n_s:])
     M = np.zeros((n, n))
@@ -530,6 +530,7 @@ def failing(**changes: Any) -> tuple[Any, Any, Any]:
         (SA(dim=4), failing(), "dim: 4 dimensions are wanted, and the source's rows have 3"),
         (TCA(dim=1, lam=0.0), failing(), "lam: 0.0 is not more than 0"),
         (BDA(dim=1), failing(y=np.array([0, 1, 1, 1, 1, 1] * 2)), "y: class number 0 of the source has one row"),
+        (ARTL(neighbors=12), failing(), "neighbors: 12 are wanted, and there are 12 rows; give 1 to 11"),
         (SCL(dim=3, pivots=2), failing(x=-np.ones((12, 3))), "dim: 0 inputs are positive"),
         (TCA(dim=1, kernel="rbf"), failing(x=np.ones((12, 3))), "X: more than half of the distances"),
     ],

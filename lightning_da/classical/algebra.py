@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.linalg
-from scipy.sparse import csgraph
+import scipy.sparse
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import kneighbors_graph
 
@@ -164,10 +164,20 @@ def check_rank(dim: int, rank: int, where: str = "the rows") -> None:
 
 
 def laplacian(x: Array, neighbors: int) -> Any:
-    """I - D^(-1/2) W D^(-1/2), sparse, (n, n); W has the cosines of rows and their nearest neighbours."""
-    distances = kneighbors_graph(x, neighbors, mode="distance", metric="cosine")
-    distances.data = np.maximum(1 - distances.data, 0)
-    return csgraph.laplacian(distances.maximum(distances.T), normed=True)
+    """I - D^(-1/2) W D^(-1/2), sparse, (n, n), from x, (n, d).
+
+    W has the cosines of rows and their nearest neighbours, and 1 for a row and itself, as in the authors' code of ARTL.
+
+    Raises:
+        ConfigError: If there are too few rows.
+    """
+    if not 1 <= neighbors < len(x):
+        raise ConfigError(f"neighbors: {neighbors} are wanted, and there are {len(x)} rows; give 1 to {len(x) - 1}")
+    graph = kneighbors_graph(x, neighbors, mode="distance", metric="cosine")
+    graph.data = np.maximum(1 - graph.data, 0)
+    graph = graph.maximum(graph.T) + scipy.sparse.identity(len(x))
+    scale = scipy.sparse.diags(1 / np.sqrt(np.asarray(graph.sum(1)).ravel()))
+    return scipy.sparse.identity(len(x)) - scale @ graph @ scale
 
 
 def one_hot(labels: Labels, classes: int) -> Array:
