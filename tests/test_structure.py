@@ -14,7 +14,7 @@ FLOORS = (
     {"errors"},
     {"yaml_files"},
     {"paths", "process", "gather", "schedules", "signatures"},
-    {"logged_models", "losses", "pages", "speech", "store", "text"},
+    {"classical", "logged_models", "losses", "pages", "speech", "store", "text"},
     {"networks", "outbox", "checkpoint_io", "inputs", "mlflow_view"},
     {"data", "served"},
     {"methods", "tracking"},
@@ -66,7 +66,7 @@ def test_imports_run_downward() -> None:
     assert not wrong
 
 
-LOW = ("data", "methods", "losses", "networks", "transferability.measures", "testing")
+LOW = ("classical", "data", "methods", "losses", "networks", "transferability.measures", "testing")
 
 
 def test_the_lower_rooms_know_neither_mlflow_nor_the_command_line() -> None:

@@ -1,0 +1,1 @@
+"""Methods on vectors, in scikit-learn's manner: they learn from the rows of both domains in seconds."""

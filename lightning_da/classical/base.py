@@ -1,0 +1,173 @@
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeVar, dataclass_transform
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from lightning_da.errors import ConfigError, one_line
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.intp]
+T = TypeVar("T")
+
+
+@dataclass_transform(eq_default=False, kw_only_default=True)
+def parameters(cls: type[T]) -> type[T]:
+    """Makes `__init__` from the annotated attributes of an estimator and its base classes, as scikit-learn wants it."""
+    return dataclass(eq=False, repr=False, kw_only=True)(cls)
+
+
+class Domains(NamedTuple):
+    """The rows of both domains, apart; those of the target have no labels."""
+
+    source: Array
+    labels: NDArray[Any]
+    target: Array
+
+
+def _has_predict_proba(adapter: "Adapter") -> bool:
+    return hasattr(adapter.final_estimator(), "predict_proba")
+
+
+class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+    """A method that finds features common to two domains, and a classifier that learns from those of the source.
+
+    A subclass fills `_fit`, which sets the fitted state, and `_transform`, which reads nothing but that state. The
+    state consists of attributes whose names end in `_`: arrays, numbers and strings. Only `estimator_` is another
+    object, and `fit_estimator` makes it from `features_` and `labels_` at any time.
+
+    Args:
+        estimator: The final classifier. `None` is the nearest neighbour.
+    """
+
+    classes_: NDArray[Any]
+    """The classes of the source, sorted."""
+    features_: Array
+    """The features of the source, (n_s, k)."""
+    labels_: Labels
+    """Positions of the source's labels in `classes_`, (n_s,)."""
+
+    def __init__(self, estimator: Any = None) -> None:
+        self.estimator = estimator
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
+        """Learns from the rows of both domains, in any order.
+
+        Args:
+            X: (n, d), float64.
+            y: (n,), labels; those of target rows are not read.
+            sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
+
+        Raises:
+            ConfigError: If a domain is missing, if a value is NaN or infinite, if the source has one class, or if
+                the method cannot work on these rows.
+        """
+        source, given, target = self.split(X, y, sample_domain)
+        check_classification_targets(given)
+        self.classes_, labels = np.unique(given, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ConfigError(f"y: the source has one class only, {self.classes_[0]}; give it 2 or more")
+        self._fit(source, labels, target)
+        self.features_, self.labels_ = self._transform(source, True), labels
+        self.fit_estimator()
+        return self
+
+    def split(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Domains:
+        """Checks what `fit` gets, and takes the two domains apart; the order within each stays.
+
+        Raises:
+            ConfigError: As `fit` does.
+        """
+        x = self._rows(X, reset=True)
+        if y is None:
+            raise ConfigError(f"y: {type(self).__name__} requires y to be passed, but the target y is None")
+        labels = np.asarray(y)
+        if labels.shape == (len(x), 1):
+            labels = column_or_1d(labels, warn=True)
+        if labels.shape != (len(x),):
+            raise ConfigError(f"y: its shape is {labels.shape}; give one label a row of X, ({len(x)},)")
+        is_source = _is_source(sample_domain, len(x))
+        for name, count in (("source", int(is_source.sum())), ("target", int((~is_source).sum()))):
+            if count < 2:
+                raise ConfigError(
+                    f"sample_domain: the {name} has {count} sample{'s' * (count != 1)}; give it 2 or more "
+                    "(positive numbers for the source, negative for the target)"
+                )
+        return Domains(x[is_source], labels[is_source], x[~is_source])
+
+    def fit_estimator(self) -> None:
+        """Makes the final classifier from `features_` and `labels_`."""
+        self.estimator_ = self.final_estimator().fit(self.features_, self.labels_)
+
+    def final_estimator(self) -> Any:
+        """The final classifier, not fitted."""
+        return KNeighborsClassifier(1) if self.estimator is None else clone(self.estimator)
+
+    def fit_transform(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Array:
+        """The features, (n, k), of the rows that it learns from, in their order; see `fit`."""
+        return self.fit(X, y, sample_domain).transform(X, sample_domain)
+
+    def transform(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> Array:
+        """The features, (n, k), of rows that `fit` may not have seen, in their order.
+
+        Args:
+            X: (n, d).
+            sample_domain: (n,), as in `fit`; `None`: all rows are of the target.
+        """
+        check_is_fitted(self, "classes_")
+        x = self._rows(X, reset=False)
+        is_source = np.zeros(len(x), bool) if sample_domain is None else _is_source(sample_domain, len(x))
+        parts = {source: self._transform(x[is_source == source], source) for source in np.unique(is_source).tolist()}
+        features = np.empty((len(x), next(iter(parts.values())).shape[1]))
+        for source, part in parts.items():
+            features[is_source == source] = part
+        return features
+
+    def predict(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> NDArray[Any]:
+        """The classes, (n,), of rows; the arguments are those of `transform`."""
+        z = self.transform(X, sample_domain)
+        predicted: NDArray[Any] = self.classes_[self.estimator_.predict(z)]
+        return predicted
+
+    @available_if(_has_predict_proba)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> Array:
+        """The probabilities, (n, C), in the order of `classes_`; the arguments are those of `transform`."""
+        z = self.transform(X, sample_domain)
+        probabilities: Array = self.estimator_.predict_proba(z)
+        return probabilities
+
+    def _fit(self, source: Array, labels: Labels, target: Array) -> None:
+        """Learns from rows, (n_s, d) and (n_t, d), and the source's labels, (n_s,), as positions in `classes_`."""
+        raise NotImplementedError
+
+    def _transform(self, x: Array, source: bool) -> Array:
+        """The features, (n, k), of rows, (n, d), of one domain."""
+        raise NotImplementedError
+
+    def _rows(self, X: ArrayLike, reset: bool) -> Array:
+        try:
+            x: Array = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=False)
+        except ValueError as error:
+            raise ConfigError(f"X: {one_line(error)}") from error
+        bad = np.argwhere(~np.isfinite(x))
+        if len(bad):
+            row, column = bad[0]
+            raise ConfigError(
+                f"X: {len(bad)} values are NaN or inf, the first in row {row}, column {column}; fill or drop them"
+            )
+        return x
+
+
+def _is_source(sample_domain: ArrayLike, rows: int) -> NDArray[np.bool_]:
+    numbers = np.asarray(sample_domain)
+    if numbers.shape != (rows,) or numbers.dtype.kind not in "iu" or not numbers.all():
+        raise ConfigError(
+            f"sample_domain: give {rows} integers, one a row of X: positive for the source, negative for the target"
+        )
+    result: NDArray[np.bool_] = numbers > 0
+    return result
