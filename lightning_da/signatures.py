@@ -20,7 +20,7 @@ OPTIONS = (
 )
 """Options of `fit`, `validate`, `test` and `predict`, up to the first dot."""
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "help")
-NETWORK = ("model.init_args.backbone", "model.init_args.bottleneck", "model.init_args.optimizer")
+NETWORK = tuple(f"model.init_args.{name}" for name in ("backbone", "bottleneck", "estimator", "optimizer"))
 CLASSES = ("model", "data", "trainer.logger", *NETWORK)
 """Options that take a class, whose arguments may be spelled without `init_args`."""
 

@@ -47,7 +47,7 @@ class TrAdaBoost(SourceOnly):
     votes_: Array
     """The weights of the votes, (rounds,)."""
 
-    def __init__(self, iterations: int = 100, estimator: Any = None) -> None:
+    def __init__(self, iterations: int = 100, estimator: BaseEstimator | None = None) -> None:
         super().__init__(estimator)
         self.iterations = iterations
 
@@ -150,7 +150,12 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
     """The share of the target rows in the weight of the kept step."""
 
     def __init__(
-        self, steps: int = 10, iterations: int = 10, folds: int = 5, estimator: Any = None, random_state: int = 0
+        self,
+        steps: int = 10,
+        iterations: int = 10,
+        folds: int = 5,
+        estimator: BaseEstimator | None = None,
+        random_state: int = 0,
     ) -> None:
         self.steps, self.iterations, self.folds = steps, iterations, folds
         self.estimator, self.random_state = estimator, random_state

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances, pairwise_distances_argmin
 
@@ -44,7 +44,7 @@ class OptimalTransport(SourceOnly):
     source_: Array
     """The source samples, (n_s, d)."""
 
-    def __init__(self, entropy: float = 0.02, classes: float = 0.1, estimator: Any = None) -> None:
+    def __init__(self, entropy: float = 0.02, classes: float = 0.1, estimator: BaseEstimator | None = None) -> None:
         super().__init__(estimator)
         self.entropy, self.classes = entropy, classes
 
@@ -86,7 +86,9 @@ class JDOT(SourceOnly):
     shares_: Array
     """The share of each class that they are given, (n_t, C)."""
 
-    def __init__(self, alpha: float | None = None, iterations: int = 10, estimator: Any = None) -> None:
+    def __init__(
+        self, alpha: float | None = None, iterations: int = 10, estimator: BaseEstimator | None = None
+    ) -> None:
         super().__init__(estimator)
         self.alpha, self.iterations = alpha, iterations
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 
@@ -62,7 +62,7 @@ class KMM(Weighted):
         slack: float | None = None,
         gamma: float | None = None,
         steps: int = 5000,
-        estimator: Any = None,
+        estimator: BaseEstimator | None = None,
     ) -> None:
         super().__init__(estimator)
         self.bound, self.slack, self.gamma, self.steps = bound, slack, gamma, steps
@@ -135,7 +135,7 @@ class KLIEP(Weighted):
         centres: int = 100,
         steps: int = 500,
         random_state: int = 0,
-        estimator: Any = None,
+        estimator: BaseEstimator | None = None,
     ) -> None:
         super().__init__(estimator)
         self.gamma, self.centres, self.steps, self.random_state = gamma, centres, steps, random_state
@@ -181,7 +181,12 @@ class InstanceWeighting(Weighted):
         estimator: As for `Weighted`.
     """
 
-    def __init__(self, discriminator: Any = None, largest: float = 1000.0, estimator: Any = None) -> None:
+    def __init__(
+        self,
+        discriminator: BaseEstimator | None = None,
+        largest: float = 1000.0,
+        estimator: BaseEstimator | None = None,
+    ) -> None:
         super().__init__(estimator)
         self.discriminator, self.largest = discriminator, largest
 

@@ -30,7 +30,10 @@ from lightning_da.signatures import class_path, full_spelling, imported_modules,
 from lightning_da.store import TrackingError, client, search_runs, tracking_uri
 from lightning_da.tracking import Tracker, find_fit, pair_of, parameters, send_waiting
 
-OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "text", "gather.py", "inputs.py", "schedules.py")
+OF_EFFECT = (
+    *("classical", "data", "losses", "methods", "networks", "speech", "text"),
+    *("gather.py", "inputs.py", "schedules.py"),
+)
 """Parts of the package that change the result of a training."""
 
 

@@ -1,6 +1,7 @@
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
 from lightning_da.methods.base import TransferModule
+from lightning_da.methods.classical import Classical
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.conservative import Conservative
 from lightning_da.methods.dan import DAN
@@ -18,6 +19,7 @@ __all__ = [
     "DANN",
     "JAN",
     "AdaptationModule",
+    "Classical",
     "Classifier",
     "Conservative",
     "DeepCORAL",
