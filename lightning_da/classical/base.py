@@ -1,4 +1,5 @@
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeVar, dataclass_transform
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,13 @@ from lightning_da.errors import ConfigError, first_line
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.intp]
+T = TypeVar("T")
+
+
+@dataclass_transform(eq_default=False, kw_only_default=True)
+def parameters(cls: type[T]) -> type[T]:
+    """Makes `__init__` from the annotated attributes of an estimator and its base classes, as scikit-learn wants it."""
+    return dataclass(eq=False, repr=False, kw_only=True)(cls)
 
 
 class Domains(NamedTuple):
@@ -107,7 +115,7 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
             X: (n, d).
             sample_domain: (n,), as in `fit`; `None`: all rows are of the target.
         """
-        check_is_fitted(self, "estimator_")
+        check_is_fitted(self, "classes_")
         x = self._rows(X, reset=False)
         is_source = np.zeros(len(x), bool) if sample_domain is None else _is_source(sample_domain, len(x))
         parts = {source: self._transform(x[is_source == source], source) for source in np.unique(is_source).tolist()}
