@@ -133,6 +133,8 @@ def arguments(class_path: str) -> tuple[str, ...]:
 
 
 def _arguments(module: str, node: ast.ClassDef) -> list[str] | None:
+    if node.decorator_list:  # it can make the arguments, as that of a data class does
+        return None
     inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
     own: list[str] = []
     if inits:

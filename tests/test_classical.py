@@ -1,8 +1,6 @@
 """The classical methods by their properties and beside naive computations of their papers' formulas."""
 
 import inspect
-from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,24 +9,10 @@ import pytest
 import scipy.integrate
 import scipy.linalg
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils.estimator_checks import check_estimator
 
 from lightning_da.classical import classifiers, projections, subspaces
-from lightning_da.classical.algebra import (
-    OuterSum,
-    a_distance,
-    add,
-    conditional,
-    gaussian,
-    leading,
-    marginal,
-    scatter_factor,
-)
 from lightning_da.classical.base import Adapter, Array
-from lightning_da.classical.classifiers import ARTL, MEDA
-from lightning_da.classical.projections import BDA, DJPMMD, JDA, JGSA, TCA, TJM, VDA, estimated_mu
-from lightning_da.classical.subspaces import CORAL, GFK, SA, SDA, SGF, Geodesic, principal
-from lightning_da.errors import ConfigError
+from lightning_da.classical.subspaces import CORAL
 
 MODULES: tuple[ModuleType, ...] = (classifiers, projections, subspaces)
 METHODS = sorted(

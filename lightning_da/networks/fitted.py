@@ -171,7 +171,7 @@ class Program(nn.Module):
 
         The map is found by its values at 0 and at the unit vectors, and tried at a random vector.
         """
-        classifier = estimator.estimator_
+        classifier = getattr(estimator, "estimator_", None)
         nearest = isinstance(classifier, KNeighborsClassifier) and classifier.n_neighbors == 1
         if not (nearest or isinstance(classifier, LINEAR)):
             return None
