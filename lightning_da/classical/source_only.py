@@ -1,12 +1,17 @@
-from lightning_da.classical.base import Adapter, Array, Labels
+from sklearn.base import BaseEstimator
+
+from lightning_da.classical.base import Adapter, Array, Labels, parameters
 
 
+@parameters
 class SourceOnly(Adapter):
     """The lower bound: the classifier learns from the source's vectors as they are.
 
     Args:
         estimator: The classifier. `None` is the nearest neighbour.
     """
+
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         pass

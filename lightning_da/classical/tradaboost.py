@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.validation import check_consistent_length
 
-from lightning_da.classical.base import Array, Labels
+from lightning_da.classical.base import Array, Labels, parameters
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import ConfigError, check_range
 
@@ -21,6 +21,7 @@ LEAST = 1e-10
 """The smallest error of a hypothesis: one without an error would have all the votes."""
 
 
+@parameters
 class TrAdaBoost(SourceOnly):
     """A vote of classifiers, of which each follows the source less where the one before erred, and the target more.
 
@@ -30,8 +31,8 @@ class TrAdaBoost(SourceOnly):
     by `1 / b_t`. The hypotheses of the rounds from N / 2 on vote with weight `ln(1 / b_t)`. An error above 1/2 counts
     as 1/2: the target's weights stay, and the hypothesis has no vote.
 
-    Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1. There are two classes in the paper; the
-    vote with more of them is that of AdaBoost.M1.
+    Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1. The paper has two classes; with more of
+    them the vote is that of AdaBoost.M1.
 
     Args:
         iterations: N.
@@ -42,14 +43,8 @@ class TrAdaBoost(SourceOnly):
         ConfigError: In `fit`, if no target row has a label, or one of a class that the source does not have.
     """
 
-    weights_: Array
-    """The weights of source rows and labelled target rows, with mean 1, in each of the rounds that vote, (rounds, n)."""
-    votes_: Array
-    """The weights of the votes, (rounds,)."""
-
-    def __init__(self, iterations: int = 100, estimator: BaseEstimator | None = None) -> None:
-        super().__init__(estimator)
-        self.iterations = iterations
+    iterations: int = 100
+    estimator: BaseEstimator | None = None
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
         """Learns from labelled rows of both domains, in any order.
@@ -87,8 +82,8 @@ class TrAdaBoost(SourceOnly):
             error = np.clip(weights[own] @ wrong[own] / weights[own].sum(), LEAST, 0.5)
             votes.append(np.log((1 - error) / error))
             weights = kept[-1] * np.where(own, np.exp(votes[-1] * wrong), less**wrong)
-        half = self.iterations // 2
-        self.weights_, self.votes_ = np.array(kept[half:]), np.array(votes[half:])
+        first = (self.iterations + 1) // 2 - 1  # of the rounds that vote
+        self.weights_, self.votes_ = np.array(kept[first:]), np.array(votes[first:])  # (rounds, rows), (rounds,)
 
     def _hypothesis(self, weights: Array) -> Any:
         learner = LinearSVC() if self.estimator is None else clone(self.estimator)
@@ -124,8 +119,9 @@ class Vote:
         return self.predict_proba(X).argmax(axis=1)
 
 
+@parameters
 class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
-    """Boosting of a regression in two stages: the source's weights fall in steps, and in each step the target is boosted.
+    """Boosting of a regression in two stages: the source's weights fall in steps; each step boosts the target.
 
     Step t of S gives the target rows the share `m / (n + m) + t / (S - 1) (1 - m / (n + m))` of the weight, t = 0 to
     S - 1. It takes that from the source rows by factors `b^e_i`, where `e_i` is the error of row i as a share of the
@@ -146,19 +142,11 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
         ConfigError: In `fit`, if fewer than two target rows have a value.
     """
 
-    share_: float
-    """The share of the target rows in the weight of the kept step."""
-
-    def __init__(
-        self,
-        steps: int = 10,
-        iterations: int = 10,
-        folds: int = 5,
-        estimator: BaseEstimator | None = None,
-        random_state: int = 0,
-    ) -> None:
-        self.steps, self.iterations, self.folds = steps, iterations, folds
-        self.estimator, self.random_state = estimator, random_state
+    steps: int = 10
+    iterations: int = 10
+    folds: int = 5
+    estimator: BaseEstimator | None = None
+    random_state: int = 0
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
         """Learns from rows of both domains, in any order.

@@ -7,7 +7,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances, pairwise_distances_argmin
 
-from lightning_da.classical.base import Array, Labels
+from lightning_da.classical.base import Array, Labels, parameters
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import ConfigError, check_range
 
@@ -23,6 +23,7 @@ def _pot() -> Any:
     return ot
 
 
+@parameters
 class OptimalTransport(SourceOnly):
     """The source's samples are moved to the target by a transport plan that keeps classes apart.
 
@@ -39,14 +40,9 @@ class OptimalTransport(SourceOnly):
         estimator: The final classifier. `None` is the nearest neighbour.
     """
 
-    moved_: Array
-    """Where each source sample goes, (n_s, d)."""
-    source_: Array
-    """The source samples, (n_s, d)."""
-
-    def __init__(self, entropy: float = 0.02, classes: float = 0.1, estimator: BaseEstimator | None = None) -> None:
-        super().__init__(estimator)
-        self.entropy, self.classes = entropy, classes
+    entropy: float = 0.02
+    classes: float = 0.1
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         ot = _pot()
@@ -56,7 +52,7 @@ class OptimalTransport(SourceOnly):
         a, b = (np.full(n, 1 / n) for n in cost.shape)
         plan = ot.da.sinkhorn_lpl1_mm(a, labels, b, cost, self.entropy, self.classes)
         plan /= np.maximum(plan.sum(axis=1, keepdims=True), 1e-300)
-        self.source_, self.moved_ = source, plan @ target
+        self.source_, self.moved_ = source, plan @ target  # where each source sample goes, (n_s, d)
 
     def _transform(self, x: Array, source: bool) -> Array:
         if not source:
@@ -66,6 +62,7 @@ class OptimalTransport(SourceOnly):
         return moved
 
 
+@parameters
 class JDOT(SourceOnly):
     """Joint distribution optimal transport: plan and classifier of the target in turn, neither with a map of samples.
 
@@ -81,16 +78,9 @@ class JDOT(SourceOnly):
             regression.
     """
 
-    target_: Array
-    """The target's samples, (n_t, d)."""
-    shares_: Array
-    """The share of each class that they are given, (n_t, C)."""
-
-    def __init__(
-        self, alpha: float | None = None, iterations: int = 10, estimator: BaseEstimator | None = None
-    ) -> None:
-        super().__init__(estimator)
-        self.alpha, self.iterations = alpha, iterations
+    alpha: float | None = None
+    iterations: int = 10
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         ot = _pot()
@@ -105,7 +95,7 @@ class JDOT(SourceOnly):
             before, shares = shares, len(target) * plan.T @ np.eye(len(self.classes_))[labels]
             if np.allclose(before, shares):
                 break
-            self.shares_ = shares
+            self.shares_ = shares  # the share of each class that the target's samples are given, (n_t, C)
             self.fit_estimator()
             loss = -np.log(self.estimator_.predict_proba(target) + 1e-12).T[labels]
 

@@ -3,17 +3,14 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 
-from lightning_da.classical.base import Labels
+from lightning_da.classical.base import Array, Labels, parameters
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import ConfigError, check_range
-
-Array = NDArray[np.float64]
 
 
 class Weighted(SourceOnly):
@@ -39,6 +36,7 @@ class Weighted(SourceOnly):
             ) from error
 
 
+@parameters
 class KMM(Weighted):
     """Kernel mean matching: the weighted mean of the source and the mean of the target agree in the kernel's space.
 
@@ -56,16 +54,11 @@ class KMM(Weighted):
         estimator: As for `Weighted`.
     """
 
-    def __init__(
-        self,
-        bound: float = 1000.0,
-        slack: float | None = None,
-        gamma: float | None = None,
-        steps: int = 5000,
-        estimator: BaseEstimator | None = None,
-    ) -> None:
-        super().__init__(estimator)
-        self.bound, self.slack, self.gamma, self.steps = bound, slack, gamma, steps
+    bound: float = 1000.0
+    slack: float | None = None
+    gamma: float | None = None
+    steps: int = 5000
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
         check_range("bound", self.bound, 1)
@@ -111,34 +104,30 @@ def _gamma(source: Array, target: Array) -> float:
     return float(1 / max(np.median(euclidean_distances(source, target, squared=True)), 1e-12))
 
 
+@parameters
 class KLIEP(Weighted):
-    """Kullback-Leibler importance estimation: the weighted source is as near to the target as a mixture can bring it.
+    """Kullback-Leibler importance estimation: the weights that bring the source nearest to the target.
 
     The weight is a mixture `w(x) = sum_l a_l k(x, c_l)` of kernels `exp(-gamma ||x - c_l||^2)` at target samples. It
     maximises `sum_j log w(x_j)` over the target, subject to `a >= 0` and a mean of 1 over the source.
 
     Source: Sugiyama et al., "Direct importance estimation for covariate shift adaptation", AISM 2008, equation 7. It is
-    a mixture's likelihood, so that the steps of expectation maximisation, which keep both constraints, find the maximum.
+    the likelihood of a mixture, whose maximum the steps of expectation maximisation find; they keep both constraints.
 
     Args:
-        gamma: Of the kernel. `None` chooses, by the likelihood of five held-out folds of the target (the paper's section
-            2.3), among 1 / median of the squared distances, times 0.1 to 100.
+        gamma: Of the kernel. `None` chooses, by the likelihood of five held-out folds of the target (section 2.3 of the
+            paper), among 1 / median of the squared distances, times 0.1 to 100.
         centres: Largest number of kernels.
         steps: Number of steps.
         random_state: Seed that draws the centres and the folds.
         estimator: As for `Weighted`.
     """
 
-    def __init__(
-        self,
-        gamma: float | None = None,
-        centres: int = 100,
-        steps: int = 500,
-        random_state: int = 0,
-        estimator: BaseEstimator | None = None,
-    ) -> None:
-        super().__init__(estimator)
-        self.gamma, self.centres, self.steps, self.random_state = gamma, centres, steps, random_state
+    gamma: float | None = None
+    centres: int = 100
+    steps: int = 200
+    random_state: int = 0
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
         check_range("centres", self.centres, 1)
@@ -169,6 +158,7 @@ class KLIEP(Weighted):
         return shares / norm
 
 
+@parameters
 class InstanceWeighting(Weighted):
     """Weights from a classifier of domains: `w(x) = P(target | x) / P(source | x)`, both domains equally likely.
 
@@ -181,14 +171,9 @@ class InstanceWeighting(Weighted):
         estimator: As for `Weighted`.
     """
 
-    def __init__(
-        self,
-        discriminator: BaseEstimator | None = None,
-        largest: float = 1000.0,
-        estimator: BaseEstimator | None = None,
-    ) -> None:
-        super().__init__(estimator)
-        self.discriminator, self.largest = discriminator, largest
+    discriminator: BaseEstimator | None = None
+    largest: float = 1000.0
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
         check_range("largest", self.largest, 1)
