@@ -73,15 +73,13 @@ def marginal(n_s: int, n_t: int) -> OuterSum:
     return _of([np.r_[np.full(n_s, 1 / n_s), np.full(n_t, -1 / n_t)]], n_s + n_t)
 
 
-def conditional(labels: Labels, pseudo: Labels | None) -> OuterSum:
+def conditional(labels: Labels, pseudo: Labels) -> OuterSum:
     """sum_c M_c: squared distances of the means of each class that both domains have (Long et al., 2013).
 
     Args:
         labels: (n_s,), labels of the source.
-        pseudo: (n_t,), labels that the target is thought to have; `None`: the sum is empty, 0.
+        pseudo: (n_t,), labels that the target is thought to have.
     """
-    if pseudo is None:
-        return OuterSum(np.empty((0, len(labels))), np.empty(0))
     rows = []
     for c in np.intersect1d(labels, pseudo):
         s, t = labels == c, pseudo == c

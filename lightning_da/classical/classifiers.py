@@ -91,8 +91,9 @@ class ARTL(Scores):
         for _ in range(self.iterations):
             matrix = self._matrix(x, labels, pseudo).normalized()
             toward, sums = scipy.linalg.lu_solve(factors, matrix.vectors.T), matrix.vectors @ kernel
-            inner = np.diag(1 / matrix.weights) + self.lam * sums @ toward
-            self.coefficients_: Array = free - self.lam * toward @ np.linalg.solve(inner, sums @ free)
+            weights = self.lam * matrix.weights[:, None]
+            inner = np.eye(len(sums)) + weights * (sums @ toward)
+            self.coefficients_: Array = free - toward @ np.linalg.solve(inner, weights * (sums @ free))
             last, pseudo = pseudo, (kernel[n_s:] @ self.coefficients_).argmax(1)
             if np.array_equal(last, pseudo):
                 break

@@ -219,7 +219,7 @@ class TJM(Projection):
         matrix = marginal(n_s, len(target))
         pseudo: Labels | None = None
         for _ in range(self.iterations):
-            if self.conditional:
+            if self.conditional and pseudo is not None:
                 matrix = add((1, marginal(n_s, len(target))), (1, conditional(labels, pseudo)))
             cost = matrix.normalized().between(inputs @ basis)
             cost[np.diag_indices_from(cost)] += self.lam * weights
@@ -252,7 +252,8 @@ class JGSA(Adapter):
     """Joint geometrical and statistical alignment: a projection for each domain (Zhang et al., CVPR 2017, eq. 11).
 
     The features have large variance in the target and between the source's classes, and small scatter within those
-    classes, MMD (domains and classes) and distance of the two projections. The MMD matrix is divided by its Frobenius norm.
+    classes, MMD (domains and classes) and distance of the two projections. The MMD matrix is divided by its Frobenius
+    norm.
 
     Args:
         dim: The number of features.

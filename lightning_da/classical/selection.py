@@ -81,8 +81,8 @@ class SCL(Adapter):
         dim: The number of new features.
         pivots: The number of pivots.
         support: In how many rows of each domain a pivot is positive at least.
-        ridge: Weight of the squared weights of the linear models; their loss is the squared one, in the paper a modified
-            Huber loss.
+        ridge: Weight of the squared weights of the linear models, whose loss is the squared one; in the paper it is a
+            modified Huber loss.
         alpha: Mean length of the new part of a row, as a ratio to that of its inputs.
         estimator: The final classifier; `None` is the nearest neighbour.
     """
