@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import normalize, one_hot
 
 from lightning_da.classical.base import Adapter
 
@@ -136,6 +136,7 @@ class Program(nn.Module):
     """An affine map of vectors and a simple classifier, in torch: a network of them can be exported.
 
     Args:
+        unit: Whether the vectors are first brought to length 1.
         weight: Shape (d, k), float64.
         bias: Shape (k,).
         classifier: A fitted linear model of scikit-learn, or the nearest neighbour.
@@ -148,7 +149,7 @@ class Program(nn.Module):
     offsets: Tensor
     labels: Tensor
 
-    def __init__(self, weight: NDArray[Any], bias: NDArray[Any], classifier: Any, classes: NDArray[np.int64]) -> None:
+    def __init__(self, unit: bool, weight: NDArray[Any], bias: NDArray[Any], classifier: Any, classes: NDArray[np.int64]) -> None:
         super().__init__()
         if isinstance(
             classifier, KNeighborsClassifier
@@ -169,7 +170,7 @@ class Program(nn.Module):
     def of(cls, estimator: Adapter) -> "Program | None":
         """The program of a fitted estimator; None if it is no affine map, or its classifier is another one.
 
-        The map is found by its values at 0 and at the unit vectors, and tried at a random vector.
+        The map is found by its values at 0 and at the unit vectors, and tried at two random vectors.
         """
         classifier = getattr(estimator, "estimator_", None)
         nearest = isinstance(classifier, KNeighborsClassifier) and classifier.n_neighbors == 1
@@ -178,14 +179,17 @@ class Program(nn.Module):
         width = int(estimator.n_features_in_)
         bias = estimator.transform(np.zeros((1, width)))
         weight = estimator.transform(np.eye(width)) - bias
-        probe = np.random.default_rng(0).normal(size=(2, width))
-        if not np.allclose(estimator.transform(probe), probe @ weight + bias, rtol=1e-6, atol=1e-9):
-            return None
-        return cls(weight, bias[0], classifier, np.asarray(estimator.classes_))
+        x = np.random.default_rng(0).normal(size=(2, width))
+        found = estimator.transform(x)
+        for unit, given in ((False, x), (True, x / np.linalg.norm(x, axis=1, keepdims=True))):
+            if np.allclose(found, given @ weight + bias, rtol=1e-6, atol=1e-9):
+                return cls(unit, weight, bias[0], classifier, np.asarray(estimator.classes_))
+        return None
 
     def forward(self, x: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Features (B, k) and log-probabilities (B, num_classes) of vectors (B, d) of the target."""
-        features = x.double() @ self.weight + self.bias
+        x = normalize(x.double(), eps=1e-300) if self._unit else x.double()
+        features = x @ self.weight + self.bias
         scores = features @ self.points.T + self.offsets
         if self._soft:
             found = scores.softmax(dim=1) @ one_hot(self.labels, num_classes).double()
