@@ -133,10 +133,11 @@ def arguments(class_path: str) -> tuple[str, ...]:
 
 
 def _arguments(module: str, node: ast.ClassDef) -> list[str] | None:
-    if node.decorator_list:  # it can make the arguments, as that of a data class does
-        return None
     inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
     own: list[str] = []
+    if node.decorator_list:  # of a data class, whose fields are the arguments
+        fields = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+        own = [field.id for field in fields if isinstance(field, ast.Name)]
     if inits:
         given = inits[0].args
         own = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)][1:]

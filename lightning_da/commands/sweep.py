@@ -108,8 +108,8 @@ def _of_layer(run: str | None, layer: str | None) -> list[str]:
     if fit.config is None:
         raise ConfigError(f"features_of: {run!r} has no configuration; give a run of the store, by its name or id")
     network = yaml.safe_load(fit.config.read_text())["model"]["init_args"]
-    parts = {key: network[key] for key in ("backbone", "bottleneck", "standardize")} | {"init_from": run}
-    return words + [f"--model.init_args.{key}={json.dumps(value)}" for key, value in parts.items()]
+    parts = [f"--model.init_args.{key}={json.dumps(network[key])}" for key in ("backbone", "bottleneck", "standardize")]
+    return [*words, *parts, f"--model.init_args.init_from={run}"]
 
 
 def _report(wanted: Sequence[str], results: Sequence[Result], parent: str) -> pd.DataFrame:

@@ -1,11 +1,13 @@
 """Estimators of `lightning_da.classical` as modules, whose fitted state is in a checkpoint without pickle."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
@@ -27,12 +29,13 @@ class Fitted(nn.Module):
     `_`, text as its bytes. The final classifier is made of it anew.
 
     Args:
-        estimator: The estimator, which this module fits.
+        estimator: The estimator, of which this module fits a copy.
     """
 
     def __init__(self, estimator: Adapter) -> None:
         super().__init__()
-        self.estimator, self.fitted = estimator, False
+        self.estimator: Adapter = clone(estimator)
+        self.fitted = False
         self.sizes: Mapping[str, int] = {"target": -1}
         self.program: Program | None = None
         """What the estimator computes for the target, in torch, if torch can."""
@@ -136,7 +139,7 @@ class Program(nn.Module):
     """An affine map of vectors and a simple classifier, in torch: a network of them can be exported.
 
     Args:
-        unit: Whether the vectors are first brought to length 1.
+        unit: Whether the features are brought to length 1.
         weight: Shape (d, k), float64.
         bias: Shape (k,).
         classifier: A fitted linear model of scikit-learn, or the nearest neighbour.
@@ -149,11 +152,13 @@ class Program(nn.Module):
     offsets: Tensor
     labels: Tensor
 
-    def __init__(self, unit: bool, weight: NDArray[Any], bias: NDArray[Any], classifier: Any, classes: NDArray[np.int64]) -> None:
+    def __init__(
+        self, unit: bool, weight: NDArray[Any], bias: NDArray[Any], classifier: Any, classes: NDArray[np.int64]
+    ) -> None:
         super().__init__()
-        if isinstance(
-            classifier, KNeighborsClassifier
-        ):  # the nearest has the largest inner product less half its square
+        self._unit = unit
+        # the nearest point has the largest inner product less half of its own square
+        if isinstance(classifier, KNeighborsClassifier):
             points = classifier._fit_X
             offsets, labels = -np.square(points).sum(axis=1) / 2, classifier._y
         else:
@@ -176,20 +181,23 @@ class Program(nn.Module):
         nearest = isinstance(classifier, KNeighborsClassifier) and classifier.n_neighbors == 1
         if not (nearest or isinstance(classifier, LINEAR)):
             return None
-        width = int(estimator.n_features_in_)
-        bias = estimator.transform(np.zeros((1, width)))
-        weight = estimator.transform(np.eye(width)) - bias
+        plain, width = copy(estimator), int(estimator.n_features_in_)
+        if unit := bool(getattr(estimator, "unit", False)):
+            plain.set_params(unit=False)
+        bias = plain.transform(np.zeros((1, width)))
+        weight = plain.transform(np.eye(width)) - bias
         x = np.random.default_rng(0).normal(size=(2, width))
-        found = estimator.transform(x)
-        for unit, given in ((False, x), (True, x / np.linalg.norm(x, axis=1, keepdims=True))):
-            if np.allclose(found, given @ weight + bias, rtol=1e-6, atol=1e-9):
-                return cls(unit, weight, bias[0], classifier, np.asarray(estimator.classes_))
-        return None
+        mapped = x @ weight + bias
+        expected = mapped / np.linalg.norm(mapped, axis=1, keepdims=True) if unit else mapped
+        if not np.allclose(estimator.transform(x), expected, rtol=1e-6, atol=1e-9):
+            return None
+        return cls(unit, weight, bias[0], classifier, np.asarray(estimator.classes_))
 
     def forward(self, x: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """Features (B, k) and log-probabilities (B, num_classes) of vectors (B, d) of the target."""
-        x = normalize(x.double(), eps=1e-300) if self._unit else x.double()
-        features = x @ self.weight + self.bias
+        features = x.double() @ self.weight + self.bias
+        if self._unit:
+            features = normalize(features, eps=1e-300)
         scores = features @ self.points.T + self.offsets
         if self._soft:
             found = scores.softmax(dim=1) @ one_hot(self.labels, num_classes).double()
