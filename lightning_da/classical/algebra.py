@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.linalg
-from scipy.sparse import csgraph
+import scipy.sparse
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import kneighbors_graph
 
@@ -13,7 +13,7 @@ from lightning_da.classical.base import Array, Labels
 from lightning_da.errors import ConfigError
 
 Kernel = Literal["linear", "rbf"]
-Scaling = Literal["unit", "constraint", "cost"]
+Scaling = Literal["unit", "constraint"]
 
 
 def unit_rows(x: Array) -> Array:
@@ -115,34 +115,42 @@ def scatter_factor(x: Array) -> Array:
 
 
 def leading(factor: Array, cost: Array, dim: int, scaling: Scaling = "unit") -> Array:
-    """The `dim` vectors a with the largest (a^T F F^T a) / (a^T B a), as columns, (p, dim), best first.
+    """The `dim` vectors a with the smallest phi in `B a = phi F F^T a`, as columns, (p, dim), best first.
 
-    They solve `B a = phi F F^T a` for the smallest phi, which is how the papers write it.
+    They minimise tr(A^T B A) subject to A^T F F^T A = I.
 
     Args:
         factor: F, (p, r).
-        cost: B, (p, p), positive definite.
+        cost: B, (p, p), symmetric, and positive definite where F F^T is 0.
         dim: The number of vectors.
         scaling: `constraint`: `A^T F F^T A = I`, as the papers write. `unit`: each column has length 1, as the
-            solvers return it that the published figures come from. `cost`: `A^T B A = I`.
+            solvers return it that the published figures come from.
 
     Raises:
-        ConfigError: If F has a smaller rank than `dim`, or if B is not positive definite.
+        ConfigError: If F has a smaller rank than `dim`, or if B is not positive definite where F F^T is 0.
     """
-    try:
-        cholesky = np.linalg.cholesky(cost)
-    except np.linalg.LinAlgError as error:
-        raise ConfigError("lam: the cost is not positive definite; give lam a larger value") from error
+    cholesky = _cholesky(factor, cost)
     whitened = scipy.linalg.solve_triangular(cholesky, factor, lower=True, check_finite=False)
     size = factor.shape[1]
-    first = max(size - dim, 0)
+    first = max(size - max(dim, 1), 0)
     values, vectors = scipy.linalg.eigh(whitened.T @ whitened, subset_by_index=[first, size - 1], check_finite=False)
     values, vectors = values[::-1], vectors[:, ::-1]
     check_rank(dim, int(np.sum(values > values[0] * 1e-10)))
     found: Array = scipy.linalg.solve_triangular(cholesky.T, whitened @ vectors, check_finite=False)
-    lengths = {"unit": np.linalg.norm(found, axis=0), "constraint": values, "cost": np.sqrt(values)}
-    scaled: Array = found / lengths[scaling]
+    scaled: Array = found / (values if scaling == "constraint" else np.linalg.norm(found, axis=0))
     return scaled
+
+
+def _cholesky(factor: Array, cost: Array) -> Array:
+    """Of B + c F F^T, with the first c that makes it positive definite; phi + c has the vectors of phi."""
+    scale = float(np.abs(np.diag(cost)).sum()) / max(float(np.sum(factor**2)), 1e-300)
+    for shift in [0.0, *(scale * 10.0**power for power in range(-3, 7))]:
+        try:
+            shifted: Array = cost + shift * (factor @ factor.T) if shift else cost
+            return scipy.linalg.cholesky(shifted, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            continue
+    raise ConfigError("lam: the cost is not positive definite; give lam a larger value")
 
 
 def check_rank(dim: int, rank: int, where: str = "the rows") -> None:
@@ -156,10 +164,20 @@ def check_rank(dim: int, rank: int, where: str = "the rows") -> None:
 
 
 def laplacian(x: Array, neighbors: int) -> Any:
-    """I - D^(-1/2) W D^(-1/2), sparse, (n, n); W has the cosines of rows and their nearest neighbours."""
-    distances = kneighbors_graph(x, neighbors, mode="distance", metric="cosine")
-    distances.data = np.maximum(1 - distances.data, 0)
-    return csgraph.laplacian(distances.maximum(distances.T), normed=True)
+    """I - D^(-1/2) W D^(-1/2), sparse, (n, n), from x, (n, d).
+
+    W has the cosines of rows and their nearest neighbours, and 1 for a row and itself, as in the authors' code of ARTL.
+
+    Raises:
+        ConfigError: If there are too few rows.
+    """
+    if not 1 <= neighbors < len(x):
+        raise ConfigError(f"neighbors: {neighbors} are wanted, and there are {len(x)} rows; give 1 to {len(x) - 1}")
+    graph = kneighbors_graph(x, neighbors, mode="distance", metric="cosine")
+    graph.data = np.maximum(1 - graph.data, 0)
+    graph = graph.maximum(graph.T) + scipy.sparse.identity(len(x))
+    scale = scipy.sparse.diags(1 / np.sqrt(np.asarray(graph.sum(1)).ravel()))
+    return scipy.sparse.identity(len(x)) - scale @ graph @ scale
 
 
 def one_hot(labels: Labels, classes: int) -> Array:

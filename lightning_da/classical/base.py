@@ -7,9 +7,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from lightning_da.errors import ConfigError, first_line
+from lightning_da.errors import ConfigError, one_line
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.intp]
@@ -84,14 +84,18 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
             ConfigError: As `fit` does.
         """
         x = self._rows(X, reset=True)
+        if y is None:
+            raise ConfigError(f"y: {type(self).__name__} requires y to be passed, but the target y is None")
         labels = np.asarray(y)
+        if labels.shape == (len(x), 1):
+            labels = column_or_1d(labels, warn=True)
         if labels.shape != (len(x),):
             raise ConfigError(f"y: its shape is {labels.shape}; give one label a row of X, ({len(x)},)")
         is_source = _is_source(sample_domain, len(x))
-        for name, count in (("source", is_source.sum()), ("target", (~is_source).sum())):
+        for name, count in (("source", int(is_source.sum())), ("target", int((~is_source).sum()))):
             if count < 2:
                 raise ConfigError(
-                    f"sample_domain: {count} of {len(x)} rows are of the {name}; give 2 or more "
+                    f"sample_domain: the {name} has {count} sample{'s' * (count != 1)}; give it 2 or more "
                     "(positive numbers for the source, negative for the target)"
                 )
         return Domains(x[is_source], labels[is_source], x[~is_source])
@@ -126,13 +130,15 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
 
     def predict(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> NDArray[Any]:
         """The classes, (n,), of rows; the arguments are those of `transform`."""
-        predicted: NDArray[Any] = self.classes_[self.estimator_.predict(self.transform(X, sample_domain))]
+        z = self.transform(X, sample_domain)
+        predicted: NDArray[Any] = self.classes_[self.estimator_.predict(z)]
         return predicted
 
     @available_if(_has_predict_proba)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> Array:
         """The probabilities, (n, C), in the order of `classes_`; the arguments are those of `transform`."""
-        probabilities: Array = self.estimator_.predict_proba(self.transform(X, sample_domain))
+        z = self.transform(X, sample_domain)
+        probabilities: Array = self.estimator_.predict_proba(z)
         return probabilities
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
@@ -147,7 +153,7 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
         try:
             x: Array = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=False)
         except ValueError as error:
-            raise ConfigError(f"X: {first_line(error)}") from error
+            raise ConfigError(f"X: {one_line(error)}") from error
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
             row, column = bad[0]

@@ -36,7 +36,8 @@ class Scores(Adapter):
 
     def predict(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> NDArray[Any]:
         """The classes, (n,), of rows; the arguments are those of `transform`."""
-        predicted: NDArray[Any] = self.classes_[self.transform(X, sample_domain).argmax(1)]
+        scores = self.transform(X, sample_domain)
+        predicted: NDArray[Any] = self.classes_[scores.argmax(1)]
         return predicted
 
     def predict_proba(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> Array:
@@ -173,7 +174,7 @@ class DTMKL(Scores):
         for _ in range(self.iterations):
             kernel = np.tensordot(self.weights_, kernels, 1)
             self.coefficients_ = np.zeros((n_s, wanted.shape[1]))
-            machines = [SVC(C=self.C, kernel="precomputed").fit(kernel, column) for column in wanted.T]
+            machines = [SVC(C=self.C, kernel="precomputed", tol=1e-8).fit(kernel, column) for column in wanted.T]
             for c, machine in enumerate(machines):
                 self.coefficients_[machine.support_, c] = machine.dual_coef_[0]
             self.intercepts_ = np.array([machine.intercept_[0] for machine in machines])

@@ -252,8 +252,8 @@ class JGSA(Adapter):
     """Joint geometrical and statistical alignment: a projection for each domain (Zhang et al., CVPR 2017, eq. 11).
 
     The features have large variance in the target and between the source's classes, and small scatter within those
-    classes, MMD (domains and classes) and distance of the two projections. The MMD matrix is divided by its Frobenius
-    norm.
+    classes, MMD and distance of the two projections. The MMD matrix is C M_0 + sum_c M_c, with C classes, divided by
+    the Frobenius norm of C M_0, as in the authors' code.
 
     Args:
         dim: The number of features.
@@ -286,10 +286,12 @@ class JGSA(Adapter):
         fixed = self.lam * np.kron([[1, -1], [-1, 1]], np.eye(d))
         fixed[:d, :d] += self.beta * within_scatter(source, labels)
         fixed[np.diag_indices_from(fixed)] += np.r_[np.full(d, 1e-9), np.full(d, self.mu)]
+        domains = marginal(n_s, len(target))
+        norm = len(self.classes_) * (1 / n_s + 1 / len(target))  # of C M_0
         pseudo = predict_labels(self.final_estimator(), source, labels, target)
         for _ in range(self.iterations):
-            matrix = add((1, marginal(n_s, len(target))), (1, conditional(labels, pseudo)))
-            pair = leading(factor, fixed + matrix.normalized().between(x), self.dim, self.scaling)
+            terms = (len(self.classes_), domains), (1, conditional(labels, pseudo))
+            pair = leading(factor, fixed + add(*terms).between(x) / norm, self.dim, self.scaling)
             self.source_components_, self.target_components_ = pair[:d], pair[d:]
             last = pseudo
             pseudo = predict_labels(
