@@ -4,6 +4,7 @@ import errno
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,8 @@ class TransferCLI(LightningCLI):
             if isinstance(logger, Tracker) and self.config.trainer.logger.init_args.run_id is not None:
                 logger.resume(self.config.ckpt_path)
         function = getattr(self.trainer, self.command)
+        if self.command in ("validate", "test"):  # Lightning's table repeats each value for each domain
+            function = partial(function, verbose=False)
         try:
             with loading_errors():
                 function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)

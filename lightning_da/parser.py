@@ -55,8 +55,24 @@ KINDS = {
 """What a value is called that the parser wants."""
 
 
+OF_FIT = {"config", "print_config", *(key for key in HELP if "." not in key)}
+"""The options of `fit` without a dot."""
+
+
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command's own options: a mistake is a `ConfigError`, without the usage."""
+    """The parser of a command's own options: a mistake is a `ConfigError`, without the usage.
+
+    Options that it does not know are those of `fit`.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, others = super().parse_known_args(args, namespace)
+        known = [name.removeprefix("--") for name in self._option_string_actions if name.startswith("--")]
+        for word in others:
+            name = word.split("=")[0].removeprefix("--")
+            if word.startswith("--") and "." not in name and name not in OF_FIT:
+                self.error(unknown_key(name, known))
+        return found, others
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)

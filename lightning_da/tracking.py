@@ -128,14 +128,19 @@ class Tracker(MLFlowLogger):
         if self._monitored:
             self._watch_system()
         self.experiment.set_tag(self.run_id, "resumed_from", checkpoint)
-        if "failure" in run.data.tags:
-            self.experiment.delete_tag(self.run_id, "failure")
+        for tag in {"failure", "no_model"} & set(run.data.tags):
+            self.experiment.delete_tag(self.run_id, tag)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self.resumed is not None and step is not None:
             metrics = {key: value for key, value in metrics.items() if step > self.resumed.get(key, -1)}
         super().log_metrics(metrics, step)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run; without one, its id."""
+        return str(self._run_name or self.run_id)
 
     def name_run(self, name: str) -> None:
         """Sets the name of the run, unless it has one."""

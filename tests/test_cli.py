@@ -319,9 +319,11 @@ def test_a_run_repeats_from_its_recorded_configuration() -> None:
     assert run_of(main(["fit", "--config", path, "--seed_everything=4"])).info.run_name == "dann-typeset-handwritten-s4"
 
 
-def test_test_by_file_by_id_and_by_name_needs_no_other_argument() -> None:
+def test_test_by_file_by_id_and_by_name_needs_no_other_argument(capsys: pytest.CaptureFixture[str]) -> None:
     cli = main(["fit", *digits("dann", "--seed_everything=11", experiment="other")])
     run = run_of(cli)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"run {run.info.run_name} is finished; to test it: lightning-da test --ckpt_path {run.info.run_id}"
     file = client().download_artifacts(run.info.run_id, "checkpoints/last.ckpt")
     experiment = "--trainer.logger.init_args.experiment_name=other"
     main(["fit", *digits("dann", "--seed_everything=11", experiment="yet another")])  # a later run of that name
@@ -331,6 +333,10 @@ def test_test_by_file_by_id_and_by_name_needs_no_other_argument() -> None:
         experiment = experiment.replace(".init_args", "") if reference == run.info.run_name else experiment
         assert tested.trainer.logger.run_id == run.info.run_id
         found.append(tested.trainer.callback_metrics["test/target/acc"].item())
+        header, _, accuracy = capsys.readouterr().out.splitlines()[-6:][:3]
+        assert header.split() == ["metric", "source", "(typeset)", "target", "(handwritten)"]
+        assert accuracy.split()[0] == "acc"
+        assert accuracy.split()[2] == f"{found[-1]:.4f}"
     assert len(set(found)) == 1
     assert len(client().search_runs([run.info.experiment_id], "run_name = 'dann-typeset-handwritten-s11'")) == 1
 

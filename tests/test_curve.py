@@ -165,6 +165,7 @@ def test_projection_keeps_distances_and_measures() -> None:
     assert accuracy[1] == pytest.approx(accuracy[0], abs=0.1)
 
 
+@pytest.mark.slow
 def test_maps_projected_are_like_whole_maps_and_pooled_maps_are_not() -> None:
     """The first layer of an untrained LeNet on digits. Averages over positions are further apart than maps."""
     seed_everything(0, verbose=False)

@@ -128,10 +128,15 @@ def test_the_first_layers_are_copied_and_no_more(tmp_path: Path) -> None:
     assert not torch.equal(copied.backbone.get_submodule("fc2.0").weight, base.backbone.get_submodule("fc2.0").weight)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("arguments", [{}, {"init_from": "x", "keep_head": True}])
-def test_layers_to_copy_need_a_run_and_a_new_head(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="init_layers: 1 needs init_from, 1 to 2 layers"):
-        network(init_layers=1, **arguments)
+@pytest.mark.parametrize("arguments", [{"init_layers": 1}, {"keep_head": True}])
+def test_what_is_copied_needs_a_run(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="needs an earlier run to copy from"):
+        network(**arguments).initialise()
+
+
+def test_layers_to_copy_need_a_new_head() -> None:
+    with pytest.raises(ConfigError, match="init_layers: 1 is not 1 to 2 with a new head"):
+        network(init_layers=1, init_from="x", keep_head=True)
     with pytest.raises(ConfigError, match="init_layers: 3"):
         network(init_from="x", init_layers=3)
 

@@ -263,14 +263,14 @@ def test_dropout_of_a_frozen_network_is_on_where_something_learns() -> None:
     ("arguments", "message"),
     [
         ({"blocks": {"embeding": "frozen"}, "init_from": "x"}, "no block 'embeding'; did you mean 'embedding'"),
-        ({"blocks": {"lstm": "frozen"}}, "blocks: lstm needs the run to copy it from"),
+        ({"blocks": {"lstm": "frozen"}}, "blocks: lstm needs an earlier run to copy from"),
         ({"blocks": {"lstm": "frozen"}, "init_from": "x", "freeze": 1}, "leave out init_layers, keep_head, freeze"),
         ({"blocks": dict.fromkeys(ROOM, "frozen"), "init_from": "x"}, "nothing is left to learn"),
     ],
 )
 def test_blocks_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        FineTune(**NETWORK | arguments)
+        FineTune(**NETWORK | arguments).initialise()
 
 
 def test_another_width_is_refused(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def test_data_of_ones_own_have_all_properties(tmp_path: Path) -> None:
         ("text,label\na,pos\n".encode("utf-16"), "not a table of .* in UTF-8"),
         (b"text,label,split\na,pos,training\n", "unknown split 'training'.*did you mean 'train'"),
         (b"text,label\na,1.5\nb,2\n", "label 1.5 in 'label' is neither an integer nor a name"),
+        (b"text,label\na,01\nb,2\nc,1\n", "the labels '01' and '1' in 'label' are the same number"),
     ],
 )
 def test_a_bad_table_is_named(content: bytes, message: str, tmp_path: Path) -> None:

@@ -271,6 +271,7 @@ def run(cli: Any) -> Any:
     return client().get_run(cli.trainer.logger.run_id)
 
 
+@pytest.mark.slow
 def test_from_two_stages_to_an_ensemble_and_a_sound(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[str] = []
     drawn: list[Any] = []

@@ -6,7 +6,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
-from lightning_da.tracking import chosen_checkpoint
+from lightning_da.tracking import Tracker, chosen_checkpoint
 
 
 def run(args: Sequence[str]) -> TransferCLI:
@@ -15,7 +15,12 @@ def run(args: Sequence[str]) -> TransferCLI:
     Args:
         args: The arguments after `fit`.
     """
-    return fit(TransferCLI("fit", args))
+    cli = fit(TransferCLI("fit", args))
+    logger = cli.trainer.logger
+    if isinstance(logger, Tracker) and chosen_checkpoint(cli.trainer):
+        said = f"run {logger.run_name} is finished; to test it: lightning-da test --ckpt_path {logger.run_id}"
+        rank_zero_only(print)(said, flush=True)
+    return cli
 
 
 def fit(cli: TransferCLI) -> TransferCLI:

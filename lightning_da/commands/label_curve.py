@@ -43,6 +43,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
             training failed.
     """
     given, options = _parser().parse_known_args(args)
+    workers = workers_of(given)
     options = ["--trainer.logger.init_args.experiment_name", EXPERIMENT, *options]
     check_named_once(given.methods, options)
     parsed, refused = parse_methods(given.methods or METHODS, options)
@@ -72,7 +73,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     name = given.name or f"label-curve-{first.pair}"
     config = {**pattern, "name": "label_curve"}
     grid = Grid(name, config, same, list(cells.values()), partial(report, shown, name), refused=refused)
-    return run_grid(grid, first, workers_of(given))
+    return run_grid(grid, first, workers)
 
 
 def _reading_labels(cli: TransferCLI, data: DomainPairDataModule, pair: bool) -> list[str]:

@@ -48,6 +48,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
             failed.
     """
     given, options = _parser().parse_known_args(args)
+    workers = workers_of(given)
     experiment = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
     cli = TransferCLI("fit", ["--config", "method/source_only.yaml", *experiment, *options]).build()
     setting = _setting(cli, given)
@@ -57,7 +58,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     domains = DOMAINS if given.across_domains else DOMAINS[:1]
     name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
     same = digest(setting.config, setting.task_a, given.across_domains, cli.datamodule.fingerprint())
-    return run_grid(Grid(name, setting.config, same, cells, partial(report, setting, name)), cli, workers_of(given))
+    return run_grid(Grid(name, setting.config, same, cells, partial(report, setting, name)), cli, workers)
 
 
 def _check_data(cli: TransferCLI, cells: Sequence[Cell], across: bool) -> None:

@@ -51,9 +51,11 @@ def run(args: Sequence[str]) -> None:
         epilog="kinds: " + "; ".join(f"{kind}: {text}" for kind, text in KINDS.items()),
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a new or empty folder")
-    parser.add_argument("--kind", required=True, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--kind", metavar="KIND", help=f"required: {', '.join(KINDS)}")
     parser.add_argument("--name", help="name of the project in Python (default: the name of the folder)")
     given = parser.parse_args(args)
+    if given.kind is None:
+        raise ConfigError(f"new: give the kind of data with --kind; {list_choices('', KINDS)}")
     if given.kind not in KINDS:
         raise ConfigError(f"kind: {given.kind!r} is not a valid choice; {list_choices(given.kind, KINDS)}")
     folder = given.path.expanduser().absolute()

@@ -37,6 +37,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         ConfigError: If a run has no checkpoint or reads target labels, or a training failed.
     """
     given = _parser().parse_args(args)
+    workers = workers_of(given)
     fits = [find_fit(run) for run in given.runs]
     if given.experiment is not None:
         fits += [find_fit(run.info.run_id) for run in _runs_in(given.experiment)]
@@ -67,7 +68,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         list(cells.values()),
         partial(_report, scored),
     )
-    return run_grid(grid, first, workers_of(given))
+    return run_grid(grid, first, workers)
 
 
 def _runs_in(experiment: str) -> list[Run]:

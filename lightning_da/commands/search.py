@@ -35,6 +35,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         ConfigError: If the space or the options do not match the method, or no trial has a score.
     """
     given, options = _parser().parse_known_args(args)
+    workers = workers_of(given)
     words = ["--trainer.logger.init_args.experiment_name", EXPERIMENT, *options]
     metric = _metric(given.score, given.oracle)
     if given.trials < 1:
@@ -61,9 +62,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     same = digest(config, "search", ranges, metric, data.fingerprint(), config["name"], config["after"], seed)
     name = given.name or f"search-{config['name']}-{cli.pair}"
     journal = given.journal or store_folder() / "search" / f"{name}-{same}.journal"
-    return run_search(
-        Search(name, config, words, space, metric, given.oracle, journal, given.trials), cli, workers_of(given)
-    )
+    return run_search(Search(name, config, words, space, metric, given.oracle, journal, given.trials), cli, workers)
 
 
 def _metric(score: str | None, oracle: bool) -> str:

@@ -42,6 +42,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
             training failed.
     """
     given, options = _parser().parse_known_args(args)
+    workers = workers_of(given)
     for option, instead in (("--after", "source_tasks"), ("--model.init_args.backbone.init_args.hidden", "sizes")):
         if any(word.split("=")[0] == option for word in full_spelling(options)):
             raise ConfigError(f"{option}: speech-transfer sets it for each training; give --{instead}")
@@ -64,7 +65,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     pair = (Path(getattr(cli.datamodule, role)).stem for role in ("source", "target"))
     name = given.name or "-".join(["speech-transfer", *pair])
     same = digest(config, sizes, fingerprint(cli.datamodule))
-    return run_grid(Grid(name, config, same, cells, partial(report, name)), cli, workers_of(given))
+    return run_grid(Grid(name, config, same, cells, partial(report, name)), cli, workers)
 
 
 def fingerprint(data: SpeechCorpora) -> str:

@@ -45,6 +45,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         ConfigError: If no method accepts the options, another process runs the same sweep, or no training succeeded.
     """
     given, options = _parser().parse_known_args(args)
+    workers = workers_of(given)
     check_named_once(given.methods, options)
     parsed, refused = parse_methods(given.methods or METHODS, options, _of_layer(given.features_of, given.layer))
     first = next(iter(parsed.values())).build()
@@ -72,7 +73,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         needs_all=len(cells) == 1,
         refused=refused,
     )
-    return run_grid(grid, first, workers_of(given))
+    return run_grid(grid, first, workers)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lightning_da.cli import TransferCLI
+from lightning_da.commands.test import evaluate
 
 
 def run(args: Sequence[str]) -> TransferCLI:
@@ -11,4 +12,4 @@ def run(args: Sequence[str]) -> TransferCLI:
     Args:
         args: The arguments after `validate`.
     """
-    return TransferCLI("validate", args).build().run()
+    return evaluate("validate", args)

@@ -77,7 +77,7 @@ def encode_labels(path: Path, key: str, labels: NDArray[Any]) -> tuple[Indices, 
         Shape (n,), `UNKNOWN` (-1) for an unknown label; and the names.
 
     Raises:
-        DataError: If a number is no whole one.
+        DataError: If a number is no whole one, or is written in two ways, such as 1 and 01.
     """
     values: NDArray[Any] = np.array(["" if pd.isna(label) else str(label).strip() for label in labels], dtype=object)
     known = values != ""
@@ -87,6 +87,13 @@ def encode_labels(path: Path, key: str, labels: NDArray[Any]) -> tuple[Indices, 
         broken = numbers[known & (numbers != np.floor(numbers))]
         if len(broken):
             raise DataError(f"{path}: label {broken[0]} in {key!r} is neither an integer nor a name")
+        written: dict[float, str] = {}
+        for number, text in zip(numbers[known], values[known], strict=True):
+            if text.isdigit() and written.setdefault(number, text) != text:
+                raise DataError(
+                    f"{path}: the labels {written[number]!r} and {text!r} in {key!r} are the same number; write it in "
+                    "one way, or as names such as 'c01' if they are two classes"
+                )
         values = np.where(known, numbers, UNKNOWN).astype(np.int64)
     codes = np.full(len(labels), UNKNOWN, dtype=np.int64)
     classes, inverse = np.unique(values[known], return_inverse=True)

@@ -44,12 +44,8 @@ class Workers(NamedTuple):
 
         Args:
             trainer: The pattern of the trainers.
-
-        Raises:
-            ConfigError: If `jobs` is less than 1.
         """
         if self.jobs is not None:
-            check_range("jobs", self.jobs, 1)
             return self.jobs
         if self.slurm is not None:
             return QUEUED
@@ -64,7 +60,7 @@ class Workers(NamedTuple):
             name: Name of the grid, for the folder of the jobs.
 
         Raises:
-            ConfigError: If `jobs` is less than 1, or the machine has no SLURM or no submitit.
+            ConfigError: If the machine has no SLURM or no submitit.
             KeyboardInterrupt: In the block, if the process receives SIGTERM or Ctrl-C.
         """
         number = self.count(trainer)
@@ -100,8 +96,11 @@ def workers_of(given: argparse.Namespace) -> Workers:
     """The workers that the options of `add_options` name.
 
     Raises:
-        ConfigError: If the file of `slurm` does not exist, or is given without `--executor slurm`.
+        ConfigError: If `jobs` is less than 1, or the file of `slurm` does not exist or is given without
+            `--executor slurm`.
     """
+    if given.jobs is not None:
+        check_range("jobs", given.jobs, 1)
     if given.executor != "slurm":
         if given.slurm is not None:
             raise ConfigError("slurm: it needs --executor slurm; add it, or leave out --slurm")

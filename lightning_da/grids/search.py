@@ -87,7 +87,7 @@ def run_search(search: Search, cli: TransferCLI, workers: Workers) -> pd.DataFra
     experiment = client().get_experiment_by_name(cli.config.trainer.logger.init_args.experiment_name)
     assert experiment is not None  # created by the logger
     seed = int(search.config["seed_everything"])
-    # the pool first: a wrong number of jobs is an error before anything is recorded
+    # the pool first: a machine without SLURM is an error before anything is recorded
     with workers.pool(cli.trainer, search.journal.stem) as pool, _holding(search.journal) as held_by:
         with _alone(search.journal):
             study = _open(search.journal)

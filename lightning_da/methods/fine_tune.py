@@ -29,6 +29,7 @@ class FineTune(TransferModule):
     Raises:
         ConfigError: If `keep_head`, `init_layers` or a copied block is set without `init_from`, two of them are set,
             `init_layers` is not between 1 and the number of layers, the network has no such block, or all are frozen.
+            Whether there is a run `init_from` is known when a fit begins.
     """
 
     _frozen: tuple[nn.Module, ...] = ()
@@ -42,6 +43,7 @@ class FineTune(TransferModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._copies = "keep_head" if keep_head else "" if init_layers == "all" else f"init_layers: {init_layers}"
         if blocks is not None:
             if init_layers != "all" or keep_head or self._freezing.any:
                 raise ConfigError(
@@ -49,15 +51,11 @@ class FineTune(TransferModule):
                 )
             self._start_blocks(blocks)
             return
-        if keep_head and not self.starts_from:
-            raise ConfigError("keep_head: it needs the run to copy the head from; set --model.init_from")
         copied = self.initialised
         if init_layers != "all":
             depth = len(self.backbone.layers)
-            if not self.starts_from or keep_head or not 1 <= init_layers <= depth:
-                raise ConfigError(
-                    f"init_layers: {init_layers} needs init_from, 1 to {depth} layers, and a new head (keep_head false)"
-                )
+            if keep_head or not 1 <= init_layers <= depth:
+                raise ConfigError(f"init_layers: {init_layers} is not 1 to {depth} with a new head (keep_head false)")
             copied = self._names(self._modules_of(set(self.backbone.layers[:init_layers])))
         self.initialised = (*copied, "head.") if keep_head else copied
 
@@ -66,8 +64,7 @@ class FineTune(TransferModule):
             if name not in self.depths:
                 raise ConfigError(f"blocks: the network has no block {name!r}; {list_choices(name, self.depths)}")
         copied = {name for name, start in blocks.items() if start != "random"}
-        if copied and not self.starts_from:
-            raise ConfigError(f"blocks: {min(copied)} needs the run to copy it from; set --model.init_from")
+        self._copies = f"blocks: {min(copied)}" if copied else ""
         self.initialised = self._names(self._modules_of(copied))
         frozen = self._modules_of({name for name, start in blocks.items() if start == "frozen"})
         for module in frozen.values():
@@ -77,6 +74,14 @@ class FineTune(TransferModule):
             raise ConfigError("blocks: all are frozen, so nothing is left to learn; `test` needs no fit")
         self._frozen = tuple(module for module in frozen.values() if set(module.modules()) <= set(frozen.values()))
         self.train()
+
+    def initialise(self) -> None:
+        if self._copies and not self.starts_from:
+            raise ConfigError(
+                f"{self._copies} needs an earlier run to copy from; set --model.init_from, or train it first with "
+                "--after source_only"
+            )
+        super().initialise()
 
     def _modules_of(self, blocks: set[str]) -> dict[str, nn.Module]:
         """The modules of blocks by their name; a module between two layers belongs to the later one."""

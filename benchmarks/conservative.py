@@ -1,0 +1,113 @@
+"""Conservative training beside plain fine-tuning on few labels: what is learned, and what is forgotten.
+
+    python benchmarks/conservative.py --data-root FOLDER --out results digits flowers
+
+`digits`: a network for typeset digits goes on with 3, 10 and 50 labels a class of handwritten digits, and keeps its
+head. The old task is the test split of the typeset digits. `flowers`: ImageNet weights go on with 3, 10 and 50 labels a
+class of the shared data flowers5, images of 128 x 128 pixels. ImageNet's images are not there, so that forgetting is
+not seen. A finished training is not run again. `digits` needs no `--data-root`.
+"""
+
+import argparse
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from lightning_da.grids.tables import mean_and_spread, print_table
+from lightning_da.main import main as lightning_da
+from lightning_da.paths import find_method
+from lightning_da.store import client
+
+VARIANTS = {
+    "by weights": {"start_decay": 0.1},
+    "by outputs": {"start_decay": 0.0, "output_weight": 1.0},
+    "by both": {"start_decay": 0.1, "output_weight": 1.0},
+}
+"""Arguments of `Conservative`, by the name in the table."""
+LABELS = ("3/class", "10/class", "50/class")
+
+
+def variant(name: str, out: Path, start: str | None) -> str:
+    """Writes the file of a method: that of conf/ with the arguments of a variant; returns its path."""
+    config = yaml.safe_load(find_method("conservative").read_text())
+    config |= {"name": name.replace(" ", "_"), "after": start}
+    config["model"]["init_args"] |= VARIANTS[name]
+    path = out / f"{config['name']}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path.absolute())
+
+
+def label_curve(methods: Sequence[str], seeds: int, words: Sequence[str]) -> pd.DataFrame:
+    """The rows of `lightning-da label-curve`, with the accuracy on the test split of the source."""
+    grid = ["--labels", *LABELS, "--seeds", *map(str, range(seeds)), "--jobs", "1"]
+    options = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    rows: pd.DataFrame = lightning_da(["label-curve", "--methods", *methods, *grid, *options, *words])
+    old = [client().get_run(run).data.metrics.get("test/source/acc") for run in rows["run"]]
+    return rows.assign(old=pd.Series(old, rows.index, dtype=float))
+
+
+def digits(given: argparse.Namespace) -> pd.DataFrame:
+    """Typeset digits, then handwritten ones."""
+    files = [variant(name, given.out, "source_only") for name in VARIANTS]
+    data = ["--config", "data/digits.yaml", "--trainer.max_steps", "300"]
+    after = ["--model.init_args.keep_head", "true", "--after", "source_only"]
+    rows = label_curve(["fine_tune", *files], given.seeds, [*data, *after])
+    start = label_curve(["source_only"], given.seeds, data)
+    return pd.concat([start, rows])
+
+
+def flowers(given: argparse.Namespace) -> pd.DataFrame:
+    """ImageNet weights, then flowers."""
+    folder = given.out / "flowers5"
+    if not folder.exists():
+        with tarfile.open(next((given.data_root / "flowers5").glob("*.tar*"))) as file:
+            file.extractall(folder, filter="data")
+    (weights,) = (given.data_root / "imagenet_weights").glob("mobilenetv2_100*")
+    place = next(path.parent.parent for path in sorted(folder.rglob("*.jpg")))
+    words = [
+        *("--config", "backbone/mobilenetv2.yaml", "--data.root", str(place.absolute()), "--data.size", "128"),
+        *("--model.backbone.weights", str(weights.absolute()), "--model.backbone.model_args", "{pad_type: same}"),
+        *("--trainer.max_steps", "100", "--data.batch_size", "32"),
+    ]
+    methods = ["linear_probe", "fine_tune", variant("by weights", given.out, None)]
+    return label_curve(methods, given.seeds, words)
+
+
+def show(rows: pd.DataFrame, title: str) -> None:
+    """Prints the accuracy on the new and on the old task, over the number of labels."""
+    for column, task in (("accuracy", "new task"), ("old", "old task")):
+        if rows[column].isna().all():
+            continue
+        found = rows.groupby(["method", "labels"], sort=False)[column].agg(["mean", "std"])
+        text = found.apply(lambda cell: mean_and_spread(cell["mean"], cell["std"], ".3f"), axis=1).unstack()
+        table = text.fillna("").rename(columns={0: "none"}).reset_index()
+        print_table(f"{title}: test accuracy on the {task}, over the labels in all", table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"digits": digits, "flowers": flowers}
+    parser.add_argument("parts", nargs="*", metavar="PART", help="digits, flowers (default: both)")
+    parser.add_argument("--data-root", type=Path, help="the folder of the shared data")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each training (default: 5)")
+    given = parser.parse_args()
+    if unknown := [name for name in given.parts if name not in parts]:
+        parser.error(f"no part {unknown[0]!r}; there are {', '.join(parts)}")
+    wanted = given.parts or list(parts)
+    if "flowers" in wanted and given.data_root is None:
+        parser.error("flowers: give --data-root")
+    given.out.mkdir(parents=True, exist_ok=True)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.absolute() / 'mlflow.db'}"
+    found = {name: parts[name](given) for name in wanted}
+    for name, rows in found.items():
+        rows.to_csv(given.out / f"conservative_{name}.csv", index=False)
+        show(rows, name)
+
+
+if __name__ == "__main__":
+    main()
