@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy import optimize
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
@@ -30,6 +30,7 @@ from lightning_da.errors import ConfigError
 
 Pair = tuple[Array, Any, Array]
 WEIGHTED = [KMM(gamma=0.1, steps=300), KLIEP(gamma=0.5), InstanceWeighting()]
+minimize: Any = optimize.minimize  # its overloads know no function of one array
 each = pytest.mark.parametrize("method", WEIGHTED, ids=lambda method: type(method).__name__)
 
 
@@ -67,10 +68,11 @@ def test_kmm_keeps_its_constraints_and_is_the_optimum_of_a_general_solver() -> N
             {"type": "ineq", "fun": lambda b, slack=slack: 14 * (1 + slack) - b.sum()},
             {"type": "ineq", "fun": lambda b, slack=slack: b.sum() - 14 * (1 - slack)},
         ]
+        bounds: Any = [(0, bound)] * 14
+        options: Any = {"maxiter": 500, "ftol": 1e-12}
         found = minimize(
-            objective, np.ones(14), jac=lambda b: K @ b - k, bounds=[(0, bound)] * 14, constraints=sums,
-            options={"maxiter": 500, "ftol": 1e-12}, method="SLSQP",
-        )  # fmt: skip
+            objective, np.ones(14), (), "SLSQP", lambda b: K @ b - k, bounds=bounds, constraints=sums, options=options
+        )
         assert objective(b) == pytest.approx(found.fun, abs=1e-5)
 
 

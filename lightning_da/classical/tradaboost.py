@@ -31,8 +31,8 @@ class TrAdaBoost(SourceOnly):
     by `1 / b_t`. The hypotheses of the rounds from N / 2 on vote with weight `ln(1 / b_t)`. An error above 1/2 counts
     as 1/2: the target's weights stay, and the hypothesis has no vote.
 
-    Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1. The paper has two classes; with more of
-    them the vote is that of AdaBoost.M1.
+    Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1. The paper has two classes; with more
+    the vote is that of AdaBoost.M1.
 
     Args:
         iterations: N.
@@ -116,7 +116,8 @@ class Vote:
 
     def predict(self, X: Array) -> Labels:
         """The class with most votes, (n,)."""
-        return self.predict_proba(X).argmax(axis=1)
+        most: Labels = self.predict_proba(X).argmax(axis=1)
+        return most
 
 
 @parameters
@@ -200,7 +201,8 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
 
     def _boosted(self, x: Array, y: Array, weights: Array, n: int) -> tuple[list[Any], Array]:
         """The members of AdaBoost.R2, which changes the weights of the target rows alone, and their votes."""
-        total, members, votes = weights[n:].sum(), [], []
+        members: list[Any] = []
+        total, votes = weights[n:].sum(), []
         for _ in range(self.iterations):
             member = self._learnt(x, y, weights)
             errors = _shares(y[n:], member.predict(x[n:]))
@@ -233,8 +235,9 @@ def _lowered(weights: Array, errors: Array, n: int, share: float) -> Array:
 
     lowest = -1e6
     log_b = lowest if excess(lowest) <= 0 else brentq(excess, lowest, 0)  # rows without an error keep their weight
-    lowered = np.concatenate([own * np.exp(log_b * errors[:n]), weights[n:]])
-    return lowered / lowered.sum()
+    lowered: Array = np.concatenate([own * np.exp(log_b * errors[:n]), weights[n:]])
+    lowered /= lowered.sum()
+    return lowered
 
 
 def _median(members: list[Any], votes: Array, x: Array) -> Array:
@@ -242,4 +245,6 @@ def _median(members: list[Any], votes: Array, x: Array) -> Array:
     found = np.array([member.predict(x) for member in members])
     order = found.argsort(axis=0)
     above = votes[order].cumsum(axis=0) >= votes.sum() / 2
-    return np.take_along_axis(found, np.take_along_axis(order, above.argmax(axis=0)[None], axis=0), axis=0)[0]
+    chosen = np.take_along_axis(order, above.argmax(axis=0)[None], axis=0)
+    median: Array = np.take_along_axis(found, chosen, axis=0)[0]
+    return median

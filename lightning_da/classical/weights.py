@@ -155,7 +155,8 @@ class KLIEP(Weighted):
         for _ in range(self.steps):
             shares = shares * (likely / (likely @ shares + 1e-300)[:, None]).mean(axis=0)
             shares /= shares.sum()
-        return shares / norm
+        a: Array = shares / norm
+        return a
 
 
 @parameters

@@ -95,7 +95,8 @@ class Classical(TransferModule):
             return self.adapter(vectors), self.head(vectors)
         if self.adapter.program is None:
             raise NotImplementedError(f"{type(self.adapter.estimator).__name__} is no affine map and linear classifier")
-        return self.adapter.program(vectors, self.num_classes)
+        features, logits = self.adapter.program(vectors, self.num_classes)
+        return features, logits
 
     def set_domain(self, domain: str | Mapping[str, int]) -> None:
         super().set_domain(domain)
