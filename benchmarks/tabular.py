@@ -28,7 +28,7 @@ from sklearn.tree import DecisionTreeRegressor
 from lightning_da.classical import KLIEP, KMM, InstanceWeighting, TrAdaBoost, TrAdaBoostR2
 from lightning_da.classical.base import Array
 
-SVM = LinearSVC(dual=False)  # the optimum is the same, sooner
+SVM = LinearSVC(dual=False)  # the optimum is the same, sooner; `--C` sets its C
 FRESH = -1
 
 
@@ -154,9 +154,11 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--C", type=float, default=1.0, help="of the support vector machines")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
+    SVM.set_params(C=given.C)
     parts = []
     for name in given.pairs:
         rows = pd.DataFrame(measured(name, PAIRS[name](given.data_root), given.seeds))
