@@ -3,6 +3,10 @@
     python benchmarks/prepare.py --data-root FOLDER --out prepared
     python benchmarks/no_harm.py --data-root prepared --out results [--groups surf digits] [--jobs 2]
 
+    python benchmarks/no_harm.py --data-root prepared --out results --groups surf mobilenetv2 --classical
+
+`--classical` adds the classical methods, which read the same vectors, on pairs of vectors.
+
 Each cell is a method on a pair of domains: its target accuracy at the last step less that of source-only with the same
 seed, the mean over seeds. The bar of a method is a difference of at least -.01 in 9 of 10 cells, and above 0 in the
 mean of each group. A pair is a `sweep`, which goes on where it was interrupted. `--table` prints what is there.
@@ -23,6 +27,11 @@ from lightning_da.paths import PROJECT
 from lightning_da.store import client
 
 METHODS = ("source_only", "dan", "jan", "deep_coral", "dann", "adda")
+CLASSICAL = (
+    *("nearest_neighbour", "logistic_regression", "subspace_alignment", "coral_linear", "gfk", "tca", "jda", "bda"),
+    *("tjm", "jgsa", "artl", "meda", "instance_weighting", "optimal_transport"),
+)
+OF_VECTORS = ("surf", "mobilenetv2")
 ALLOWED = -0.01
 DEVELOPMENT = {
     "surf": ("amazon -> webcam", "caltech10 -> amazon", "dslr -> caltech10"),
@@ -75,7 +84,8 @@ def report(rows: pd.DataFrame) -> None:
     """Prints the accuracies of each pair, and what the bar asks for."""
     means = rows.pivot_table(index=["group", "pair"], columns="method", values="target acc", sort=False)
     means["seeds"] = rows[rows["method"] == METHODS[0]].groupby(["group", "pair"])["seed"].nunique()
-    means = means.reindex(columns=[*METHODS, "seeds"])
+    found = [name for name in (*METHODS, *CLASSICAL) if name in means]
+    means = means.reindex(columns=[*found, "seeds"])
     means.index = [
         f"{group}: {pair}{' *' if pair in DEVELOPMENT.get(group, ()) else ''}" for group, pair in means.index
     ]
@@ -86,7 +96,7 @@ def report(rows: pd.DataFrame) -> None:
         table = cells.pivot_table(index="method", columns="group", values="difference")
         unharmed = cells.assign(unharmed=cells["difference"] >= ALLOWED).groupby("method")["unharmed"]
         table["unharmed"] = unharmed.sum().astype(str) + " of " + unharmed.count().astype(str)
-        print(f"difference to source-only, {title}\n{table.reindex(METHODS[1:]).to_string(float_format='%+.3f')}\n")
+        print(f"difference to source-only, {title}\n{table.reindex(found[1:]).to_string(float_format='%+.3f')}\n")
 
 
 def main() -> None:
@@ -96,6 +106,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", default=["surf", "mobilenetv2", "digits", "mnist_usps", "emodb"])
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
     parser.add_argument("--jobs", default="2")
+    parser.add_argument("--classical", action="store_true")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.absolute() / 'mlflow.db'}"
@@ -103,7 +114,8 @@ def main() -> None:
         if group in given.groups and not given.table:
             own = [f"--trainer.logger.init_args.experiment_name=no_harm-{group}", "--jobs", given.jobs]
             quiet = ["--config", str(PROJECT / "benchmarks" / "no_harm.yaml")]
-            lightning_da(["sweep", "--methods", *METHODS, "--seeds", *given.seeds, *words, *quiet, *own])
+            methods = (*METHODS, *(CLASSICAL if given.classical and group in OF_VECTORS else ()))
+            lightning_da(["sweep", "--methods", *methods, "--seeds", *given.seeds, *words, *quiet, *own])
     report(differences())
 
 

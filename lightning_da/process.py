@@ -31,6 +31,7 @@ def prepare() -> None:
         ".*LightningCLI's args parameter.*",
         ".*smaller than the logging interval.*",
         ".*in eval mode at the start of training.*",  # frozen layers
+        ".*this fit will run with no optimizer.*",  # classical methods
         ".*`srun` command is available on your system but is not used.*",  # jobs of SLURM are for grids
     ):
         warnings.filterwarnings("ignore", message=message)

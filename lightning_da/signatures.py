@@ -20,7 +20,7 @@ OPTIONS = (
 )
 """Options of `fit`, `validate`, `test` and `predict`, up to the first dot."""
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs", "help")
-NETWORK = ("model.init_args.backbone", "model.init_args.bottleneck", "model.init_args.optimizer")
+NETWORK = tuple(f"model.init_args.{name}" for name in ("backbone", "bottleneck", "estimator", "optimizer"))
 CLASSES = ("model", "data", "trainer.logger", *NETWORK)
 """Options that take a class, whose arguments may be spelled without `init_args`."""
 
@@ -135,6 +135,9 @@ def arguments(class_path: str) -> tuple[str, ...]:
 def _arguments(module: str, node: ast.ClassDef) -> list[str] | None:
     inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
     own: list[str] = []
+    if node.decorator_list:  # of a data class, whose fields are the arguments
+        fields = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+        own = [field.id for field in fields if isinstance(field, ast.Name)]
     if inits:
         given = inits[0].args
         own = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)][1:]

@@ -107,9 +107,11 @@ def without_download(name: str) -> list[str]:
 
 ELSEWHERE = ("vgg16", "speech_ffn", "speech_gender", "speech_speaker", "margin_ensemble")
 """Methods of other data than digits, tested on those."""
+CLASSICAL = [name for name in METHODS if "methods.Classical" in (CONF / "method" / f"{name}.yaml").read_text()]
+"""One of them stands for all here; each is fitted in test_classical_fits.py."""
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ELSEWHERE])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in (*ELSEWHERE, *CLASSICAL[1:])])
 def test_every_method_fits_tests_and_loads(method: str) -> None:
     cli = main(["fit", *digits(method)])
     fitted = run_of(cli)

@@ -224,8 +224,13 @@ def test_each_shipped_method_logs_a_model(name: str, tmp_path: Path) -> None:
     if name in ("speech_gender", "speech_speaker"):
         words = [word for word in VOICES if word not in ("--model.train_on", "target")]
     after = ["--after", "source_only"] if name in ("conservative", "fine_tune", "progressive") else []
+    if name == "tradaboost":
+        words = [*words, "--data.target_labels", "3/class"]
     run = fitted(*words, *after, "--trainer.max_steps", "2", method=name)
-    assert NO_MODEL not in run.data.tags
+    if NO_MODEL in run.data.tags:
+        assert name in ("artl", "jdot", "meda", "optimal_transport", "tradaboost")
+        assert "is no affine map and linear classifier" in run.data.tags[NO_MODEL]
+        return
     assert model_of(run).status == "READY"
 
 

@@ -52,7 +52,7 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
     labels_: Labels
     """Positions of the source's labels in `classes_`, (n_s,)."""
 
-    def __init__(self, estimator: Any = None) -> None:
+    def __init__(self, estimator: BaseEstimator | None = None) -> None:
         self.estimator = estimator
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:

@@ -7,6 +7,7 @@ import scipy.linalg
 import scipy.optimize
 import scipy.special
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
 from sklearn.svm import SVC
 
 from lightning_da.classical.algebra import (
@@ -70,7 +71,7 @@ class ARTL(Scores):
     gamma: float | None = 0.5
     iterations: int = 10
     unit: bool = True
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         for name in ("lam", "manifold"):

@@ -1,9 +1,10 @@
 """Projections with orthonormal columns that descend along a distance of the projected distributions."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from lightning_da.classical.algebra import class_means, gaussian, median_gamma
 from lightning_da.classical.base import Adapter, Array, Labels, parameters
@@ -105,7 +106,7 @@ class DIP(Adapter):
     gamma: float | None = None
     clustering: float = 0.0
     steps: int = 20
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         check_range("clustering", self.clustering, low=0)

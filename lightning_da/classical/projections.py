@@ -1,8 +1,9 @@
 """Projections that bring the domains together by MMD: all solve one eigenproblem, with another cost each."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from lightning_da.classical.algebra import (
     Kernel,
@@ -50,7 +51,7 @@ class Projection(Adapter):
     gamma: float | None = None
     scaling: Scaling = "unit"
     unit: bool = True
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         check_range("lam", self.lam, above=0)
@@ -272,7 +273,7 @@ class JGSA(Adapter):
     iterations: int = 10
     scaling: Scaling = "unit"
     unit: bool = False
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         n_s, d = source.shape

@@ -1,8 +1,7 @@
 """Methods that select or rank single inputs."""
 
-from typing import Any
-
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.feature_selection import mutual_info_classif
 
 from lightning_da.classical.algebra import laplacian, leading, marginal, scatter_factor, unit_rows
@@ -31,7 +30,7 @@ class FSSL(Adapter):
     neighbors: int = 10
     iterations: int = 10
     unit: bool = True
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
         check_range("lam", self.lam, above=0)
@@ -93,7 +92,7 @@ class SCL(Adapter):
     support: int = 5
     ridge: float = 1.0
     alpha: float = 1.0
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         check_range("ridge", self.ridge, above=0)

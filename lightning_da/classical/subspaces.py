@@ -1,8 +1,7 @@
 """Closed forms between the domains' principal subspaces or covariances."""
 
-from typing import Any
-
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from lightning_da.classical.algebra import check_rank, unit_rows
 from lightning_da.classical.base import Adapter, Array, Labels, parameters
@@ -46,7 +45,7 @@ class SA(Centred):
     """
 
     dim: int = 20
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
         p_s, p_t = principal(source, self.dim, "source")[0], principal(target, self.dim, "target")[0]
@@ -80,7 +79,7 @@ class CORAL(Centred):
     """
 
     reg: float = 1.0
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
         check_range("reg", self.reg, above=0)
@@ -137,7 +136,7 @@ class GFK(Centred):
 
     dim: int = 20
     unit: bool = False
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
         path = Geodesic(principal(source, self.dim, "source")[0], principal(target, self.dim, "target")[0])
@@ -171,7 +170,7 @@ class SGF(Centred):
 
     dim: int = 20
     samples: int = 8
-    estimator: Any = None
+    estimator: BaseEstimator | None = None
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
         check_range("samples", self.samples, low=1)

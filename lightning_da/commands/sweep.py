@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
+import yaml
 
 from lightning_da.commands.compare import comparison, describe, print_comparison, rows_of, verdict_of
 from lightning_da.data import Roles
@@ -27,6 +28,7 @@ from lightning_da.mlflow_view import GAP_CLOSED, VERDICT, view_url
 from lightning_da.parser import CommandParser
 from lightning_da.paths import methods, those_left
 from lightning_da.store import client
+from lightning_da.tracking import find_fit
 
 METHODS = those_left("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
 OF_ONE = ("linear_probe", "fine_tune")
@@ -45,7 +47,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     given, options = _parser().parse_known_args(args)
     workers = workers_of(given)
     check_named_once(given.methods, options)
-    parsed, refused = parse_methods(given.methods or METHODS, options)
+    parsed, refused = parse_methods(given.methods or METHODS, options, _of_layer(given.features_of, given.layer))
     first = next(iter(parsed.values())).build()
     data = first.datamodule
     if len(data.domains) < 2 and given.methods is None and len(parsed) > 1:
@@ -89,9 +91,26 @@ def _parser() -> argparse.ArgumentParser:
         f"{' '.join(METHODS)})",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="seeds of training (default: 0)")
+    parser.add_argument(
+        "--features_of", metavar="RUN", help="the run whose network gives the vectors of the classical methods"
+    )
+    parser.add_argument("--layer", metavar="NAME", help="the layer that gives them (default: see `Classical`)")
     add_options(parser)
     parser.add_argument("--name", help="name of the MLflow run that contains the sweep")
     return parser
+
+
+def _of_layer(run: str | None, layer: str | None) -> list[str]:
+    """The options of a method that reads the vectors of a layer: the network of a run, and the layer."""
+    words = [] if layer is None else [f"--model.init_args.layer={layer}"]
+    if run is None:
+        return words
+    fit = find_fit(run)
+    if fit.config is None:
+        raise ConfigError(f"features_of: {run!r} has no configuration; give a run of the store, by its name or id")
+    network = yaml.safe_load(fit.config.read_text())["model"]["init_args"]
+    parts = [f"--model.init_args.{key}={json.dumps(network[key])}" for key in ("backbone", "bottleneck", "standardize")]
+    return [*words, *parts, f"--model.init_args.init_from={run}"]
 
 
 def _report(wanted: Sequence[str], results: Sequence[Result], parent: str) -> pd.DataFrame:

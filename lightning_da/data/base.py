@@ -413,6 +413,14 @@ class DomainPairDataModule(L.LightningDataModule):
             for x, _ in _in_chunks(dataset, range(len(dataset))):
                 yield x
 
+    def training_labels(self, role: str) -> Tensor:
+        """Labels of all training samples of a domain, shape (n,), int64, `UNKNOWN` where the label is not read."""
+        y = torch.as_tensor(self._get(getattr(self, role), "train").y)
+        labels = torch.full_like(y, UNKNOWN)
+        rows = self._rows(role)
+        labels[rows] = y[rows]
+        return labels
+
     def trained_on(self, domain: str) -> dict[str, str]:  # noqa: ARG002
         """Samples of a training split that no test may have: text for messages, by identity. None in this class."""
         return {}

@@ -26,11 +26,14 @@ from lightning_da.grids.cell import Done, Order, run_cell
 from lightning_da.grids.pool import Workers
 from lightning_da.mlflow_view import PAIR
 from lightning_da.paths import find_method, with_found_configs
-from lightning_da.signatures import class_path, full_spelling, imported_modules, source_file
+from lightning_da.signatures import arguments, class_path, full_spelling, imported_modules, source_file
 from lightning_da.store import TrackingError, client, search_runs, tracking_uri
 from lightning_da.tracking import Tracker, find_fit, pair_of, parameters, send_waiting
 
-OF_EFFECT = ("data", "losses", "methods", "networks", "speech", "text", "gather.py", "inputs.py", "schedules.py")
+OF_EFFECT = (
+    *("classical", "data", "losses", "methods", "networks", "speech", "text"),
+    *("gather.py", "inputs.py", "schedules.py"),
+)
 """Parts of the package that change the result of a training."""
 
 
@@ -97,13 +100,16 @@ class Grid:
         return str(self.config["trainer"]["logger"]["init_args"]["experiment_name"])
 
 
-def parse_methods(names: Sequence[str], options: Sequence[str]) -> tuple[dict[str, TransferCLI], list[str]]:
+def parse_methods(
+    names: Sequence[str], options: Sequence[str], of_layer: Sequence[str] = ()
+) -> tuple[dict[str, TransferCLI], list[str]]:
     """Parses a fit of each method.
 
     Args:
         names: Methods, as for `find_method`. They are left out if the options name a method themselves, for example
             with a file of `conf/experiment`: this is the only one then.
         options: The options of all of them.
+        of_layer: Further options of the methods that read the vectors of a layer: they have an argument `layer`.
 
     Returns:
         The fits, by the name of the method, and an error message for each method that does not accept the options.
@@ -117,7 +123,9 @@ def parse_methods(names: Sequence[str], options: Sequence[str]) -> tuple[dict[st
     refused: list[str] = []
     for name, file in files.items():
         try:
-            parsed[name] = TransferCLI("fit", [*file, *options])
+            method = class_path(full_spelling([*file, *with_found_configs(options)]), "model")
+            reads_layer = bool(of_layer) and method is not None and "layer" in arguments(method)
+            parsed[name] = TransferCLI("fit", [*file, *options, *(of_layer if reads_layer else ())])
         except (ConfigError, SystemExit) as error:
             message = str(error).removeprefix("lightning-da: error: ")
             if len(files) == len(refused) + 1:

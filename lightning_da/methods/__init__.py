@@ -3,6 +3,7 @@ from lightning_da.methods.adda import ADDA
 from lightning_da.methods.autoencoder import Autoencoder
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.class_embedding import ClassEmbedding
+from lightning_da.methods.classical import Classical
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.conservative import Conservative
 from lightning_da.methods.dan import DAN
@@ -28,6 +29,7 @@ __all__ = [
     "AdaptationModule",
     "Autoencoder",
     "ClassEmbedding",
+    "Classical",
     "Classifier",
     "Conservative",
     "DeepCORAL",

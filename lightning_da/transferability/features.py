@@ -50,7 +50,7 @@ def check_layers(module: TransferModule, layers: Sequence[str] | Literal["auto"]
     """
     if layers == "auto":
         return module.depths
-    known = [*dict(module.backbone.named_modules()), "bottleneck", "head"]
+    known = [*dict(module.backbone.named_modules()), *module.depths]
     for layer in layers:
         if layer not in known:
             raise ConfigError(f"layers: the network has no layer {layer!r}; {list_choices(layer, module.depths)}")

@@ -1,0 +1,250 @@
+"""Boosting with many samples of the source and few labelled ones of the target."""
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.model_selection import KFold
+from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeRegressor
+from sklearn.utils.validation import check_consistent_length
+
+from lightning_da.classical.base import Array, Labels, parameters
+from lightning_da.classical.source_only import SourceOnly
+from lightning_da.errors import ConfigError, check_range
+
+UNKNOWN = -1
+"""Label of a target row whose class is not known."""
+LEAST = 1e-10
+"""The smallest error of a hypothesis: one without an error would have all the votes."""
+
+
+@parameters
+class TrAdaBoost(SourceOnly):
+    """A vote of classifiers, of which each follows the source less where the one before erred, and the target more.
+
+    In round t of N the hypothesis `h_t` learns from the n source rows and the labelled target rows with their weights,
+    and has the weighted error `e_t` on those of the target. With `b = 1 / (1 + sqrt(2 ln n / N))` and
+    `b_t = e_t / (1 - e_t)`, the weight of a source row on which it errs is multiplied by b, that of such a target row
+    by `1 / b_t`. The hypotheses of the rounds from N / 2 on vote with weight `ln(1 / b_t)`. An error above 1/2 counts
+    as 1/2: the target's weights stay, and the hypothesis has no vote.
+
+    Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1. The paper has two classes; with more
+    the vote is that of AdaBoost.M1.
+
+    Args:
+        iterations: N.
+        estimator: The classifier, whose `fit` takes `sample_weight`. `None` is a linear support vector machine, as in
+            the paper.
+
+    Raises:
+        ConfigError: In `fit`, if no target row has a label, or one of a class that the source does not have.
+    """
+
+    iterations: int = 100
+    estimator: BaseEstimator | None = None
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
+        """Learns from labelled rows of both domains, in any order.
+
+        Args:
+            X: (n, d), float64.
+            y: (n,), labels; -1 for rows of the target whose class is not known, which are not read.
+            sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
+        """
+        check_range("iterations", self.iterations, 1)
+        source, given, _ = self.split(X, y, sample_domain)
+        labelled = (np.asarray(sample_domain) < 0) & (np.asarray(y) != UNKNOWN)
+        target, known = self._rows(X, reset=False)[labelled], np.asarray(y)[labelled]
+        if not len(known):
+            raise ConfigError(
+                "y: no target row has a label, and boosting needs some (data.target_labels, train_on both)"
+            )
+        self.classes_, labels = np.unique(given, return_inverse=True)
+        if foreign := set(known.tolist()) - set(self.classes_.tolist()):
+            raise ConfigError(f"y: the source has no class {min(foreign)} of the target; give both the same classes")
+        self.features_ = np.concatenate([source, target])
+        self.labels_ = np.concatenate([labels, np.searchsorted(self.classes_, known)])
+        self._boost(len(source))
+        self.fit_estimator()
+        return self
+
+    def _boost(self, n: int) -> None:
+        own = np.arange(len(self.features_)) >= n  # of the target
+        weights = np.where(own, 1 / own.sum(), 1 / n)
+        less = 1 / (1 + (2 * np.log(n) / self.iterations) ** 0.5)
+        kept, votes = [], []
+        for _ in range(self.iterations):
+            kept.append(weights / weights.mean())
+            wrong = self._hypothesis(kept[-1]).predict(self.features_) != self.labels_
+            error = np.clip(weights[own] @ wrong[own] / weights[own].sum(), LEAST, 0.5)
+            votes.append(np.log((1 - error) / error))
+            weights = kept[-1] * np.where(own, np.exp(votes[-1] * wrong), less**wrong)
+        first = (self.iterations + 1) // 2 - 1  # of the rounds that vote
+        self.weights_, self.votes_ = np.array(kept[first:]), np.array(votes[first:])  # (rounds, rows), (rounds,)
+
+    def _hypothesis(self, weights: Array) -> Any:
+        learner = LinearSVC() if self.estimator is None else clone(self.estimator)
+        return learner.fit(self.features_, self.labels_, sample_weight=weights)
+
+    def fit_estimator(self) -> None:
+        hypotheses = [self._hypothesis(weights) for weights in self.weights_]
+        self.estimator_ = Vote(hypotheses, self.votes_, len(self.classes_))
+
+
+class Vote:
+    """A weighted vote of fitted classifiers.
+
+    Args:
+        hypotheses: The classifiers, whose classes are 0 to `classes` - 1.
+        votes: Their weights, (rounds,); if all are 0, each has the same.
+        classes: The number of classes.
+    """
+
+    def __init__(self, hypotheses: list[Any], votes: Array, classes: int) -> None:
+        self.hypotheses, self.votes, self.classes = hypotheses, votes if votes.any() else np.ones_like(votes), classes
+
+    def predict_proba(self, X: Array) -> Array:
+        """The share of the votes for each class, (n, classes)."""
+        found = np.zeros((len(X), self.classes))
+        for hypothesis, vote in zip(self.hypotheses, self.votes, strict=True):
+            found[np.arange(len(X)), hypothesis.predict(X)] += vote
+        shares: Array = found / self.votes.sum()
+        return shares
+
+    def predict(self, X: Array) -> Labels:
+        """The class with most votes, (n,)."""
+        most: Labels = self.predict_proba(X).argmax(axis=1)
+        return most
+
+
+@parameters
+class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+    """Boosting of a regression in two stages: the source's weights fall in steps; each step boosts the target.
+
+    Step t of S gives the target rows the share `m / (n + m) + t / (S - 1) (1 - m / (n + m))` of the weight, t = 0 to
+    S - 1. It takes that from the source rows by factors `b^e_i`, where `e_i` is the error of row i as a share of the
+    largest. The step whose AdaBoost.R2, in which the source's weights are fixed, has the smallest error on held-out
+    folds of the target is kept. AdaBoost.R2 predicts the weighted median of its members.
+
+    Source: Pardoe and Stone, "Boosting for regression transfer", ICML 2010, algorithm 3; Drucker, "Improving regressors
+    using boosting techniques", ICML 1997. The error of a member is that on the target rows.
+
+    Args:
+        steps: S.
+        iterations: Members of an AdaBoost.R2.
+        folds: Number of folds, at most that of the labelled target rows.
+        estimator: The regressor, whose `fit` takes `sample_weight`. `None` is a tree of depth 6.
+        random_state: Seed of the folds.
+
+    Raises:
+        ConfigError: In `fit`, if fewer than two target rows have a value.
+    """
+
+    steps: int = 10
+    iterations: int = 10
+    folds: int = 5
+    estimator: BaseEstimator | None = None
+    random_state: int = 0
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
+        """Learns from rows of both domains, in any order.
+
+        Args:
+            X: (n, d).
+            y: (n,), values; NaN for rows of the target whose value is not known, which are not read.
+            sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
+        """
+        check_range("steps", self.steps, 2)
+        x, values = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        check_consistent_length(x, values, sample_domain)
+        source = np.asarray(sample_domain) > 0
+        known = ~np.isnan(values)
+        x, values = (np.concatenate([part[source & known], part[~source & known]]) for part in (x, values))
+        n, m = int((source & known).sum()), int((~source & known).sum())
+        if m < 2 or n < 1:
+            raise ConfigError(f"y: {n} source rows and {m} target rows have a value; give 1 and 2 or more")
+        weights, best = np.full(n + m, 1 / (n + m)), np.inf
+        folds = list(KFold(min(self.folds, m), shuffle=True, random_state=self.random_state).split(x[n:]))
+        for step in range(self.steps):
+            error = self._held_out(x, values, weights, n, folds)
+            if error < best:
+                best, kept, self.share_ = error, weights, float(weights[n:].sum())
+            if step + 1 < self.steps:
+                share = m / (n + m) + (step + 1) / (self.steps - 1) * (1 - m / (n + m))
+                errors = _shares(values, self._learnt(x, values, weights).predict(x))
+                weights = _lowered(weights, errors, n, share)
+        self.members_, self.votes_ = self._boosted(x, values, kept, n)
+        return self
+
+    def predict(self, X: ArrayLike) -> Array:
+        """The values, (n,), of target rows (n, d)."""
+        return _median(self.members_, self.votes_, np.asarray(X, dtype=np.float64))
+
+    def _learnt(self, x: Array, y: Array, weights: Array) -> Any:
+        default = DecisionTreeRegressor(max_depth=6, random_state=self.random_state)
+        learner = default if self.estimator is None else clone(self.estimator)
+        return learner.fit(x, y, sample_weight=weights * len(x))
+
+    def _held_out(self, x: Array, y: Array, weights: Array, n: int, folds: list[Any]) -> float:
+        """The mean squared error on the folds of the target."""
+        errors = []
+        for train, test in folds:
+            rows = np.concatenate([np.arange(n), n + train])
+            own = weights[rows]
+            own[n:] *= weights[n:].sum() / own[n:].sum()
+            found = _median(*self._boosted(x[rows], y[rows], own, n), x[n + test])
+            errors.append(float(np.mean((found - y[n + test]) ** 2)))
+        return float(np.mean(errors))
+
+    def _boosted(self, x: Array, y: Array, weights: Array, n: int) -> tuple[list[Any], Array]:
+        """The members of AdaBoost.R2, which changes the weights of the target rows alone, and their votes."""
+        members: list[Any] = []
+        total, votes = weights[n:].sum(), []
+        for _ in range(self.iterations):
+            member = self._learnt(x, y, weights)
+            errors = _shares(y[n:], member.predict(x[n:]))
+            error = float(np.clip(weights[n:] @ errors / total, LEAST, None))
+            if error >= 0.5 and members:
+                break
+            members.append(member)
+            votes.append(np.log((1 - error) / error) if error < 0.5 else 1.0)
+            if not LEAST < error < 0.5:
+                break
+            own = weights[n:] * (error / (1 - error)) ** (1 - errors)
+            weights = np.concatenate([weights[:n], own * total / own.sum()])
+        return members, np.array(votes)
+
+
+def _shares(y: Array, found: Array) -> Array:
+    """Errors as shares of the largest, (n,)."""
+    errors = np.abs(y - found)
+    shares: Array = errors / max(errors.max(), 1e-300)
+    return shares
+
+
+def _lowered(weights: Array, errors: Array, n: int, share: float) -> Array:
+    """The weights after a step: those of the first n rows times `b^errors`, such that the others have the share."""
+    own, others = weights[:n], weights[n:].sum()
+
+    def excess(log_b: float) -> float:
+        rest = (own * np.exp(log_b * errors[:n])).sum()
+        return float(others / (others + rest) - share)
+
+    lowest = -1e6
+    log_b = lowest if excess(lowest) <= 0 else brentq(excess, lowest, 0)  # rows without an error keep their weight
+    lowered: Array = np.concatenate([own * np.exp(log_b * errors[:n]), weights[n:]])
+    lowered /= lowered.sum()
+    return lowered
+
+
+def _median(members: list[Any], votes: Array, x: Array) -> Array:
+    """The weighted median of what the members predict, (n,)."""
+    found = np.array([member.predict(x) for member in members])
+    order = found.argsort(axis=0)
+    above = votes[order].cumsum(axis=0) >= votes.sum() / 2
+    chosen = np.take_along_axis(order, above.argmax(axis=0)[None], axis=0)
+    median: Array = np.take_along_axis(found, chosen, axis=0)[0]
+    return median
