@@ -160,13 +160,18 @@ def show(cells: list[dict[str, Any]]) -> None:
         print("method      seeds  " + "".join(f"{score:16}" for score in SCORES))
         for method in (*DISTANCES, *METHODS):
             part = pair[pair["method"] == method]
-            values = "".join(f"{part[score].mean():.3f} ± {part[score].sem():.3f}   " for score in SCORES)
+            values = "".join(f"{mean_and_error(part[score].to_numpy(float))}   " for score in SCORES)
             print(f"{method:12}{len(part):5}  {values}")
         of_seed = pair.pivot_table(index="seed", columns="method", values="acc")
         for other in ("dtml_0", *DISTANCES):
             if {"dtml", other} <= set(of_seed):
                 gain = (of_seed["dtml"] - of_seed[other]).dropna()
-                print(f"acc of dtml - {other}: {gain.mean():.3f} ± {gain.sem():.3f}")
+                print(f"acc of dtml - {other}: {mean_and_error(gain.to_numpy(float))}")
+
+
+def mean_and_error(values: NDArray[np.float64]) -> str:
+    """Mean and standard error."""
+    return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
 
 
 def main() -> None:
