@@ -54,8 +54,7 @@ def digits(given: argparse.Namespace) -> pd.DataFrame:
     """Typeset digits, then handwritten ones."""
     files = [variant(name, given.out, "source_only") for name in VARIANTS]
     data = ["--config", "data/digits.yaml", "--trainer.max_steps", "300"]
-    after = ["--model.init_args.keep_head", "true", "--after", "source_only"]
-    rows = label_curve(["fine_tune", *files], given.seeds, [*data, *after])
+    rows = label_curve(["fine_tune", *files], given.seeds, [*data, "--model.init_args.keep_head", "true"])
     start = label_curve(["source_only"], given.seeds, data)
     return pd.concat([start, rows])
 

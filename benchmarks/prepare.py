@@ -8,7 +8,9 @@ and 1,800 of USPS (the protocol of Long et al. 2013; further 500 are for validat
 `office_caltech10/<domain>/<class>/*.jpg`. As vectors it writes `surf/<domain>.npz` (800 counts of visual words),
 `mobilenetv2/<domain>.npz` (1,280 features of the same images by the network of `linear_probe`), `jda/mnist.npz` and
 `jda/usps.npz` (256 pixels) and `words/<corpus>.npz` (5,000 counts of words in reviews). For SpeechCorpora it writes
-`emodb/men.csv` and `emodb/women.csv`, with their sounds. What is there already is not written again.
+`emodb/men.csv` and `emodb/women.csv`, with their sounds. Animals with Attributes is in `awa/`: features of the 40 seen
+classes and the 10 unseen ones (square root, length 1, 300 principal components of the seen classes), and attributes,
+`binary.csv` and `continuous.csv`. What is there already is not written again.
 """
 
 import argparse
@@ -20,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.io
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 from torch.utils.data import DataLoader
 
@@ -164,6 +168,33 @@ def words(root: Path, out: Path) -> None:
     part.rename(out / "words")
 
 
+def awa(root: Path, out: Path) -> None:
+    part = out / "awa.part"
+    part.mkdir(exist_ok=True)
+    found = load(root / "awa" / "awa_features.npz")
+    kinds = [np.sqrt(found[key].astype(np.float32)) for key in ("rgsift", "lss", "phog")]
+    x = np.concatenate([kind / np.linalg.norm(kind, axis=1, keepdims=True).clip(1e-9) for kind in kinds], axis=1)
+    seen = ~np.isin(found["y"], found["unseen"])
+    x = PCA(300, random_state=0).fit(x[seen]).transform(x)
+    x /= x[seen].std()
+    names = found["classes"][found["y"]]
+    for name, rows, parts in (("seen", seen, (44, 4, 12)), ("unseen", ~seen, (1, 1, 58))):
+        place = np.empty(rows.sum(), dtype=int)  # of a picture in its class
+        for own in np.unique(names[rows]):
+            place[names[rows] == own] = np.random.default_rng(0).permutation(60)
+        split = np.repeat(["train", "val", "test"], parts)[place]
+        arrays = {
+            f"{key}_{one}": value[rows][split == one]
+            for one in ("train", "val", "test")
+            for key, value in (("x", x), ("y", names))
+        }
+        save(part / f"{name}.npz", arrays)
+    for name in ("binary", "continuous"):
+        table = pd.DataFrame(found[f"predicate_{name}"], found["classes"], found["attributes"])
+        table.clip(lower=0).to_csv(part / f"{name}.csv", index_label="class")  # -1, four times: missing, as 0
+    part.rename(out / "awa")
+
+
 def emodb(root: Path, out: Path) -> None:
     part = out / "emodb.part"
     with tarfile.open(root / "emodb_4class" / "emodb_4class_flac.tar") as archive:
@@ -192,6 +223,7 @@ def main() -> None:
         "jda": jda,
         "words": words,
         "emodb": emodb,
+        "awa": awa,
     }
     makers |= {f"sampled_{seed}": partial(sampled, seed=seed) for seed in range(5)}
     for name, make in makers.items():

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from numbers import Real
 
 _WRAPPED = re.compile(
@@ -108,3 +109,19 @@ def check_range(
             raise ConfigError(f"{name}: {number} is more than {high}")
         if size <= above:
             raise ConfigError(f"{name}: {number} is not more than {above}")
+
+
+def check_metric_learning(what: str) -> None:
+    """Checks that pytorch-metric-learning is installed.
+
+    Args:
+        what: What needs it, in the error message.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
+    if find_spec("pytorch_metric_learning") is None:
+        raise ConfigError(
+            f"{what} needs the package pytorch-metric-learning: pip install 'pytorch-metric-learning>=2.8,<3', or "
+            "install this project with the extra [metric]"
+        )

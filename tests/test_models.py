@@ -187,7 +187,7 @@ def test_every_method_is_exported(name: str, tmp_path: Path) -> None:
     _, x = data.probe(300)
     network.set_domain("target")
     np.testing.assert_allclose(program.module()(x), network.eval()(x).softmax(dim=1).detach(), atol=1e-5)
-    assert not any("discriminator" in key or "source" in key or "_confusion" in key for key in program.state_dict)
+    assert not any("discriminator" in key or "source" in key or "_counted" in key for key in program.state_dict)
     save(program, tmp_path / "x.pt2", data)
     served = Served(tmp_path / "x.pt2")
     np.testing.assert_allclose(served.probabilities(list(x.numpy())), program.module()(x), atol=1e-6)

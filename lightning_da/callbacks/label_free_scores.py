@@ -22,7 +22,8 @@ class LabelFreeScores(L.Callback):
 
     They are computed after a validation and at the end of a fit, from a fixed sample of both validation splits; wide
     features are projected to 256 dimensions. `trainer.callback_metrics` has them, so that a `ModelCheckpoint` can
-    monitor them. Labels of the target are not used. If there is one domain, with labels, there are no scores.
+    monitor them. Labels of the target are not used. There are no scores if there is one domain, with labels, or if the
+    network gives embeddings and no classes.
 
     Args:
         scores: Names in `lightning_da.transferability.scores.SCORES`.
@@ -67,7 +68,7 @@ class LabelFreeScores(L.Callback):
         """The scores of the present weights; none if there are too few samples or the network has diverged."""
         self._last, self._answers = trainer.global_step, None
         data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        if len(data.domains) < 2:
+        if len(data.domains) < 2 or getattr(module, "embeds", False):
             return {}
         found = collect(trainer, cast(TransferModule, module), data, ("bottleneck", "head"), self.samples)
         if not found:

@@ -19,15 +19,20 @@ from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.gather import gather
 from lightning_da.methods import Classifier, TransferModule
+from lightning_da.methods.verification import Curves
 from lightning_da.networks.weights import load_weights
 from lightning_da.tracking import Tracker, find_fit
+
+MATCH_RANKS = 20
+"""Ranks in the drawn cumulative match curve."""
 
 
 class TestFigures(L.Callback):
     """After a test, records tables and pictures of the test splits.
 
     `per_class.csv` has recall and precision per class, `confusion.png` the confusion matrices, and `embedding.png` a
-    t-SNE of the head's input. If the fit started from an earlier run, `before_after.png` has a t-SNE of the target
+    t-SNE of the head's input. Of a network that embeds, `verification.png` has the ROC and the cumulative match curves
+    in place of the first two. If the fit started from an earlier run, `before_after.png` has a t-SNE of the target
     features with the earlier weights and with the final weights.
 
     Args:
@@ -60,7 +65,9 @@ class TestFigures(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        counts = [pl_module.confusion("test", domain).compute().cpu().numpy() for domain in self._kept]
+        counted = [pl_module.counted("test", domain) for domain in self._kept]
+        if not pl_module.embeds:
+            counts = [matrix.compute().cpu().numpy() for matrix in counted]
         features, labels = [], []
         for domain in self._kept:
             _, x, y = (torch.cat(parts) for parts in zip(*self._kept[domain], strict=True))
@@ -72,8 +79,11 @@ class TestFigures(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         names = [getattr(data, domain) for domain in self._kept]
         tracked, run_id = trainer.logger.experiment, trainer.logger.run_id
-        tracked.log_text(run_id, per_class(counts, names, data.classes).to_csv(index=False), "per_class.csv")
-        figures = {"confusion.png": confusion_figure(counts, names, data.classes)}
+        if pl_module.embeds:
+            figures = {"verification.png": verification_figure([part.curves() for part in counted], names)}
+        else:
+            tracked.log_text(run_id, per_class(counts, names, data.classes).to_csv(index=False), "per_class.csv")
+            figures = {"confusion.png": confusion_figure(counts, names, data.classes)}
         if not all(np.isfinite(part).all() for part in features):
             rank_zero_warn("no embedding is drawn: the features have NaN or infinite values, the network has diverged")
         else:
@@ -157,6 +167,30 @@ def confusion_figure(counts: list[NDArray[Any]], names: list[str], classes: list
                     color=colour,
                     fontsize=8,
                 )
+    return figure
+
+
+def verification_figure(curves: list[Curves | None], names: list[str]) -> Figure:
+    """ROC and cumulative match curves of both domains.
+
+    Args:
+        curves: Of each domain; None if there is nothing to verify.
+        names: Names of the domains.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    roc, match = figure.subplots(1, 2)
+    for found, name in zip(curves, names, strict=True):
+        if found is not None:
+            area = np.trapezoid(found.true_positive, found.false_positive)
+            roc.plot(found.false_positive, found.true_positive, label=f"{name}: area {area:.3f}")
+            ranks = found.cmc[:MATCH_RANKS]
+            match.plot(range(1, len(ranks) + 1), ranks, marker=".", label=f"{name}: rank 1 {ranks[0]:.3f}")
+    roc.plot([0, 1], [0, 1], color="lightgrey", linewidth=0.8)
+    roc.set(title="verification", xlabel="false positive rate", ylabel="true positive rate")
+    match.xaxis.get_major_locator().set_params(integer=True)
+    match.set(title="cumulative match", xlabel="rank", ylabel="share of samples with a match", ylim=(0, 1.02))
+    for axes in (roc, match):
+        axes.legend(loc="lower right", fontsize=8)
     return figure
 
 

@@ -1,10 +1,12 @@
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
 
 from lightning_da.errors import ConfigError
 from lightning_da.paths import write_whole
@@ -12,6 +14,8 @@ from lightning_da.paths import write_whole
 
 class WritePredictions(BasePredictionWriter):
     """Writes predictions to a CSV file with the columns sample (file or index), split, class and probability.
+
+    Of a network that embeds, the columns after split are the numbers of the embedding.
 
     Args:
         path: The CSV file; it appears only when it is complete.
@@ -30,24 +34,23 @@ class WritePredictions(BasePredictionWriter):
     def write_on_epoch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,  # noqa: ARG002
+        pl_module: L.LightningModule,
         predictions: Any,
         batch_indices: Any,
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if len(data.predicted) == 1:  # Lightning has no outer list for a single dataloader
             predictions = [predictions]
-        rows = []
+        embeds, rows = getattr(pl_module, "embeds", False), []
         for split, batches, places in zip(data.predicted, predictions, batch_indices, strict=True):
-            for probabilities, indices in zip(batches, places, strict=True):
-                if not probabilities.isfinite().all():
+            for outputs, indices in zip(batches, places, strict=True):
+                if not outputs.isfinite().all():
                     raise ConfigError(
-                        f"the network gives no finite probability to samples of the split {split}: it has diverged, or "
-                        "the samples hold NaN or infinite values"
+                        f"the network gives no finite {'embedding' if embeds else 'probability'} to samples of the "
+                        f"split {split}: it has diverged, or the samples hold NaN or infinite values"
                     )
-                best = probabilities.float().max(dim=1)
-                for index, label, probability in zip(indices, best.indices, best.values, strict=True):
-                    rows.append((split, int(index), data.classes[int(label)], f"{float(probability):.4f}"))
+                answers = _numbers(outputs) if embeds else _classes(outputs.float(), data.classes)
+                rows += [(split, int(index), *answer) for index, answer in zip(indices, answers, strict=True)]
         shares: list[list[Any]] = [rows]
         if trainer.world_size > 1:
             shares = [[] for _ in range(trainer.world_size)]
@@ -59,6 +62,19 @@ class WritePredictions(BasePredictionWriter):
         names = {split: data.names("target", split) for split in data.predicted}
         with write_whole(self.path) as part, part.open("w", newline="", errors="surrogateescape") as file:
             writer = csv.writer(file)
-            writer.writerow(("sample", "split", "class", "probability"))
-            writer.writerows((names[split][index], split, name, p) for split, index, name, p in merged)
+            numbers = tuple(f"embedding_{place}" for place in range(len(merged[0]) - 2))
+            writer.writerow(("sample", "split", *(numbers if embeds else ("class", "probability"))))
+            writer.writerows((names[split][index], split, *answer) for split, index, *answer in merged)
         print(f"{len(merged)} predictions in {self.path}")
+
+
+def _numbers(embeddings: Tensor) -> list[tuple[str, ...]]:
+    return [tuple(f"{value:.6g}" for value in row) for row in embeddings.tolist()]
+
+
+def _classes(probabilities: Tensor, names: Sequence[str]) -> list[tuple[str, ...]]:
+    best = probabilities.max(dim=1)
+    return [
+        (names[label], f"{probability:.4f}")
+        for label, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

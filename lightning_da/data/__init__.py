@@ -1,9 +1,11 @@
 from lightning_da.data.base import DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.digits import Digits
 from lightning_da.data.features import FeatureTables
+from lightning_da.data.identities import Identities
 from lightning_da.data.image_folders import ImageFolders
 from lightning_da.data.reversed import Reversed
 from lightning_da.data.sentences import Sentences
+from lightning_da.data.shapes import Shapes
 from lightning_da.data.speech import SpeechCorpora
 from lightning_da.data.streamed_images import StreamedImages
 from lightning_da.data.task import Task
@@ -13,10 +15,12 @@ __all__ = [
     "Digits",
     "DomainPairDataModule",
     "FeatureTables",
+    "Identities",
     "ImageFolders",
     "Reversed",
     "Roles",
     "Sentences",
+    "Shapes",
     "SpeechCorpora",
     "StreamedImages",
     "Task",

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_da.data.descriptions import Descriptions, read_descriptions
 from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import ConfigError, check_range
 from lightning_da.inputs import Images, Input, Numbers, Texts
@@ -198,8 +200,12 @@ def relabel(whole: Any, classes: Sequence[str]) -> TensorDomain | Selection:
     return Selection(whole, torch.arange(len(whole)), y, classes)
 
 
+def _permutation(number: int, seed: int) -> Tensor:
+    return torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+
+
 class _Shuffle(DistributedSampler[Any]):
-    """This process's share of an endless stream of permutations, continued from the current training step.
+    """This process's share of an endless stream of orders of the samples, continued from the current training step.
 
     The samples of a step depend on the step number only: not on the epoch length, which the other domain may set, and
     not on resuming from a checkpoint. An epoch has `length` batches; None means one permutation. Sample i in pass p is
@@ -215,9 +221,11 @@ class _Shuffle(DistributedSampler[Any]):
         batch_size: int,
         batches_read: Callable[[], int],
         length: int | None = None,
+        order: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__(dataset, world, rank, seed=seed, drop_last=True)
         self.batch_size, self.batches_read = batch_size, batches_read
+        self.order = order or functools.partial(_permutation, len(dataset))
         self._batches = self.num_samples // batch_size
         self.length = length or self._batches
 
@@ -228,8 +236,7 @@ class _Shuffle(DistributedSampler[Any]):
             passes, place = divmod(read, self._batches)
             read += min(self._batches - place, end - read)
             seed = np.random.SeedSequence([self.seed, passes]).generate_state(1)[0]
-            order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(seed)))  # type: ignore[arg-type]
-            share = order[self.rank : self.total_size : self.num_replicas] + passes * len(self.dataset)  # type: ignore[arg-type]
+            share = self.order(int(seed))[self.rank : self.total_size : self.num_replicas] + passes * len(self.dataset)  # type: ignore[arg-type]
             yield from share[place * self.batch_size : (read - passes * self._batches) * self.batch_size].tolist()
 
     def __len__(self) -> int:
@@ -315,6 +322,7 @@ class DomainPairDataModule(L.LightningDataModule):
         target_labels: How many training labels of the target are read, for example 10, or `3/class`; the other samples
             stay as unlabelled ones. They are drawn with the seed of the run, evenly over the classes as far as each has
             enough. None reads all.
+        descriptions: File with a description of each class, for zero-shot learning (see `read_descriptions`).
 
     Attributes:
         domains: The domains that are validated and tested, `source` or `target`.
@@ -337,6 +345,7 @@ class DomainPairDataModule(L.LightningDataModule):
         target: str | None,
         batch_size: int = 64,
         target_labels: int | str | None = None,
+        descriptions: str | None = None,
     ) -> None:
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
@@ -347,7 +356,7 @@ class DomainPairDataModule(L.LightningDataModule):
         self.source, self.target, self.batch_size = str(source or target), str(target or source), batch_size
         if target_labels is not None and source == target:
             raise DataError("data.target_labels: source and target have the same name, so their labels are the same")
-        self.target_labels = target_labels
+        self.target_labels, self.descriptions = target_labels, descriptions
         self.domains = DOMAINS if source is not None and target is not None else ("target",)
         self.left_out: dict[str, int] = {}
         self._datasets: dict[tuple[str, str], Any] = {}
@@ -426,9 +435,24 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the labels: those of the source, then those that the target alone has."""
-        source = self.classes_of(self.source)
-        return source + [name for name in self.classes_of(self.target) if name not in source]
+        """Class names in the order of the labels: those of the source, then those that the target alone has.
+
+        If the target names none, all described classes may be in it.
+        """
+        source, target = self.classes_of(self.source), self.classes_of(self.target)
+        if not target and self.described is not None:
+            target = self.described.classes
+        return source + [name for name in target if name not in source]
+
+    @functools.cached_property
+    def described(self) -> Descriptions | None:
+        """The descriptions of the classes; None if there are none."""
+        return None if self.descriptions is None else read_descriptions(Path(self.descriptions))
+
+    @property
+    def num_attributes(self) -> int:
+        """Number of attributes in the description of a class; 0 if there are none."""
+        return 0 if self.described is None else len(self.described.attributes)
 
     @property
     def num_classes(self) -> int:
@@ -454,11 +478,13 @@ class DomainPairDataModule(L.LightningDataModule):
         return tuple(dataset[0][0].shape)
 
     def fingerprint(self) -> str:
-        """A digest of all samples and labels in both domains: equal digests mean equal data."""
+        """A digest of all samples, labels and descriptions in both domains: equal digests mean equal data."""
         digest = hashlib.sha256()
         for domain in (self.source, self.target):
             for split in SPLITS:
                 digest.update(self._fingerprint(domain, split).encode())
+        if self.described is not None:
+            digest.update(self.described.of(self.classes).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def _fingerprint(self, domain: str, split: str) -> str:
@@ -736,12 +762,28 @@ class DomainPairDataModule(L.LightningDataModule):
         """Training batches of a domain; of the samples `rows` alone, if given, in epochs of the same length."""
         dataset = self._get(getattr(self, role), "train")
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        batch_size, length = self.batch_size, None
+        batch_size, length, y = self.batch_size, None, torch.as_tensor(dataset.y)
         if rows is not None:
             length = max(len(dataset) // world // self.batch_size, 1)
-            dataset, batch_size = Subset(dataset, rows.tolist()), min(batch_size, len(rows) // world)
-        sampler = _Shuffle(dataset, world, rank, _seed(), batch_size, self._batches_read, length)
+            dataset, batch_size, y = Subset(dataset, rows.tolist()), min(batch_size, len(rows) // world), y[rows]
+        order = functools.partial(self.reading_order, y if labels else torch.full_like(y, UNKNOWN))
+        sampler = _Shuffle(dataset, world, rank, _seed(), batch_size, self._batches_read, length, order)
         return self._load(_Drawn(dataset, _seed(), DOMAINS.index(role)), sampler, batch_size, labels)
+
+    def reading_order(self, y: Tensor, seed: int) -> Tensor:
+        """The order in which one pass of training reads the samples of a domain: a random permutation in this class.
+
+        Under several processes, consecutive samples are dealt to them in turn: a batch of all processes together is a
+        consecutive part of the order.
+
+        Args:
+            y: Labels, shape (n,), int64, `UNKNOWN` where training does not read them.
+            seed: Of the pass; equal seeds give equal orders.
+
+        Returns:
+            Indices, shape (n,), int64.
+        """
+        return _permutation(len(y), seed)
 
     def _load(self, dataset: Any, sampler: DistributedSampler[Any], batch_size: int, labels: bool) -> DataLoader[Any]:
         return _Loader(

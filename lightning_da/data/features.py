@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_svmlight_files
 
 from lightning_da.data.base import SPLITS, DataError, DomainPairDataModule, Roles, TensorDomain
-from lightning_da.data.splits import split_indices
+from lightning_da.data.splits import Indices, split_indices
 from lightning_da.data.tables import encode_labels
 from lightning_da.errors import list_choices, one_line
 
@@ -43,7 +43,7 @@ class FeatureTables(DomainPairDataModule):
     split with `seed`, stratified by class.
 
     Args:
-        source: File of the domain with labels; None if there is one domain.
+        source: File of the domain with labels, which self-taught learning does not read; None if there is one domain.
         target: File of the domain to transfer to; None if there is one domain.
         batch_size: Samples per batch and domain, on each process.
         root: Folder that `source` and `target` are relative to.
@@ -85,6 +85,7 @@ class FeatureTables(DomainPairDataModule):
         self.predicted = ("test",) if protocol == "all" else SPLITS
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._domains: dict[str, dict[str, TensorDomain]] = {}
+        self._no_labels: DataError | None = None
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
         return self._read(domain)[split]
@@ -97,6 +98,8 @@ class FeatureTables(DomainPairDataModule):
         """
         for domain in (self.source, self.target):
             self._read(domain)
+        if self._no_labels is not None and "source" in roles.supervised:
+            raise self._no_labels
         paths = [self._path(domain)[0] for domain in (self.source, self.target)]
         if all(path.suffix.lower() == ".csv" for path in paths):
             source, target = (
@@ -128,12 +131,14 @@ class FeatureTables(DomainPairDataModule):
             ]
             x, (y, classes) = np.concatenate(xs), encode_labels(path, table.y_key, np.concatenate(ys))
             if domain == self.source and not classes:
-                raise DataError(
+                self._no_labels = DataError(
                     f"{path}: the source needs labels, but there are none in {table.y_key!r}; "
                     f"{list_choices(table.y_key, table.names)} (--data.y_key or --data.label_column)"
                 )
+                if len(self.domains) < 2:
+                    raise self._no_labels
             given = None if parts == [""] else np.repeat([part[1:] for part in parts], sizes)
-            splits = split_indices(y, self.seed, self.val_share, self.test_share, given)
+            splits = self.split(domain, y, given)
             if self.protocol == "all":
                 splits = dict.fromkeys(SPLITS, np.arange(len(y)))
             names = [
@@ -146,6 +151,16 @@ class FeatureTables(DomainPairDataModule):
                 for split, rows in splits.items()
             }
         return self._domains[domain]
+
+    def split(self, domain: str, y: Indices, given: NDArray[np.str_] | None) -> dict[str, Indices]:  # noqa: ARG002
+        """The rows of each split of a domain.
+
+        Args:
+            domain: Name of the domain.
+            y: Labels, shape (n,), `UNKNOWN` where the class is unknown.
+            given: Predefined split of each sample, shape (n,), None if there is none.
+        """
+        return split_indices(y, self.seed, self.val_share, self.test_share, given)
 
     def _path(self, domain: str) -> tuple[Path, str]:
         """The file of a domain, and the name of the domain in it, which is empty if the file holds one domain."""

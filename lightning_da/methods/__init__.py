@@ -1,24 +1,34 @@
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
+from lightning_da.methods.autoencoder import Autoencoder
 from lightning_da.methods.base import TransferModule
+from lightning_da.methods.class_embedding import ClassEmbedding
 from lightning_da.methods.classical import Classical
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.conservative import Conservative
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
+from lightning_da.methods.dap import DAP
 from lightning_da.methods.deep_coral import DeepCORAL
+from lightning_da.methods.dtml import DTML
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
 from lightning_da.methods.multi_task import MultiTask
 from lightning_da.methods.progressive import Progressive
+from lightning_da.methods.pseudo_labels import PseudoLabels
+from lightning_da.methods.self_taught import SelfTaught
 
 __all__ = [
     "ADDA",
     "DAN",
     "DANN",
+    "DAP",
+    "DTML",
     "JAN",
     "AdaptationModule",
+    "Autoencoder",
+    "ClassEmbedding",
     "Classical",
     "Classifier",
     "Conservative",
@@ -28,5 +38,7 @@ __all__ = [
     "MarginEnsemble",
     "MultiTask",
     "Progressive",
+    "PseudoLabels",
+    "SelfTaught",
     "TransferModule",
 ]

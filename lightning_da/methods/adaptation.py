@@ -91,7 +91,7 @@ class AdaptationModule(TransferModule):
         check_schedule("domain_schedule", domain_schedule)
         self._domain_weight, self._domain_schedule = domain_weight, domain_schedule
         self.signs = Signs()
-        self._watched: dict[str, Tensor] = {}
+        self._watched: dict[str, Tensor] | None = None
         self._gradients: list[Tensor] = []
 
     @property
@@ -171,11 +171,11 @@ class AdaptationModule(TransferModule):
     @essential
     def on_after_backward(self) -> None:
         """Logs what is watched, and warns once of each sign of failure; the first tenth of training is passed over."""
-        if not self._watched:
+        if self._watched is None:
             return
         squares = torch.stack(self._gradients).sum() if self._gradients else torch.zeros((), device=self.device)
         values = self._watched | {"domain_gradient": total(squares).sqrt() / world_size()}
-        self._watched, self._gradients = {}, []
+        self._watched, self._gradients = None, []
         shown = ("domain_gradient", "target_top_class", "discriminator_acc")
         self.log_dict({f"train/{name}": value for name, value in values.items() if name in shown})
         if self.progress >= 0.1:

@@ -1,6 +1,6 @@
 """The base of every method: the network, the supervised step, the optimizer and the schedules."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -228,12 +228,21 @@ class TransferModule(Classifier):
             load_weights(self, checkpoint, self.initialised)
 
     def fit_inputs(self, data: DomainPairDataModule) -> None:
-        """Takes what the network needs from the training samples of both domains: a vocabulary, mean and deviation."""
-        self.backbone.fit(lambda role: data.training_samples((role,)))
-        if not isinstance(self.standardize, Standardize):
-            return
-        found = self.standardize.fit(lambda role: data.training_samples((role,)))
-        rank_zero_info(f"standardize: {self.standardize.extra_repr()}")
+        """Takes what the network needs from the training samples of both domains: mean and deviation, a vocabulary."""
+        if isinstance(self.standardize, Standardize):
+            self._fit_scales(self.standardize, data)
+
+        def samples(role: str) -> Iterator[Tensor]:
+            for x in data.training_samples((role,)):
+                self.set_domain(role)
+                yield self.standardize(x)
+
+        self.backbone.fit(samples)
+        self.set_domain("target")
+
+    def _fit_scales(self, standardize: Standardize, data: DomainPairDataModule) -> None:
+        found = standardize.fit(lambda role: data.training_samples((role,)))
+        rank_zero_info(f"standardize: {standardize.extra_repr()}")
         if found and not self.scales_per_domain:
             what = "features" if len(self.input_shape) == 1 else "channels"
             rank_zero_warn(

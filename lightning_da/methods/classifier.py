@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import lightning as L
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
@@ -38,6 +39,8 @@ class Classifier(L.LightningModule):
     """The smallest batch of a domain that the network can be trained on."""
     reads_unlabelled: bool = False
     """Whether training reads the samples without a label, too, of the domains in `supervised`."""
+    embeds: bool = False
+    """Whether the output of the network is an embedding, whose distances are the answer, and no logits of classes."""
     scales_per_domain: bool = False
     """Whether each domain is scaled by its own mean and deviation, so that they may have different units."""
 
@@ -48,12 +51,8 @@ class Classifier(L.LightningModule):
     def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.num_classes, self.input_shape = num_classes, tuple(input_shape)
-        self._confusion = nn.ModuleDict(
-            {
-                f"{stage}_{domain}": MulticlassConfusionMatrix(num_classes, ignore_index=UNKNOWN)
-                for stage in ("val", "test")
-                for domain in DOMAINS
-            }
+        self._counted = nn.ModuleDict(
+            {f"{stage}_{domain}": self.new_metric() for stage in ("val", "test") for domain in DOMAINS}
         )
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,9 +76,34 @@ class Classifier(L.LightningModule):
         domains: tuple[str, ...] = getattr(getattr(self._trainer, "datamodule", None), "domains", DOMAINS)
         return domains
 
+    def new_metric(self) -> Metric:
+        """What counts the answers for a domain in an epoch."""
+        return MulticlassConfusionMatrix(self.num_classes, ignore_index=UNKNOWN)
+
+    def counted(self, stage: str, domain: str) -> Any:
+        """The metric of a domain for the stage `val` or `test`."""
+        return self._counted[f"{stage}_{domain}"]
+
     def confusion(self, stage: str, domain: str) -> MulticlassConfusionMatrix:
         """Confusion matrix of a domain for the stage `val` or `test`."""
-        return cast(MulticlassConfusionMatrix, self._confusion[f"{stage}_{domain}"])
+        return cast(MulticlassConfusionMatrix, self.counted(stage, domain))
+
+    def count(self, stage: str, domain: str, logits: Tensor, y: Tensor) -> None:
+        """Counts the answers for a batch.
+
+        Args:
+            stage: `val` or `test`.
+            domain: `source` or `target`.
+            logits: Outputs of the network, shape (B, width of the output).
+            y: Labels, shape (B,), int64, `UNKNOWN` where the class is not known.
+        """
+        self.confusion(stage, domain).update(logits.argmax(dim=1), y)
+
+    def scores_of(self, stage: str, domain: str) -> dict[str, Tensor]:
+        """The scores of a domain in an epoch, by their name in a metric; none if no label is known."""
+        own = self.own_classes(domain)
+        counts = self.confusion(stage, domain).compute()[own][:, own]
+        return scores(counts) if counts.sum() > 0 else {}
 
     def own_classes(self, domain: str) -> slice | Tensor:  # noqa: ARG002
         """The labels that a domain may have: all of them, or a mask of shape (num_classes,)."""
@@ -95,15 +119,12 @@ class Classifier(L.LightningModule):
                 f"the outputs of the network for domain {domain!r} are not finite: it has diverged, so fit again, for "
                 "example with a smaller learning rate"
             )
-        self.confusion(stage, domain).update(logits.argmax(dim=1), y)
+        self.count(stage, domain, logits, y)
         return {"features": features, "y": y}
 
     def _log_accuracy(self, stage: str) -> None:
         for domain in self.evaluated:
-            own = self.own_classes(domain)
-            counts = self.confusion(stage, domain).compute()[own][:, own]
-            if counts.sum() > 0:
-                self.log_dict({f"{stage}/{domain}/{key}": value for key, value in scores(counts).items()})
+            self.log_dict({f"{stage}/{domain}/{key}": value for key, value in self.scores_of(stage, domain).items()})
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         self._evaluate("val", batch, dataloader_idx)
@@ -129,7 +150,7 @@ class Classifier(L.LightningModule):
 
     def _reset(self, stage: str) -> None:
         for domain in self.evaluated:
-            self.confusion(stage, domain).reset()
+            self.counted(stage, domain).reset()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
         """Class probabilities (B, num_classes) of target samples."""

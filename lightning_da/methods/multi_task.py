@@ -1,15 +1,14 @@
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
+from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import check_range
-from lightning_da.methods.base import TransferModule
+from lightning_da.methods.own_classes import OwnClasses
 
 
-class MultiTask(TransferModule):
+class MultiTask(OwnClasses):
     """Multi-task learning: a shared backbone and bottleneck, and a head for each domain, both trained on labels.
 
     Source and target may have classes of their own. Each head chooses among the classes of its domain; the logits of
@@ -28,9 +27,6 @@ class MultiTask(TransferModule):
         ConfigError: If a weight is negative.
     """
 
-    tasks_differ = True
-    """Whether source and target may have different classes."""
-
     def __init__(
         self,
         weighting: Literal["given", "uncertainty"] = "given",
@@ -43,26 +39,8 @@ class MultiTask(TransferModule):
         for name, weight in weights.items():
             check_range(name, weight, 0)
         self.source_head = nn.Linear(self.head.in_features, self.num_classes)
-        self.own: Tensor
-        self.register_buffer("own", torch.ones(len(DOMAINS), self.num_classes, dtype=torch.bool))
         self.weights = tuple(weights.values())
         self.log_variances = nn.Parameter(torch.zeros(len(DOMAINS))) if weighting == "uncertainty" else None
-        self._domain = "target"
-
-    def fit_inputs(self, data: DomainPairDataModule) -> None:
-        """Takes the classes of each domain too."""
-        super().fit_inputs(data)
-        for own, role in zip(self.own, DOMAINS, strict=True):
-            names = data.classes_of(getattr(data, role))
-            own.copy_(torch.tensor([name in names for name in data.classes]))
-
-    def set_domain(self, domain: str | Mapping[str, int]) -> None:
-        super().set_domain(domain)
-        if isinstance(domain, str):
-            self._domain = domain
-
-    def own_classes(self, domain: str) -> Tensor:
-        return self.own[DOMAINS.index(domain)]
 
     def head_of(self, domain: str) -> nn.Module:
         """The head of a domain."""
@@ -74,7 +52,7 @@ class MultiTask(TransferModule):
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(x)
         logits: Tensor = self.head_of(self._domain)(features)
-        return features, logits.masked_fill(~self.own_classes(self._domain), torch.finfo(logits.dtype).min)
+        return features, self.among_own(logits)
 
     def own_loss(self, features: Tensor, y: Tensor, domain: str) -> Tensor:
         """The task loss of a domain among its own classes.

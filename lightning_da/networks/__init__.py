@@ -1,4 +1,15 @@
 from lightning_da.networks.backbones import Backbone, BackboneCallable, FeedForward, LeNet, TimmBackbone
+from lightning_da.networks.codes import PrincipalComponents, Raw, SparseCoding
 from lightning_da.networks.lstm import LSTM
 
-__all__ = ["LSTM", "Backbone", "BackboneCallable", "FeedForward", "LeNet", "TimmBackbone"]
+__all__ = [
+    "LSTM",
+    "Backbone",
+    "BackboneCallable",
+    "FeedForward",
+    "LeNet",
+    "PrincipalComponents",
+    "Raw",
+    "SparseCoding",
+    "TimmBackbone",
+]

@@ -38,7 +38,8 @@ class Backbone(nn.Module):
         Called when a fit begins, but not when a checkpoint is loaded.
 
         Args:
-            samples: From `source` or `target` to chunks of samples, each of shape (b, *input_shape).
+            samples: From `source` or `target` to chunks of samples as the network reads them, each of shape (b,
+                *input_shape).
         """
 
     def load_pretrained(self) -> None:
@@ -105,6 +106,8 @@ class FeedForward(Backbone):
         activation: Activation function of every layer.
         dropout: Dropout rate after each hidden layer; a list has one rate per layer.
         batch_norm: Whether to add batch normalisation after each linear layer.
+        orthogonal: Whether weights start orthogonal and biases at 0, so that a linear layer that is not narrower than
+            its input keeps all distances at first; otherwise as torch draws them.
 
     Raises:
         ConfigError: If `hidden` is empty, or the length of `dropout` differs from the length of `hidden`.
@@ -117,6 +120,7 @@ class FeedForward(Backbone):
         activation: Literal["relu", "sigmoid", "tanh"] = "relu",
         dropout: float | list[float] = 0.0,
         batch_norm: bool = False,
+        orthogonal: bool = False,
     ) -> None:
         super().__init__()
         rates = dropout if isinstance(dropout, list) else [dropout] * len(hidden)
@@ -129,7 +133,11 @@ class FeedForward(Backbone):
             width *= side
         self.layers = [f"fc{i}" for i in range(1, len(hidden) + 1)]
         for layer, out, rate in zip(self.layers, hidden, rates, strict=True):
-            parts: list[nn.Module] = [nn.Linear(width, out)]
+            linear = nn.Linear(width, out)
+            if orthogonal:
+                nn.init.orthogonal_(linear.weight)
+                nn.init.zeros_(linear.bias)
+            parts: list[nn.Module] = [linear]
             if batch_norm:
                 parts.append(nn.BatchNorm1d(out))
             parts.append(ACTIVATIONS[activation]())

@@ -1,0 +1,48 @@
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from lightning_da.errors import ConfigError
+from lightning_da.methods.semi_supervised import SemiSupervised
+from lightning_da.networks.backbones import FeedForward
+from lightning_da.schedules import constant
+
+
+class Autoencoder(SemiSupervised):
+    """An autoencoder of all samples, with the classifier of the labelled ones beside it.
+
+    A decoder computes the sample, as the backbone reads it, from the input of the head; its mean squared error is added
+    to the task loss.
+
+    Source: Ranzato and Szummer, "Semi-supervised learning of compact document representations with deep networks", ICML
+    2008, equation 1, with a network of several layers.
+
+    Args:
+        decoder: Width of each hidden layer of the decoder.
+        unlabelled_schedule: As for `SemiSupervised`.
+        **kwargs: Arguments of `SemiSupervised`.
+
+    Raises:
+        ConfigError: If the samples are sentences.
+    """
+
+    def __init__(
+        self,
+        decoder: tuple[int, ...] = (256,),
+        unlabelled_schedule: Callable[[float], float] = constant,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(unlabelled_schedule=unlabelled_schedule, **kwargs)
+        if self.reads_words:
+            raise ConfigError("an autoencoder computes numbers, not words; use --config method/pseudo_labels.yaml")
+        with torch.random.fork_rng(devices=[]):  # dropout draws as it does without the decoder
+            layers = FeedForward((self.head.in_features,), list(decoder))
+            self.decoder = nn.Sequential(layers, nn.Linear(layers.num_features, prod(self.input_shape)))
+
+    def unlabelled_loss(self, x: Tensor) -> Tensor:
+        """Mean squared error of the reconstruction; for the shapes see `SemiSupervised.unlabelled_loss`."""
+        return mse_loss(self.decoder(self.features(x)), self.standardize(x).flatten(1))
