@@ -32,7 +32,7 @@ from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModul
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import MISSING, CommandParser, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
-from lightning_da.signatures import class_path, full_spelling
+from lightning_da.signatures import arguments, class_path, full_spelling
 from lightning_da.tracking import LENGTHS, Fit, Tracker, deciding_checkpoint, find_fit, find_resumable, parameters
 
 DESCRIPTIONS = {
@@ -262,6 +262,8 @@ class TransferCLI(LightningCLI):
             self.config.model.init_args.init_from = start
         try:
             super().instantiate_classes()
+            if "num_attributes" not in arguments(f"{type(self.model).__module__}.{type(self.model).__qualname__}"):
+                self.model.hparams.pop("num_attributes", None)  # the link gives it to every method
             if isinstance(self.trainer.logger, Tracker):
                 self.trainer.logger.name_run(self.run_name)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:

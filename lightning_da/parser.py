@@ -55,7 +55,7 @@ KINDS = {
 """What a value is called that the parser wants."""
 
 
-OF_FIT = {"config", "print_config", *(key for key in HELP if "." not in key)}
+OF_FIT = {"config", "help", "print_config", *(key for key in HELP if "." not in key)}
 """The options of `fit` without a dot."""
 
 
