@@ -28,7 +28,9 @@ OF_ADAPTATION = [
 ]
 DATA = {
     "Digits": ("data/digits.py",),
-    "FeatureTables": ("data/features.py",),
+    "FeatureTables": ("data/features.py", "data/identities.py", "data/sketches.py"),
+    "Identities": ("data/identities.py", "data/sketches.py"),
+    "Shapes": ("data/shapes.py",),
     "ImageFolders": (
         *("data/image_folders.py", "data/image_files.py", "data/streamed_images.py", "data/shards.py"),
         "commands/shard.py",

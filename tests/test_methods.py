@@ -245,7 +245,6 @@ def test_gradual_unfreezing_releases_the_deepest_first() -> None:
         ({"freeze": -1}, "freeze: -1"),
         ({"unfreeze_by": 0.5}, "unfreeze_by"),
         ({"freeze": 1, "unfreeze_by": 1.5}, "unfreeze_by"),
-        ({"keep_head": True}, "keep_head"),
         ({"label_smoothing": 1.5}, "label_smoothing: 1.5"),
     ],
 )

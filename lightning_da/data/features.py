@@ -152,6 +152,13 @@ class FeatureTables(DomainPairDataModule):
             }
         return self._domains[domain]
 
+    @property
+    def num_classes(self) -> int:
+        number = super().num_classes
+        if number == 0 and self._no_labels is not None:
+            raise self._no_labels
+        return number
+
     def split(self, domain: str, y: Indices, given: NDArray[np.str_] | None) -> dict[str, Indices]:  # noqa: ARG002
         """The rows of each split of a domain.
 

@@ -49,6 +49,11 @@ class MarginalFisher(nn.Module):
         alpha: Weight of the between-class scatter.
         within: Neighbours of the same class (k1).
         between: Neighbours of other classes (k2).
+
+    Examples:
+        >>> x = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> MarginalFisher(alpha=0.5, within=1, between=1)(x, torch.tensor([0, 0, 1]))
+        tensor(-2.1667)
     """
 
     def __init__(self, alpha: float = 0.1, within: int = 5, between: int = 10) -> None:
