@@ -667,7 +667,7 @@ def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
         text = capsys.readouterr().out
         assert "--trainer.max_steps" in text
         assert "--trainer.profiler" not in text
-        assert len(text.splitlines()) < 160
+        assert len(text.splitlines()) < 200  # more than alone: the classes that other tests imported are listed
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFra
     return folder, main(words(folder, *WANTED))
 
 
+@pytest.mark.slow
 def test_every_cell_is_a_run_below_one(finished: tuple[Path, pd.DataFrame]) -> None:
     _, rows = finished
     assert len(rows) == 8
@@ -164,6 +165,7 @@ def test_every_cell_is_a_run_below_one(finished: tuple[Path, pd.DataFrame]) -> N
     assert members == [found[f"speaker-emotion-{size}-s0"].info.run_id for size in SIZES]
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_what_is_there_is_not_run_again_and_what_is_missing_is(
     finished: tuple[Path, pd.DataFrame], capsys: pytest.CaptureFixture[str]
