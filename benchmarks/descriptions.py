@@ -18,10 +18,12 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 from prepare import awa
 
 from lightning_da.data import FeatureTables
+from lightning_da.grids.tables import mean_and_spread
 from lightning_da.methods import DAP, Autoencoder, ClassEmbedding, FineTune, PseudoLabels, SelfTaught
 from lightning_da.networks import FeedForward, LeNet, PrincipalComponents, Raw, SparseCoding
 from lightning_da.schedules import cosine
@@ -133,9 +135,8 @@ def show(done: dict[str, Scores]) -> None:
             columns |= {f"generalised/{name}": name for name in ("seen", "unseen", "harmonic")}
         shown = []
         for column, name in columns.items():
-            values = [scores[column] for scores in found]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            shown.append(f"{name} {np.mean(values):.3f}{spread}")
+            values = pd.Series([scores[column] for scores in found])
+            shown.append(f"{name} {mean_and_spread(values.mean(), values.std(), '.3f')}")
         print(f"{part:16} {method:14} {labels:>3} {len(found)} seeds  " + "  ".join(shown))
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from lightning_da.data.splits import split_indices
+from lightning_da.grids.tables import mean_and_spread
 from lightning_da.main import main as lightning_da
 from lightning_da.methods.verification import Verification
 from lightning_da.paths import PROJECT
@@ -171,7 +172,7 @@ def show(cells: list[dict[str, Any]]) -> None:
 
 def mean_and_error(values: NDArray[np.float64]) -> str:
     """Mean and standard error."""
-    return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+    return mean_and_spread(values.mean(), pd.Series(values).std() / len(values) ** 0.5, ".3f")
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from lightning_da.data import Sentences
+from lightning_da.grids.tables import mean_and_spread
 from lightning_da.main import main as lightning_da
 from lightning_da.paths import PROJECT
 
@@ -159,11 +160,9 @@ def show(found: dict[str, dict[str, list[float]]], out: Path) -> None:
         print(f"\n{first} -> {second}, accuracy on the test split\n{'':20} {'seen':>15} {'published':>10}")
         for place, row in enumerate(there):
             values = np.array(rows[row])
-            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+            seen = mean_and_spread(values.mean(), pd.Series(values).std(), ".3f")
             published = PUBLISHED[pair].get(row)
-            print(
-                f"{row:20} {f'{values.mean():.3f}{spread}':>15} {'' if published is None else f'{published:.3f}':>10}"
-            )
+            print(f"{row:20} {seen:>15} {'' if published is None else f'{published:.3f}':>10}")
             colour = "tab:red" if "frozen" in row else "tab:orange" if "tuned" in row else "tab:grey"
             axes.barh(place, values.mean(), color=colour, alpha=0.6)
             axes.plot(values, [place] * len(values), "k.", ms=4, label="a seed" if not place else None)
