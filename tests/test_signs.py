@@ -13,7 +13,7 @@ from lightning_da.losses.adversarial import domain_classification
 from lightning_da.methods import DANN, DeepCORAL
 from lightning_da.methods.adaptation import DomainBatch
 from lightning_da.methods.discriminators import watch_discriminators
-from lightning_da.methods.signs import LOGGED_STEPS, Signs, largest_share
+from lightning_da.methods.signs import LOGGED_STEPS, START_STEPS, Signs, largest_share
 from tests import toy
 
 HEALTHY = {"target_top_class": 0.4, "domain_gradient": 1e-6, "discriminator_acc": 0.8, "discriminator_loss": 1.4}
@@ -30,24 +30,27 @@ def test_a_sign_is_named_once_and_only_if_it_lasts(name: str) -> None:
     value, text = BAD[name]
     signs = Signs()
     for _ in range(LOGGED_STEPS - 1):
-        assert signs.add(HEALTHY | {name: value}) == []
-    assert [text in sign for sign in signs.add(HEALTHY | {name: value})] == [True]
+        assert signs.add(HEALTHY | {name: value}, START_STEPS) == []
+    assert [text in sign for sign in signs.add(HEALTHY | {name: value}, START_STEPS)] == [True]
     for step in range(10):
-        assert signs.add(HEALTHY | {name: value * (1 + step)}) == []
+        assert signs.add(HEALTHY | {name: value * (1 + step)}, START_STEPS) == []
     assert len(signs.found) == 1
 
 
 def test_a_value_that_is_not_finite_is_a_sign() -> None:
     signs = Signs()
     for _ in range(LOGGED_STEPS):
-        signs.add(HEALTHY | {"domain_gradient": math.nan})
+        signs.add(HEALTHY | {"domain_gradient": math.nan}, START_STEPS)
     assert list(signs.found) == ["not finite"]
 
 
 def test_a_healthy_or_a_balanced_game_has_no_sign() -> None:
     signs = Signs()
     for step in range(20):
-        signs.add(HEALTHY | {"discriminator_acc": 0.5, "discriminator_loss": 2 * math.log(2) + 0.2 * (-1) ** step})
+        signs.add(
+            HEALTHY | {"discriminator_acc": 0.5, "discriminator_loss": 2 * math.log(2) + 0.2 * (-1) ** step},
+            START_STEPS,
+        )
     assert signs.found == {}
 
 
@@ -55,8 +58,16 @@ def test_one_class_is_no_sign_where_the_source_has_nearly_one_class() -> None:
     for share, found in ((0.9, []), (0.4, ["one class"])):
         signs = Signs()
         for _ in range(LOGGED_STEPS):
-            signs.add(HEALTHY | {"target_top_class": 0.99, "source_top_class": share})
+            signs.add(HEALTHY | {"target_top_class": 0.99, "source_top_class": share}, START_STEPS)
         assert list(signs.found) == found
+
+
+def test_one_class_is_no_sign_at_the_start_of_training() -> None:
+    """Networks that have just begun predict one class, also where each step is logged and a tenth is a few steps."""
+    signs = Signs()
+    for step in range(START_STEPS):
+        assert signs.add(HEALTHY | {"target_top_class": 1.0}, step) == []
+    assert len(signs.add(HEALTHY | {"target_top_class": 1.0}, START_STEPS)) == 1
 
 
 class Says(nn.Module):
@@ -104,17 +115,17 @@ class OneClass(DANN):
         return logits + torch.tensor([100.0, 0.0, 0.0]), layers
 
 
-def fit(kind: type[Any], **given: Any) -> Any:
+def fit(kind: type[Any], steps: int = 20, **given: Any) -> Any:
     model = kind(**(toy.NETWORK | {"optimizer": toy.ADAM} | given))
-    return toy.fit(model, 20, log_every_n_steps=2)
+    return toy.fit(model, steps, log_every_n_steps=2)
 
 
 @pytest.mark.parametrize(
     ("kind", "text"), [(Detached, "no gradient"), (Constant, "no gradient"), (OneClass, "one class is predicted")]
 )
 def test_a_fit_warns_of_a_method_that_does_nothing(kind: type[Any], text: str) -> None:
-    with pytest.warns(UserWarning, match=rf"^{kind.__name__}, step 1[0-9]: .*{text}"):
-        model = fit(kind)
+    with pytest.warns(UserWarning, match=rf"^{kind.__name__}, step [13][0-9]: .*{text}"):
+        model = fit(kind, 36)
     assert any(text in sign for sign in model.signs.found.values())
 
 

@@ -179,7 +179,7 @@ class AdaptationModule(TransferModule):
         shown = ("domain_gradient", "target_top_class", "discriminator_acc")
         self.log_dict({f"train/{name}": value for name, value in values.items() if name in shown})
         if self.progress >= 0.1:
-            for sign in self.signs.add({name: float(value) for name, value in values.items()}):
+            for sign in self.signs.add({k: float(value) for k, value in values.items()}, self.trainer.global_step):
                 rank_zero_warn(f"{type(self).__name__}, step {self.trainer.global_step + 1}: {sign}")
 
     @essential

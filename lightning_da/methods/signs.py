@@ -8,6 +8,8 @@ from torch import Tensor
 
 LOGGED_STEPS = 4
 """The number of logged steps over which a value is averaged."""
+START_STEPS = 30
+"""The first steps, in which a healthy network may predict one class too."""
 
 
 class Signs:
@@ -21,7 +23,7 @@ class Signs:
         self.found: dict[str, str] = {}
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOGGED_STEPS))
 
-    def add(self, values: dict[str, float]) -> list[str]:
+    def add(self, values: dict[str, float], step: int) -> list[str]:
         """Adds the values of a logged step.
 
         Args:
@@ -30,6 +32,7 @@ class Signs:
                 `domain_gradient`, the norm of the gradient of the domain loss at the adapted layers, without its
                 weight; `discriminator_acc`, the accuracy of the domain discriminators, in [0, 1]; and
                 `discriminator_loss`, their mean loss. Any of them may be missing.
+            step: The number of training steps so far.
 
         Returns:
             The texts of the signs that appear for the first time.
@@ -37,13 +40,13 @@ class Signs:
         for name, value in values.items():
             self._recent[name].append(value)
         mean = {name: sum(seen) / len(seen) for name, seen in self._recent.items() if len(seen) == LOGGED_STEPS}
-        new = {name: text for name, text in _read(mean) if name not in self.found}
+        new = {name: text for name, text in _read(mean, step) if name not in self.found}
         self.found |= new
         return list(new.values())
 
 
-def _read(mean: dict[str, float]) -> Iterator[tuple[str, str]]:
-    """Names and texts of the signs in mean values."""
+def _read(mean: dict[str, float], step: int) -> Iterator[tuple[str, str]]:
+    """Names and texts of the signs in mean values at a step."""
     if not all(math.isfinite(value) for value in mean.values()):
         yield "not finite", "the domain loss or its gradient is not finite: lower the learning rate"
         return
@@ -53,7 +56,8 @@ def _read(mean: dict[str, float]) -> Iterator[tuple[str, str]]:
             "the domain loss sends no gradient into the network, so nothing is adapted: look for a `detach`, a "
             "`no_grad` or a constant output in domain_loss, or for frozen adapted layers",
         )
-    if mean.get("target_top_class", 0) > 0.95 and mean.get("source_top_class", 0) < 0.8:
+    one_class = mean.get("target_top_class", 0) > 0.95 and mean.get("source_top_class", 0) < 0.8
+    if one_class and step >= START_STEPS:
         yield (
             "one class",
             "one class is predicted for nearly all target samples, so the network has collapsed: lower the learning "
