@@ -173,6 +173,7 @@ class SpeechCorpora(DomainPairDataModule):
         self.test_speakers, self.recordings = test_speakers, recordings
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._corpora: dict[str, Corpus] = {}
+        self._parts: dict[str, dict[str, Indices]] = {}
         self._features: dict[str, NDArray[np.float32]] = {}
         if recordings is not None:
             self.predicted = (NEW,)
@@ -385,6 +386,11 @@ class SpeechCorpora(DomainPairDataModule):
 
     def _whole_splits(self, domain: str) -> dict[str, Indices]:
         """Rows of each speaker-independent split of a corpus; the same for every task."""
+        if domain not in self._parts:
+            self._parts[domain] = self._draw_splits(domain)
+        return self._parts[domain]
+
+    def _draw_splits(self, domain: str) -> dict[str, Indices]:
         corpus = self._read(domain)
         speakers, given = (corpus.table[column].to_numpy(dtype=str) for column in ("speaker", "split"))
         shared, left_out = _shared_speaker(corpus.table), self._left_out(domain)
