@@ -137,6 +137,7 @@ def test_every_method_trains_on_two_processes(method: str) -> None:
     assert len(client().search_runs([where.experiment_id])) == len(runs)
 
 
+@pytest.mark.slow
 def test_a_fit_on_two_processes_is_that_of_one_with_the_whole_batch() -> None:
     """The loss of each process's own samples would give other weights: CORAL is not a mean over samples.
 

@@ -289,6 +289,7 @@ def test_a_cell_is_what_its_name_says(finished: pd.DataFrame, name: str, frozen:
     assert not any(torch.equal(state[key], there["state_dict"][key]) for key in others)
 
 
+@pytest.mark.slow
 def test_one_process_gives_what_two_give(finished: pd.DataFrame, folder: Path) -> None:
     """And a smaller grid is a part of the larger."""
     alone = main(words(folder, "alone", "--jobs", "1", "--depths", "2", "--treatments", "AnB", "BnB+"))

@@ -1,5 +1,7 @@
 """Sweeps: what is run, what is not run again, and code and files of one's own."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ class Mine(AdaptationModule):
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> list[str]:
+def words(tmp_path: Path) -> Iterator[list[str]]:
     """A sweep of two methods, one of them of the working folder, on two tables."""
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
@@ -34,7 +36,7 @@ def words(tmp_path: Path) -> list[str]:
     (tmp_path / "my_method.py").write_text(METHOD)
     (tmp_path / "my_helper.py").write_text("FACTOR = 1.0\n")
     (tmp_path / "mine.yaml").write_text("name: mine\nmodel:\n  class_path: my_method.Mine\n")
-    return [
+    yield [
         *("sweep", "--methods", "source_only", "mine.yaml", "--config", "data/features.yaml", "--jobs", "1"),
         *(
             "--data.source",
@@ -49,6 +51,8 @@ def words(tmp_path: Path) -> list[str]:
         *("--trainer.accelerator", "cpu", f"--trainer.logger.experiment_name={tmp_path.name}"),
         f"--config={Path(__file__).parent / 'short.yaml'}",
     ]
+    for name in ("my_method", "my_helper"):  # those of the next test are in another folder
+        sys.modules.pop(name, None)
 
 
 def runs(tmp_path: Path) -> tuple[list[Run], list[Run]]:
@@ -59,9 +63,7 @@ def runs(tmp_path: Path) -> tuple[list[Run], list[Run]]:
     return [r for r in found if "grid" in r.data.tags], [r for r in found if "cell" in r.data.tags]
 
 
-def test_a_sweep_goes_on_where_it_was_and_takes_code_of_the_working_folder(
-    words: list[str], tmp_path: Path, capsys: Any
-) -> None:
+def test_a_sweep_goes_on_where_it_was(words: list[str], tmp_path: Path, capsys: Any) -> None:
     table = main(words)
     assert table["method"].tolist() == ["source_only", "mine"]
     ((parent,), children) = runs(tmp_path)
@@ -83,12 +85,17 @@ def test_a_sweep_goes_on_where_it_was_and_takes_code_of_the_working_folder(
     assert "2 of 4 trainings are already finished" in capsys.readouterr().out
     assert [run.info.run_name for run in runs(tmp_path)[1]][2:] == ["source_only-one-two-s1", "mine-one-two-s1"]
 
-    # other settings of one method: that method alone is trained
+
+@pytest.mark.slow
+def test_a_method_with_other_settings_or_other_code_is_trained_again_alone(
+    words: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    main(words)
+    capsys.readouterr()
     (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "  init_args:\n    domain_weight: 2.0\n")
     main(words)
     assert "1 of 2 trainings are already finished" in capsys.readouterr().out
 
-    # other code of one's own: the method that it belongs to is trained again
     (tmp_path / "my_method.py").write_text(METHOD.replace(".square()", ".abs()"))
     main(words)
     assert "1 of 2 trainings are already finished" in capsys.readouterr().out
