@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, pdist
+from scipy.stats import moment
 
 Array = NDArray[np.float64]
 
@@ -37,6 +38,45 @@ def covariance_square(x: Array) -> float:
 def cross_entropy(source_logits: Array, target_logits: Array) -> float:
     """- mean log d(f_s) - mean log(1 - d(f_t)), d the logistic function of the logits."""
     return float(np.logaddexp(0, -source_logits).mean() + np.logaddexp(0, target_logits).mean())
+
+
+def domain_confusion(source_logits: Array, target_logits: Array) -> float:
+    """Cross-entropy with one half for each domain, d the logistic function of the logits."""
+    d_s, d_t = (1 / (1 + np.exp(-z)) for z in (source_logits, target_logits))
+    return float(-0.5 * (np.log(d_s) + np.log(1 - d_s)).mean() - 0.5 * (np.log(d_t) + np.log(1 - d_t)).mean())
+
+
+def central_moments(source: Array, target: Array, order: int, low: float, high: float) -> float:
+    """|| E[X] - E[Y] || / (b - a) + sum_k || c_k(X) - c_k(Y) || / (b - a)^k, by scipy's moments."""
+    distance = float(np.linalg.norm(source.mean(axis=0) - target.mean(axis=0))) / (high - low)
+    for k in range(2, order + 1):
+        difference = moment(source, k, axis=0) - moment(target, k, axis=0)
+        distance += float(np.sqrt((difference**2).sum())) / (high - low) ** k
+    return distance
+
+
+def softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def class_confusion(logits: Array, temperature: float) -> float:
+    """Minimum class confusion with one loop for each sum."""
+    p = softmax(logits / temperature)
+    n, classes = p.shape
+    raw = [1 + np.exp(sum(q * np.log(q) for q in row)) for row in p]
+    weights = [n * w / sum(raw) for w in raw]
+    total = 0.0
+    for j in range(classes):
+        row = [sum(weights[i] * p[i, j] * p[i, k] for i in range(n)) for k in range(classes)]
+        total += sum(row[k] for k in range(classes) if k != j) / sum(row)
+    return float(total / classes)
+
+
+def mutual_information(logits: Array) -> float:
+    """Of sample and class, the samples equally likely: sum p(i, c) log(p(i, c) / (p(i) p(c)))."""
+    joint = softmax(logits) / len(logits)
+    return float((joint * np.log(joint / (joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)))).sum())
 
 
 def kernel(x: Array, y: Array, gammas: Sequence[float], beta: Sequence[float]) -> Array:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_da.losses.adversarial import domain_classification, inverted_labels, scale_gradient
+from lightning_da.losses.adversarial import domain_classification, domain_confusion, inverted_labels, scale_gradient
 from lightning_da.losses.coral import coral
 from lightning_da.losses.mmd import Estimator, GaussianKernel, joint_mmd, mmd
+from lightning_da.losses.moments import central_moments
 from tests import references
 
 SIZES = [(40, 40, 5), (7, 30, 3), (30, 7, 64), (2, 2, 1), (1, 6, 4), (6, 1, 4), (64, 48, 2048)]
@@ -30,6 +31,16 @@ def adversarial(source: Tensor, target: Tensor) -> Tensor:
     return domain_classification(source, target, network) + inverted_labels(target, network)
 
 
+def confusion(source: Tensor, target: Tensor) -> Tensor:
+    network = discriminator(source.shape[1], torch.float64 if source.dtype == torch.float64 else torch.float32)
+    return domain_confusion(source, target, network)
+
+
+def moments(source: Tensor, target: Tensor) -> Tensor:
+    """As CMD computes them: of activations in (-1, 1)."""
+    return central_moments(source.tanh(), target.tanh(), 5, 2.0)
+
+
 def discrepancy(estimator: Estimator) -> Loss:
     return lambda s, t: mmd(s / s.shape[1] ** 0.5, t / t.shape[1] ** 0.5, fixed(s), estimator)
 
@@ -45,7 +56,9 @@ def joint(source: Tensor, target: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "coral": coral,
+    "cmd": moments,
     "dann, adda": adversarial,
+    "domain confusion": confusion,
     "dan, unbiased": lambda s, t: mmd(s, t, None, "unbiased"),
     "dan, biased": lambda s, t: mmd(s, t, None, "biased"),
     "dan, linear": lambda s, t: mmd(s, t, None, "linear"),
@@ -58,10 +71,14 @@ def reference(name: str, source: Tensor, target: Tensor) -> float:
     n, m = len(s), len(t)
     if name == "coral":
         return references.coral(s, t)
-    if name == "dann, adda":
+    if name == "cmd":
+        return references.central_moments(np.tanh(s), np.tanh(t), 5, -1, 1)
+    if name in ("dann, adda", "domain confusion"):
         network = discriminator(s.shape[1], torch.float64)
         (W, b), (v, c) = ([p.detach().numpy() for p in network[i].parameters()] for i in (0, 2))  # type: ignore[index]
         logits_s, logits_t = (np.maximum(x @ W.T + b, 0) @ v.T + c for x in (s, t))
+        if name == "domain confusion":
+            return references.domain_confusion(logits_s, logits_t)
         return references.cross_entropy(logits_s, logits_t) + float(np.logaddexp(0, -logits_t).mean())
     estimator = "unbiased" if name == "jan" else name.split()[1]
     if estimator != "biased" and min(n, m) < 2:
@@ -90,7 +107,9 @@ def test_it_is_the_formula(name: str, n_s: int, n_t: int, d: int) -> None:
     assert found.item() == pytest.approx(reference(name, source, target), rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.parametrize("loss", [coral, adversarial, *(discrepancy(e) for e in ("unbiased", "biased", "linear"))])
+@pytest.mark.parametrize(
+    "loss", [coral, adversarial, confusion, moments, *(discrepancy(e) for e in ("unbiased", "biased", "linear"))]
+)
 @pytest.mark.parametrize(("n_s", "n_t"), [(6, 5), (4, 9)])
 def test_gradient(loss: Loss, n_s: int, n_t: int) -> None:
     source, target = sample(n_s, 4, 0).requires_grad_(), sample(n_t, 4, 1).requires_grad_()
@@ -214,6 +233,38 @@ def test_inverted_labels_teach_the_features_and_not_the_discriminator() -> None:
     assert nearer.mean() > network(target).mean()
     domain_classification(source, target.detach(), network).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_confusion_teaches_the_features_and_not_the_discriminator() -> None:
+    network = discriminator(4, torch.float32)
+    source, target = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    domain_confusion(source, target, network).backward()
+    assert all(p.grad is None for p in network.parameters())
+    with torch.no_grad():  # nearer to "half and half", where the logit is 0
+        for x in (source, target):
+            assert x.grad is not None
+            assert network(x - 0.1 * x.grad).abs().mean() < network(x).abs().mean()
+
+
+def test_domain_classification_with_weights_is_a_weighted_mean() -> None:
+    network = discriminator(3, torch.float64)
+    source, target = sample(4, 3, 0), sample(2, 3, 1)
+    weights = torch.tensor([1.0, 2.0, 0.5, 1.5]).double(), torch.tensor([3.0, 1.0]).double()
+    found = domain_classification(source, target, network, *weights)
+    z_s, z_t = network(source)[:, 0].detach().numpy(), network(target)[:, 0].detach().numpy()
+    expected = np.average(np.logaddexp(0, -z_s), weights=weights[0])
+    expected += np.average(np.logaddexp(0, z_t), weights=weights[1])
+    assert found.item() == pytest.approx(expected)
+    equal = domain_classification(source, target, network, 7 * torch.ones(4).double(), None)
+    assert equal.item() == pytest.approx(domain_classification(source, target, network).item())
+
+
+def test_moments_see_what_coral_does_not() -> None:
+    """Means and, of equal means and variances, the skewness."""
+    x = torch.tensor([[-1.0], [-1.0], [2.0]]).double() / 4
+    assert central_moments(x, -x, 2).item() == pytest.approx(0, abs=1e-12)
+    assert central_moments(x, -x, 3).item() > 0.01
+    assert central_moments(x, x + 0.25, 1).item() == pytest.approx(0.25)
 
 
 def test_domain_classification_of_an_undecided_discriminator() -> None:

@@ -13,7 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from lightning_da import testing
-from lightning_da.methods import ADDA, DAN, DANN, JAN, DeepCORAL, FineTune, TransferModule
+from lightning_da.methods import (
+    ADDA,
+    CDAN,
+    CMD,
+    DAN,
+    DANN,
+    JAN,
+    MCC,
+    SHOT,
+    DeepCORAL,
+    DomainConfusion,
+    FineTune,
+    TransferModule,
+)
 from lightning_da.methods.adaptation import DomainBatch
 from lightning_da.testing import ADAM, NETWORK, SGD, Shift, Toy, Uneven, accuracy, equal, fit, state, trainer
 
@@ -29,12 +42,12 @@ def _stage_1(seed: int, backbone: Any) -> Any:
     return fit(testing.build(FineTune, seed, backbone=backbone, optimizer=ADAM), steps=60).state_dict()
 
 
-def adda(**kwargs: Any) -> ADDA:
+def two_stages(method: Callable[..., TransferModule], **kwargs: Any) -> TransferModule:
     """Both stages: a short fit on the source, then the method that starts from it."""
     seed, path = torch.initial_seed(), Path(tempfile.mkdtemp(dir=".")) / "stage_1.ckpt"
     torch.save({"state_dict": _stage_1(seed, kwargs["backbone"])}, path)
     L.seed_everything(seed, verbose=False)
-    return ADDA(init_from=str(path), **kwargs)
+    return method(init_from=str(path), **kwargs)
 
 
 class CountedDAN(DAN):
@@ -72,10 +85,17 @@ METHODS: dict[str, Entry] = {
     "jan": Entry(JAN),
     "dann": Entry(DANN),
     "deep_coral": Entry(partial(DeepCORAL, layers=DEEP)),
-    "adda": Entry(adda),
+    "adda": Entry(partial(two_stages, ADDA)),
+    # what reads predictions for the target needs some that are right
+    "mcc": Entry(MCC, shift="turned"),
+    "cdan": Entry(partial(CDAN, domain_weight=0.3), shift="turned"),
+    "cmd": Entry(partial(CMD, layers=DEEP), shift="moved", without=("null",)),
+    "domain_confusion": Entry(DomainConfusion),
+    "shot": Entry(partial(two_stages, SHOT), shift="turned"),
 }
 ADAPTING = [name for name in METHODS if name != "source_only"]
-ON_ONE_NETWORK = [name for name in ADAPTING if name != "adda"]
+TWO_STAGES = ("adda", "shot")
+ON_ONE_NETWORK = [name for name in ADAPTING if name not in TWO_STAGES]
 """Those that train one network for both domains, with a task loss and a domain loss."""
 
 

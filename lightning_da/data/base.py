@@ -752,11 +752,19 @@ class DomainPairDataModule(L.LightningDataModule):
         """A split as it is validated, tested and predicted: `predict` reads training samples too."""
         return self._get(domain, split)
 
-    def _loader(self, role: str, split: str) -> DataLoader[Any]:
+    def unlabelled_dataloader(self, role: str) -> DataLoader[Any]:
+        """This process's training samples of a domain, without labels: each once and in order, as `predict` reads them.
+
+        Args:
+            role: `source` or `target`.
+        """
+        return self._loader(role, "train", labels=False)
+
+    def _loader(self, role: str, split: str, labels: bool = True) -> DataLoader[Any]:
         dataset = self._evaluated(getattr(self, role), split)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batch_size = _even_batch(len(dataset), world, self.batch_size)
-        return self._load(dataset, _Share(dataset, world, rank), batch_size, labels=True)
+        return self._load(dataset, _Share(dataset, world, rank), batch_size, labels)
 
     def _train_loader(self, role: str, labels: bool, rows: Tensor | None = None) -> DataLoader[Any]:
         """Training batches of a domain; of the samples `rows` alone, if given, in epochs of the same length."""

@@ -44,8 +44,19 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return scaled
 
 
+def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of losses (n, 1), with weights (n,) if there are any."""
+    return losses.mean() if weights is None else (weights / weights.sum()) @ losses[:, 0]
+
+
 @full_precision
-def domain_classification(source: Tensor, target: Tensor, discriminator: nn.Module) -> Tensor:
+def domain_classification(
+    source: Tensor,
+    target: Tensor,
+    discriminator: nn.Module,
+    source_weights: Tensor | None = None,
+    target_weights: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of a domain discriminator, the mean over source samples plus the mean over target samples.
 
     It is -log d(f) on source and -log(1 - d(f)) on target, d the logistic function of the logits.
@@ -57,6 +68,8 @@ def domain_classification(source: Tensor, target: Tensor, discriminator: nn.Modu
         source: Features, shape (n_s, d), floating point.
         target: Features, shape (n_t, d), floating point.
         discriminator: From (n, d) to (n, 1) logits, positive for source.
+        source_weights: Weights of the source samples in their mean, shape (n_s,), positive; None for equal ones.
+        target_weights: Weights of the target samples in their mean, shape (n_t,), positive; None for equal ones.
 
     Returns:
         A scalar, float32 or better; 2 log 2 = 1.386 for a discriminator that does not know the domains.
@@ -67,7 +80,8 @@ def domain_classification(source: Tensor, target: Tensor, discriminator: nn.Modu
         >>> round(domain_classification(torch.ones(4, 3), torch.zeros(2, 3), undecided).item(), 3)
         1.386
     """
-    return softplus(-discriminator(source)).mean() + softplus(discriminator(target)).mean()
+    losses = softplus(-discriminator(source)), softplus(discriminator(target))
+    return _mean(losses[0], source_weights) + _mean(losses[1], target_weights)
 
 
 @full_precision
@@ -92,5 +106,39 @@ def inverted_labels(target: Tensor, discriminator: nn.Module) -> Tensor:
         >>> round(inverted_labels(torch.ones(4, 3), undecided).item(), 3)
         0.693
     """
-    fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    return softplus(-functional_call(discriminator, fixed, (target,))).mean()
+    return softplus(-_fixed(discriminator, target)).mean()
+
+
+@full_precision
+def domain_confusion(source: Tensor, target: Tensor, discriminator: nn.Module) -> Tensor:
+    """Cross-entropy of a discriminator's domains with equal probabilities of both, the domain confusion loss.
+
+    It is `-(log d(f) + log(1 - d(f))) / 2`, the mean over source samples plus the mean over target samples. The
+    gradient goes to the features and not to the parameters of the discriminator.
+
+    Source: Tzeng et al., "Simultaneous deep transfer across domains and tasks", ICCV 2015, equation 5.
+    https://arxiv.org/abs/1510.02192
+
+    Args:
+        source: Features, shape (n_s, d), floating point.
+        target: Features, shape (n_t, d), floating point.
+        discriminator: From (n, d) to (n, 1) logits, positive for source.
+
+    Returns:
+        A scalar, float32 or better, at least 2 log 2 = 1.386.
+
+    Examples:
+        >>> undecided = nn.Linear(3, 1)
+        >>> _ = nn.init.zeros_(undecided.weight), nn.init.zeros_(undecided.bias)
+        >>> round(domain_confusion(torch.ones(4, 3), torch.zeros(2, 3), undecided).item(), 3)
+        1.386
+    """
+    logits = [_fixed(discriminator, x) for x in (source, target)]
+    return torch.stack([(softplus(z) + softplus(-z)).mean() / 2 for z in logits]).sum()
+
+
+def _fixed(discriminator: nn.Module, x: Tensor) -> Tensor:
+    """The logits of a discriminator whose parameters get no gradient."""
+    parameters = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+    logits: Tensor = functional_call(discriminator, parameters, (x,))
+    return logits

@@ -2,30 +2,39 @@ from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
 from lightning_da.methods.autoencoder import Autoencoder
 from lightning_da.methods.base import TransferModule
+from lightning_da.methods.cdan import CDAN
 from lightning_da.methods.class_embedding import ClassEmbedding
 from lightning_da.methods.classical import Classical
 from lightning_da.methods.classifier import Classifier
+from lightning_da.methods.cmd import CMD
 from lightning_da.methods.conservative import Conservative
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
 from lightning_da.methods.dap import DAP
 from lightning_da.methods.deep_coral import DeepCORAL
+from lightning_da.methods.domain_confusion import DomainConfusion
 from lightning_da.methods.dtml import DTML
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
+from lightning_da.methods.mcc import MCC
 from lightning_da.methods.multi_task import MultiTask
 from lightning_da.methods.progressive import Progressive
 from lightning_da.methods.pseudo_labels import PseudoLabels
 from lightning_da.methods.self_taught import SelfTaught
+from lightning_da.methods.shot import SHOT
 
 __all__ = [
     "ADDA",
+    "CDAN",
+    "CMD",
     "DAN",
     "DANN",
     "DAP",
     "DTML",
     "JAN",
+    "MCC",
+    "SHOT",
     "AdaptationModule",
     "Autoencoder",
     "ClassEmbedding",
@@ -34,6 +43,7 @@ __all__ = [
     "Conservative",
     "DeepCORAL",
     "DomainBatch",
+    "DomainConfusion",
     "FineTune",
     "MarginEnsemble",
     "MultiTask",

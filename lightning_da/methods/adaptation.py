@@ -17,6 +17,7 @@ from lightning_da.methods.base import TransferModule
 from lightning_da.methods.hooks import essential
 from lightning_da.methods.signs import Signs, largest_share
 from lightning_da.networks.norms import keep_statistics, split_norms
+from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import check_schedule, ramp
 
 
@@ -106,6 +107,29 @@ class AdaptationModule(TransferModule):
             _, activations = self.eval().activations(torch.zeros(1, *self.input_shape), "target", self.adapted)
         self.train(training)
         return [activation.shape[1] for activation in activations]
+
+    def start_from_source_run(self, prefixes: tuple[str, ...]) -> None:
+        """Copies weights of the supervised source run `init_from`, for methods whose second stage adapts it.
+
+        Args:
+            prefixes: Name prefixes of the weights.
+
+        Raises:
+            ConfigError: If there is no such run, its network differs, or it has read labels of the target.
+        """
+        name = type(self).__name__
+        if not self.starts_from:
+            raise ConfigError(
+                f"{name} starts from a supervised run of the source; set --model.init_from to its checkpoint file, run "
+                "id or run name, or train it first with --after source_only"
+            )
+        (start,) = self.starts_from
+        settings = load_weights(self, start, prefixes)
+        if settings.get("train_on", "source") != "source":
+            raise ConfigError(
+                f"init_from {start!r} has read labels of the target (train_on: {settings['train_on']}); {name} "
+                "starts from a run on source labels only"
+            )
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         """The idea of the method: the distance between the domains.

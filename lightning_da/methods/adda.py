@@ -7,11 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_da.data.base import DOMAINS
-from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import domain_classification, inverted_labels
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.discriminators import discriminators, watch_discriminators
-from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import constant
 
 
@@ -67,18 +65,7 @@ class ADDA(AdaptationModule):
         return False
 
     def initialise(self) -> None:
-        if not self.starts_from:
-            raise ConfigError(
-                "ADDA starts from a supervised run of the source; set --model.init_from to its checkpoint file, run id "
-                "or run name, or train it first with --after source_only"
-            )
-        (start,) = self.starts_from
-        settings = load_weights(self, start, ("backbone.", "bottleneck.", "head."))
-        if settings.get("train_on", "source") != "source":
-            raise ConfigError(
-                f"init_from {start!r} has read labels of the target (train_on: {settings['train_on']}); ADDA "
-                "starts from a run on source labels only"
-            )
+        self.start_from_source_run(("backbone.", "bottleneck.", "head."))
         for part in ("backbone", "bottleneck"):
             self.source.get_submodule(part).load_state_dict(self.get_submodule(part).state_dict())
 

@@ -227,13 +227,17 @@ class TransferModule(Classifier):
         for checkpoint in self.starts_from:
             load_weights(self, checkpoint, self.initialised)
 
+    def training_samples(self, data: DomainPairDataModule, role: str) -> Iterator[Tensor]:
+        """The samples that `fit_inputs` reads of a domain, in chunks of shape (b, *input_shape)."""
+        return data.training_samples((role,))
+
     def fit_inputs(self, data: DomainPairDataModule) -> None:
         """Takes what the network needs from the training samples of both domains: mean and deviation, a vocabulary."""
         if isinstance(self.standardize, Standardize):
             self._fit_scales(self.standardize, data)
 
         def samples(role: str) -> Iterator[Tensor]:
-            for x in data.training_samples((role,)):
+            for x in self.training_samples(data, role):
                 self.set_domain(role)
                 yield self.standardize(x)
 
@@ -241,7 +245,7 @@ class TransferModule(Classifier):
         self.set_domain("target")
 
     def _fit_scales(self, standardize: Standardize, data: DomainPairDataModule) -> None:
-        found = standardize.fit(lambda role: data.training_samples((role,)))
+        found = standardize.fit(lambda role: self.training_samples(data, role))
         rank_zero_info(f"standardize: {standardize.extra_repr()}")
         if found and not self.scales_per_domain:
             what = "features" if len(self.input_shape) == 1 else "channels"
