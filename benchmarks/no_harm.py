@@ -26,7 +26,10 @@ from lightning_da.main import main as lightning_da
 from lightning_da.paths import PROJECT
 from lightning_da.store import client
 
-METHODS = ("source_only", "dan", "jan", "deep_coral", "dann", "adda")
+METHODS = (
+    *("source_only", "dan", "jan", "deep_coral", "dann", "adda"),
+    *("cmd", "domain_confusion", "cdan", "mcc", "shot"),
+)
 CLASSICAL = (
     *("nearest_neighbour", "logistic_regression", "subspace_alignment", "coral_linear", "gfk", "tca", "jda", "bda"),
     *("tjm", "jgsa", "artl", "meda", "instance_weighting", "optimal_transport"),

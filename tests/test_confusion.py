@@ -209,6 +209,12 @@ def test_soft_labels_need_labels_of_the_target() -> None:
     assert not toy.equal(toy.state(with_labels), toy.state(without))
 
 
+def test_soft_labels_are_those_of_all_processes() -> None:
+    one, two = testing.two_processes(DomainConfusion, train_on="both", soft_weight=2.0, **testing.AT_ONCE)
+    testing.compare_processes(one, two)
+    assert one.state["soft_labels"].any()
+
+
 @pytest.mark.parametrize(
     ("method", "args", "message"),
     [

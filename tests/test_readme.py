@@ -34,7 +34,7 @@ from tests.pages import (
 )
 
 EXTEND = DOCS / "extend.md"
-OWN = ("my_task.yaml", "mcc.yaml")
+OWN = ("my_task.yaml", "bnm.yaml")
 """Files of the reader."""
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(PROJECT)))
 
@@ -113,7 +113,7 @@ def test_every_figure_names_the_script_that_made_it(page: Path) -> None:
 
 @pytest.fixture
 def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    names = ("mcc.py", "mcc.yaml", "small.py", "means.py")
+    names = ("bnm.py", "bnm.yaml", "small.py", "means.py")
     for name in names:
         (tmp_path / name).write_text(named_file(EXTEND, name))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -123,19 +123,19 @@ def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def test_the_extensions_run_together(extensions: Path) -> None:
-    assert len((named_file(EXTEND, "mcc.py") + named_file(EXTEND, "mcc.yaml")).splitlines()) < 40
+    assert len((named_file(EXTEND, "bnm.py") + named_file(EXTEND, "bnm.yaml")).splitlines()) < 40
     table = main(
         [
-            *("sweep", "--methods", "source_only", "mcc.yaml", "--config", "data/digits.yaml", "--jobs", "1"),
+            *("sweep", "--methods", "source_only", "bnm.yaml", "--config", "data/digits.yaml", "--jobs", "1"),
             *("--model.backbone", "small.Small", "--trainer.max_steps", "2", "--data.num_typeset", "200"),
             *("--trainer.accelerator", "cpu", "--trainer.logger.experiment_name", "readme"),
             f"--config={Path(__file__).parent / 'short.yaml'}",
         ]
     )
-    assert table["method"].tolist() == ["source_only", "mcc"]
+    assert table["method"].tolist() == ["source_only", "bnm"]
     (run,) = client().search_runs(
         [client().get_experiment_by_name("readme").experiment_id],  # type: ignore[union-attr]
-        "run_name = 'mcc-typeset-handwritten-s0'",
+        "run_name = 'bnm-typeset-handwritten-s0'",
     )
     curve = main(["curve", "--ckpt_path", run.info.run_id, "--measures", "mmd", "means.distance", "--samples", "40"])
     assert set(curve["measure"]) == {"mmd", "distance"}
@@ -145,9 +145,9 @@ def test_the_extensions_run_together(extensions: Path) -> None:
 
 @pytest.mark.usefixtures("extensions")
 def test_the_method_passes_the_checks() -> None:
-    from mcc import MCC  # type: ignore[import-not-found]
+    from bnm import BNM  # type: ignore[import-not-found]
 
-    check_method(MCC)
+    check_method(BNM)
 
 
 def test_the_space_can_be_read(tmp_path: Path) -> None:

@@ -16,39 +16,15 @@ from lightning_da.data import ImageFolders, TensorDomain
 from lightning_da.data.base import DOMAINS
 from lightning_da.losses.coral import coral
 from lightning_da.losses.mmd import mmd
-from lightning_da.methods import DAN, DANN, AdaptationModule, DomainBatch
+from lightning_da.methods import DAN, DANN, MCC, AdaptationModule, DomainBatch
 from lightning_da.testing import DATA_CHECKS, METHOD_CHECKS, Toy, check_data, check_domain_loss, check_method
 
 SLOW = ("processes", "better")
 
 
-class MinimumClassConfusion(AdaptationModule):
-    """Classes that the target's predictions confuse are told apart.
-
-    Source: Jin et al., "Minimum class confusion for versatile domain adaptation", ECCV 2020, equations 2 to 6.
-
-    Args:
-        temperature: Divides the logits.
-        **kwargs: Arguments of `AdaptationModule`.
-    """
-
-    def __init__(self, temperature: float = 2.5, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.temperature = temperature
-
-    def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:  # noqa: ARG002
-        log_probabilities = (target.logits / self.temperature).log_softmax(dim=1)
-        probabilities = log_probabilities.exp()
-        certainty = 1 + (probabilities * log_probabilities).sum(dim=1).exp()
-        weights = len(certainty) * certainty / certainty.sum()
-        confusion = probabilities.T @ (weights[:, None] * probabilities)
-        confusion = confusion / confusion.sum(dim=1, keepdim=True)
-        return (confusion.sum() - confusion.trace()) / len(confusion)
-
-
 def test_a_method_of_target_logits_passes() -> None:
-    check_method(MinimumClassConfusion)
-    check_method(MinimumClassConfusion, temperature=1.0, skip=SLOW)
+    check_method(MCC)
+    check_method(MCC, temperature=1.0, skip=SLOW)
 
 
 # ---------------------------------------------------------------- broken methods
