@@ -267,7 +267,7 @@ def fitted(name: str, curve: TransferCurve | None, **kwargs: Any) -> tuple[dict[
     return model.state_dict(), [torch.get_rng_state().tolist(), random.random(), np.random.rand()]
 
 
-@pytest.mark.parametrize("name", toy.METHODS)
+@pytest.mark.parametrize("name", toy.each(toy.METHODS))
 def test_a_fit_with_curves_is_the_fit_without(name: str) -> None:
     """Weights, batch-norm statistics and learned kernel weights are equal bit by bit, with dropout too."""
     plain, state = fitted(name, None)

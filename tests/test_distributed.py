@@ -28,7 +28,7 @@ def shared(logged: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in logged.items() if key != "train/task_loss"}
 
 
-@pytest.mark.parametrize("name", toy.ADAPTING)
+@pytest.mark.parametrize("name", toy.each(toy.ADAPTING))
 def test_two_processes_make_the_step_of_one(name: str) -> None:
     """The same loss, logged values and, after a step, the same weights and running statistics, in float64."""
     method = toy.METHODS[name].method

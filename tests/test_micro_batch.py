@@ -40,7 +40,7 @@ def step(method: Any, given: dict[str, Any], **kwargs: Any) -> tuple[Tensor, dic
 
 
 @pytest.mark.parametrize("norm", ["separate", "joint"])
-@pytest.mark.parametrize("name", toy.ADAPTING)
+@pytest.mark.parametrize("name", toy.each(toy.ADAPTING))
 def test_parts_have_the_loss_and_the_gradient_of_the_whole(name: str, norm: str) -> None:
     method = toy.METHODS[name].method
     kwargs = {} if name in toy.TWO_STAGES else {"batch_norm": norm}

@@ -177,7 +177,7 @@ def images(size: int = 28, channels: int = 3, number: int = 20) -> DomainPairDat
     return Noise("a", "bb", 4)
 
 
-@pytest.mark.parametrize("name", toy.METHODS)
+@pytest.mark.parametrize("name", toy.each(toy.METHODS))
 def test_every_method_is_exported(name: str, tmp_path: Path) -> None:
     """In evaluation mode, of the target, and without the weights that only training needs."""
     data = toy.Toy()

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import inverse_decay
 from lightning_da.testing import METHOD_CHECKS
-from tests.toy import ADAPTING, METHODS, ON_ONE_NETWORK, Toy, accuracy, build, equal, fit, replace, state, trainer
+from tests.toy import ADAPTING, METHODS, ON_ONE_NETWORK, Toy, accuracy, build, each, equal, fit, replace, state, trainer
 
 NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
 
@@ -22,9 +22,7 @@ def check(prop: str, name: str, **kwargs: Any) -> None:
     METHOD_CHECKS[prop](METHODS[name].method, **kwargs)
 
 
-@pytest.mark.parametrize("name", ADAPTING)
-@pytest.mark.parametrize("prop", [prop for prop in METHOD_CHECKS if prop not in ("processes", "better")])
-def test_holds(prop: str, name: str) -> None:
+def check_or_lack(prop: str, name: str) -> None:
     if prop not in METHODS[name].without:
         check(prop, name)
     else:
@@ -32,18 +30,34 @@ def test_holds(prop: str, name: str) -> None:
             check(prop, name)
 
 
+OF_A_STEP = ("gradient", "weight", "order", "collapsed")
+"""Properties that are seen without a training."""
+
+
 @pytest.mark.parametrize("name", ADAPTING)
+@pytest.mark.parametrize("prop", OF_A_STEP)
+def test_a_step_holds(prop: str, name: str) -> None:
+    check_or_lack(prop, name)
+
+
+@pytest.mark.parametrize("name", each(ADAPTING))
+@pytest.mark.parametrize("prop", [prop for prop in METHOD_CHECKS if prop not in (*OF_A_STEP, "processes", "better")])
+def test_holds(prop: str, name: str) -> None:
+    check_or_lack(prop, name)
+
+
+@pytest.mark.parametrize("name", each(ADAPTING))
 def test_beats_source_only_on_a_shift_made_for_it(name: str) -> None:
     check("better", name, shifts=(METHODS[name].shift,))
 
 
-@pytest.mark.parametrize("name", ON_ONE_NETWORK)
+@pytest.mark.parametrize("name", each(ON_ONE_NETWORK))
 @pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
 def test_domain_loss_sends_a_gradient_through_batch_norm(name: str, batch_norm: str) -> None:
     check("gradient", name, batch_norm=batch_norm, backbone=NORMED)
 
 
-@pytest.mark.parametrize("name", ON_ONE_NETWORK)
+@pytest.mark.parametrize("name", each(ON_ONE_NETWORK))
 @pytest.mark.parametrize("batch_norm", ["joint", "separate", "per_domain"])
 @pytest.mark.parametrize("short", ["calm", "noisy"])
 def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str, short: str) -> None:
@@ -55,7 +69,7 @@ def test_source_only_holds(prop: str) -> None:
     check(prop, "source_only")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_every_trainable_parameter_gets_a_gradient_and_moves(name: str) -> None:
     model = build(name)
     before: dict[str, Tensor] = {}
@@ -76,14 +90,14 @@ def test_every_trainable_parameter_gets_a_gradient_and_moves(name: str) -> None:
     assert all(torch.equal(before[key], p) != p.requires_grad for key, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_repeats_itself(name: str) -> None:
     once, again = (fit(build(name, seed=3), steps=12) for _ in range(2))
     assert equal(state(once), state(again))
     assert accuracy(once) == accuracy(again)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each(METHODS))
 def test_resumed_equals_unbroken(name: str, tmp_path: Path) -> None:
     # 3 batches an epoch; the checkpoint after the second is resumed, with the schedules on their way
     keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)

@@ -134,7 +134,7 @@ def test_a_game_that_diverges_is_warned_of() -> None:
         fit(DANN, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5), domain_weight=5.0)
 
 
-@pytest.mark.parametrize("name", toy.ADAPTING)
+@pytest.mark.parametrize("name", toy.each(toy.ADAPTING))
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_methods_that_work_have_no_sign(name: str, accumulate: int, recwarn: pytest.WarningsRecorder) -> None:
     model = toy.fit(toy.build(name, optimizer=toy.ADAM), 40, log_every_n_steps=5, accumulate_grad_batches=accumulate)

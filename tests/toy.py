@@ -2,13 +2,14 @@
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +98,13 @@ ADAPTING = [name for name in METHODS if name != "source_only"]
 TWO_STAGES = ("adda", "shot")
 ON_ONE_NETWORK = [name for name in ADAPTING if name not in TWO_STAGES]
 """Those that train one network for both domains, with a task loss and a domain loss."""
+FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot")
+"""Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """Names as parameters of a test that trains."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in FURTHER else []) for name in names]
 
 
 def build(name: str, seed: int = 0, **kwargs: Any) -> Any:
