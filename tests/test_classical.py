@@ -26,14 +26,14 @@ from lightning_da.classical.algebra import (
 )
 from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.classical.classifiers import ARTL, DTMKL, MEDA
-from lightning_da.classical.manifolds import DIP, DME, StatisticalManifold, hellinger_gradient, mmd_gradient
+from lightning_da.classical.manifolds import CTC, DIP, DME, StatisticalManifold, hellinger_gradient, mmd_gradient
 from lightning_da.classical.projections import ACA, BDA, DJPMMD, JDA, JGSA, TCA, TJM, VDA, estimated_mu
 from lightning_da.classical.selection import FSSL, FSSP, SCL
 from lightning_da.classical.subspaces import CORAL, GFK, SA, SDA, SGF, Geodesic, principal
 from lightning_da.errors import ConfigError
 
 MODULES: tuple[ModuleType, ...] = (classifiers, manifolds, projections, selection, subspaces)
-METHODS = [ACA, ARTL, BDA, CORAL, DIP, DJPMMD, DME, DTMKL, FSSL, FSSP, GFK, JDA, JGSA, MEDA, SA, SCL, SDA, SGF]
+METHODS = [ACA, ARTL, BDA, CORAL, CTC, DIP, DJPMMD, DME, DTMKL, FSSL, FSSP, GFK, JDA, JGSA, MEDA, SA, SCL, SDA, SGF]
 METHODS += [StatisticalManifold, TCA, TJM, VDA]
 SMALL = {"dim": 3, "neighbors": 4, "rank": 20, "steps": 5, "iterations": 3}
 Pair = tuple[Array, Labels, NDArray[np.int_]]
@@ -469,6 +469,28 @@ def test_the_distance_falls_along_orthonormal_columns(method: Any) -> None:
     shift = np.array([4, 4, 0, 0, 0, 0])
     assert np.linalg.norm(shift @ principal(x, 3, "")[0]) > 5
     assert np.linalg.norm(shift @ W) < 1
+
+
+@pytest.mark.parametrize("moves", [np.zeros((3, 3)), np.array([[0, 2, 0], [1, 1, 0], [-1, 0, 0]])])
+def test_ctc_finds_the_shares_or_the_moves_of_the_classes(moves: Array) -> None:
+    """In the target each class has moved on its own, or the classes have other shares."""
+    generator = np.random.default_rng(15)
+    centres, counts = np.array([[0, 0, 0], [6, 0, 0], [0, 6, 0]]), [10, 10, 10] if moves.any() else [20, 7, 3]
+    y, wanted = np.repeat([0, 1, 2], 10), np.repeat([0, 1, 2], counts)
+    source = centres[y] + 0.5 * generator.normal(size=(30, 3))
+    target = (centres + moves)[wanted] + 0.5 * generator.normal(size=(30, 3))
+    given = np.vstack([source, target]), np.r_[y, wanted], np.r_[np.ones(30, int), -np.ones(30, int)]
+    fitted = CTC(dim=2, location=1e-3 if moves.any() else 0.1).fit(*given)
+    W = fitted.components_
+    np.testing.assert_allclose(W.T @ W, np.eye(2), atol=1e-12)
+    np.testing.assert_allclose(fitted.shares_, np.array(counts) / 30, atol=0.04)
+    np.testing.assert_allclose(fitted.weights_, np.repeat(fitted.shares_ * 3, 10))
+    moved = fitted.scales_[y] * (source @ W) + fitted.locations_[y]
+    np.testing.assert_allclose(fitted.moved_, moved)
+    for c in range(3):
+        np.testing.assert_allclose(moved[y == c].mean(0), target[wanted == c].mean(0) @ W, atol=0.4)
+    learnt = LogisticRegression(max_iter=1000).fit(moved, y, sample_weight=fitted.weights_)
+    np.testing.assert_allclose(fitted.predict_proba(target), learnt.predict_proba(target @ W))
 
 
 # --- selection ---

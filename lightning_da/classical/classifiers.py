@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.optimize
 import scipy.special
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
@@ -18,6 +17,7 @@ from lightning_da.classical.algebra import (
     laplacian,
     marginal,
     median_gamma,
+    on_simplex,
     one_hot,
     predict_labels,
     unit_rows,
@@ -179,25 +179,10 @@ class DTMKL(Scores):
                 self.coefficients_[machine.support_, c] = machine.dual_coef_[0]
             self.intercepts_ = np.array([machine.intercept_[0] for machine in machines])
             quality = np.einsum("ic,mij,jc->m", self.coefficients_, kernels, self.coefficients_, optimize=True) / 2
-            self.weights_ = _on_simplex(np.outer(p, p), self.theta * quality, self.weights_)
+            self.weights_ = on_simplex(np.outer(p, p), self.theta * quality, self.weights_)
 
     def _transform(self, x: Array, source: bool) -> Array:  # noqa: ARG002
         scores: Array = np.zeros((len(x), len(self.classes_))) + self.intercepts_
         for weight, gamma in zip(self.weights_, self.gammas_, strict=True):
             scores += weight * (gaussian(x, self.landmarks_, gamma) @ self.coefficients_)
         return scores
-
-
-def _on_simplex(quadratic: Array, linear: Array, start: Array) -> Array:
-    """The minimum of d^T Q d / 2 - linear^T d with d >= 0 and sum d = 1."""
-    scale = max(float(np.abs(quadratic).max()), float(np.abs(linear).max()), 1e-300)
-
-    def objective(d: Array) -> tuple[float, Array]:
-        return float(d @ quadratic @ d / 2 - linear @ d) / scale, (quadratic @ d - linear) / scale
-
-    sums = scipy.optimize.LinearConstraint(np.ones((1, len(start))), 1, 1)
-    bounds = [(0, 1)] * len(start)
-    found = scipy.optimize.minimize(objective, start, (), "SLSQP", True, bounds=bounds, constraints=sums)
-    clipped: Array = np.maximum(found.x, 0)
-    normalized: Array = clipped / clipped.sum()
-    return normalized

@@ -27,8 +27,12 @@ class Weighted(SourceOnly):
         return LogisticRegression(max_iter=1000) if self.estimator is None else clone(self.estimator)
 
     def fit_estimator(self) -> None:
+        self._learn(self.features_)
+
+    def _learn(self, source: Array) -> None:
+        """Fits the classifier to the source's samples, (n_s, k), with their weights."""
         try:
-            self.estimator_ = self.final_estimator().fit(self.features_, self.labels_, sample_weight=self.weights_)
+            self.estimator_ = self.final_estimator().fit(source, self.labels_, sample_weight=self.weights_)
         except TypeError as error:
             raise ConfigError(
                 f"estimator: {type(self.estimator).__name__} takes no weights of samples; use another, "
