@@ -551,6 +551,10 @@ def failing(**changes: Any) -> tuple[Any, Any, Any]:
         (TCA(dim=0), failing(), "dim: 0 dimensions are wanted"),
         (SA(dim=4), failing(), "dim: 4 dimensions are wanted, and the source's rows have 3"),
         (TCA(dim=1, lam=0.0), failing(), "lam: 0.0 is not more than 0"),
+        *(
+            (method(iterations=0), failing(), "iterations: 0 is less than 1")
+            for method in (TCA, TJM, JGSA, ARTL, DTMKL)
+        ),
         (BDA(dim=1), failing(y=np.array([0, 1, 1, 1, 1, 1] * 2)), "y: class number 0 of the source has one row"),
         (ARTL(neighbors=12), failing(), "neighbors: 12 are wanted, and there are 12 rows; give 1 to 11"),
         (SCL(dim=3, pivots=2), failing(x=-np.ones((12, 3))), "dim: 0 inputs are positive"),

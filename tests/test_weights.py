@@ -248,6 +248,8 @@ def test_tradaboost_needs_labels_of_known_classes() -> None:
     x, y, domain = joined(np.array([[0.0], [2.0]]), np.array([0, 1]), np.array([[0.0], [2.0]]))
     with pytest.raises(ConfigError, match=r"^y: no target row has a label"):
         TrAdaBoost().fit(x, y, domain)
+    with pytest.raises(ConfigError, match=r"^y: the source has one class only, 0"):
+        TrAdaBoost().fit(x, np.array([0, 0, 0, 1]), domain)
     y[-1] = 7
     with pytest.raises(ConfigError, match=r"^y: the source has no class 7 of the target"):
         TrAdaBoost().fit(x, y, domain)

@@ -48,7 +48,7 @@ class Scores(Adapter):
 
 @parameters
 class ARTL(Scores):
-    """Adaptation regularization with the squared loss: scores K alpha (Long et al., TKDE 2014, eq. 13).
+    """Adaptation regularization with the squared loss: scores K alpha (Long et al., TKDE 2014).
 
     alpha = ((E + lam M + manifold L) K + ridge I)^(-1) E Y. E picks the source's rows, M is the MMD matrix of domains
     and classes, divided by its Frobenius norm, and L the normalised Laplacian of the nearest neighbours by cosine.
@@ -77,6 +77,7 @@ class ARTL(Scores):
         for name in ("lam", "manifold"):
             check_range(name, getattr(self, name), low=0)
         check_range("ridge", self.ridge, above=0)
+        check_range("iterations", self.iterations, low=1)
         n_s = len(source)
         x = self._inputs(np.vstack([source, target]))
         self.landmarks_, self.gamma_ = x, self.gamma or median_gamma(x)
@@ -112,7 +113,7 @@ class ARTL(Scores):
 
 @parameters
 class MEDA(ARTL):
-    """Manifold embedded distribution alignment: ARTL on GFK's features, mu estimated (Wang et al., MM 2018, eq. 13).
+    """Manifold embedded distribution alignment: ARTL on GFK's features, mu estimated (Wang et al., MM 2018).
 
     Args:
         dim: Dimensions of both principal subspaces of GFK.
@@ -164,6 +165,7 @@ class DTMKL(Scores):
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         for name in ("theta", "C"):
             check_range(name, getattr(self, name), above=0)
+        check_range("iterations", self.iterations, low=1)
         n_s, rows = len(source), np.vstack([source, target])
         self.landmarks_, self.gammas_ = source, median_gamma(rows) * np.asarray(self.widths, float)
         signed = np.r_[np.full(n_s, 1 / n_s), np.full(len(target), -1 / len(target))]

@@ -27,7 +27,7 @@ def hellinger_gradient(z: Array, weights: Array, gamma: float) -> tuple[float, A
     """The squared Hellinger distance of two kernel density estimates, and its gradient with respect to z, (n, k).
 
     int (sqrt p - sqrt q)^2 as a mean over all rows of 1 - 2 sqrt(T (1 - T)) with T = p / (p + q) (Baktashmotlagh et
-    al., CVPR 2014, eq. 7).
+    al., CVPR 2014).
 
     Args:
         z: (n, k), the rows of both domains.
@@ -93,7 +93,7 @@ def descend(objective: Callable[[Array], tuple[float, Array]], start: Array, ste
 
 @parameters
 class DIP(Adapter):
-    """Domain invariant projection: min MMD^2(X_s W, X_t W) with W^T W = I (Baktashmotlagh et al., ICCV 2013, eq. 6).
+    """Domain invariant projection: min MMD^2(X_s W, X_t W) with W^T W = I (Baktashmotlagh et al., ICCV 2013).
 
     Args:
         dim: The number of features.

@@ -62,7 +62,7 @@ class TrAdaBoost(SourceOnly):
             raise ConfigError(
                 "y: no target row has a label, and boosting needs some (data.target_labels, train_on both)"
             )
-        self.classes_, labels = np.unique(given, return_inverse=True)
+        labels = self.name_classes(given)
         if foreign := set(known.tolist()) - set(self.classes_.tolist()):
             raise ConfigError(f"y: the source has no class {min(foreign)} of the target; give both the same classes")
         self.features_ = np.concatenate([source, target])
