@@ -35,7 +35,7 @@ from lightning_da.errors import ConfigError
 MODULES: tuple[ModuleType, ...] = (classifiers, manifolds, projections, selection, subspaces)
 METHODS = [ACA, ARTL, BDA, CORAL, CTC, DIP, DJPMMD, DME, DTMKL, FSSL, FSSP, GFK, JDA, JGSA, MEDA, SA, SCL, SDA, SGF]
 METHODS += [StatisticalManifold, TCA, TJM, VDA]
-SMALL = {"dim": 3, "neighbors": 4, "rank": 20, "steps": 5, "iterations": 3}
+SMALL = {"dim": 3, "neighbors": 4, "rank": 20, "steps": 3, "iterations": 2}
 Pair = tuple[Array, Labels, NDArray[np.int_]]
 each = pytest.mark.parametrize("method", METHODS)
 
@@ -49,9 +49,9 @@ def make(method: type[Adapter], **options: Any) -> Adapter:
 def pair() -> Pair:
     """Three classes in 6 dimensions; the target is turned, scaled and moved. The domains' rows are mixed."""
     generator = np.random.default_rng(0)
-    y = np.r_[:6, generator.integers(0, 3, size=54)] % 3
-    x = 4 * generator.normal(size=(3, 6))[y] + generator.normal(size=(60, 6))
-    domain = np.where(generator.permutation(60) < 35, 1, -2)
+    y = np.r_[:6, generator.integers(0, 3, size=36)] % 3
+    x = 4 * generator.normal(size=(3, 6))[y] + generator.normal(size=(42, 6))
+    domain = np.where(generator.permutation(42) < 24, 1, -2)
     skew = np.triu(generator.normal(size=(6, 6)), 1)
     turn = scipy.linalg.expm(0.1 * (skew - skew.T))
     x[domain < 0] = x[domain < 0] @ turn * 1.3 + 0.7
