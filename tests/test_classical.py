@@ -382,6 +382,14 @@ def test_coral_makes_covariances_equal(pair: Pair) -> None:
     np.testing.assert_allclose(np.cov(z[domain > 0], rowvar=False), np.cov(z[domain < 0], rowvar=False), atol=1e-6)
 
 
+def test_sa_compares_rows_by_both_projections(pair: Pair) -> None:
+    source, _, target = apart(pair)
+    directions = [np.linalg.eigh(np.cov(x, rowvar=False))[1][:, -2:] for x in (source, target)]
+    both = [(x - x.mean(0)) @ v @ v.T for x, v in zip((source, target), directions, strict=True)]
+    z = SA(dim=2).fit_transform(*pair)
+    np.testing.assert_allclose(z[pair[2] > 0] @ z[pair[2] < 0].T, both[0] @ both[1].T, atol=1e-9)
+
+
 def test_sda_gives_the_source_the_targets_variances() -> None:
     """All dimensions are kept, and the principal directions are the same: then the covariances become equal."""
     generator = np.random.default_rng(7)
