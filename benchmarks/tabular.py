@@ -68,8 +68,8 @@ def wine(root: Path, source: str, target: str, values: bool) -> Pair:
 
 def paper(root: Path) -> Pair:
     """Dai's split the other way round, whose sizes are those of their table 1."""
-    source, y_source, target, y_target, _ = mushroom(root)
-    return Pair(target, y_target, source, y_source, (46,), even=False)
+    pair = mushroom(root)
+    return Pair(pair.target, pair.y_target, pair.source, pair.y_source, (46,), even=False)
 
 
 PAIRS: dict[str, Callable[[Path], Pair]] = {

@@ -242,6 +242,9 @@ class CTC(Weighted):
             value, _, gradient = objective(w, flat.reshape(moves.shape))
             return value, gradient.ravel()
 
+        def of_directions(w: Array) -> tuple[float, Array]:
+            return objective(w, moves)[:2]
+
         for _ in range(self.iterations):
             found = scipy.optimize.minimize(
                 of_moves, moves.ravel(), method="L-BFGS-B", jac=True, options={"maxiter": self.steps}
@@ -254,7 +257,7 @@ class CTC(Weighted):
                 means @ gaussian(moved, target @ w, gamma).mean(axis=1),
                 shares,
             )
-            w = descend(lambda w, moves=moves: objective(w, moves)[:2], w, self.steps)
+            w = descend(of_directions, w, self.steps)
         self.components_, self.scales_, self.locations_, self.shares_ = w, moves[0], moves[1], shares
         self.moved_ = moves[0, labels] * (source @ w) + moves[1, labels]
         self.weights_ = (shares / counts * n_s)[labels]

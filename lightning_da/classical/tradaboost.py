@@ -75,7 +75,8 @@ class TrAdaBoost(SourceOnly):
         own = np.arange(len(self.features_)) >= n  # of the target
         weights = np.where(own, 1 / own.sum(), 1 / n)
         less = 1 / (1 + (2 * np.log(n) / self.iterations) ** 0.5)
-        kept, votes = [], []
+        kept: list[Array] = []
+        votes: list[float] = []
         for _ in range(self.iterations):
             weights = weights / weights.mean()
             wrong = self._hypothesis(weights).predict(self.features_) != self.labels_
