@@ -26,16 +26,16 @@ from lightning_da.classical.algebra import (
 )
 from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.classical.classifiers import ARTL, DTMKL, MEDA
-from lightning_da.classical.manifolds import DIP, DME, StatisticalManifold, hellinger_gradient, mmd_gradient
+from lightning_da.classical.manifolds import CTC, DIP, DME, StatisticalManifold, hellinger_gradient, mmd_gradient
 from lightning_da.classical.projections import ACA, BDA, DJPMMD, JDA, JGSA, TCA, TJM, VDA, estimated_mu
 from lightning_da.classical.selection import FSSL, FSSP, SCL
 from lightning_da.classical.subspaces import CORAL, GFK, SA, SDA, SGF, Geodesic, principal
 from lightning_da.errors import ConfigError
 
 MODULES: tuple[ModuleType, ...] = (classifiers, manifolds, projections, selection, subspaces)
-METHODS = [ACA, ARTL, BDA, CORAL, DIP, DJPMMD, DME, DTMKL, FSSL, FSSP, GFK, JDA, JGSA, MEDA, SA, SCL, SDA, SGF]
+METHODS = [ACA, ARTL, BDA, CORAL, CTC, DIP, DJPMMD, DME, DTMKL, FSSL, FSSP, GFK, JDA, JGSA, MEDA, SA, SCL, SDA, SGF]
 METHODS += [StatisticalManifold, TCA, TJM, VDA]
-SMALL = {"dim": 3, "neighbors": 4, "rank": 20, "steps": 5, "iterations": 3}
+SMALL = {"dim": 3, "neighbors": 4, "rank": 20, "steps": 3, "iterations": 2}
 Pair = tuple[Array, Labels, NDArray[np.int_]]
 each = pytest.mark.parametrize("method", METHODS)
 
@@ -49,9 +49,9 @@ def make(method: type[Adapter], **options: Any) -> Adapter:
 def pair() -> Pair:
     """Three classes in 6 dimensions; the target is turned, scaled and moved. The domains' rows are mixed."""
     generator = np.random.default_rng(0)
-    y = np.r_[:6, generator.integers(0, 3, size=54)] % 3
-    x = 4 * generator.normal(size=(3, 6))[y] + generator.normal(size=(60, 6))
-    domain = np.where(generator.permutation(60) < 35, 1, -2)
+    y = np.r_[:6, generator.integers(0, 3, size=36)] % 3
+    x = 4 * generator.normal(size=(3, 6))[y] + generator.normal(size=(42, 6))
+    domain = np.where(generator.permutation(42) < 24, 1, -2)
     skew = np.triu(generator.normal(size=(6, 6)), 1)
     turn = scipy.linalg.expm(0.1 * (skew - skew.T))
     x[domain < 0] = x[domain < 0] @ turn * 1.3 + 0.7
@@ -382,6 +382,14 @@ def test_coral_makes_covariances_equal(pair: Pair) -> None:
     np.testing.assert_allclose(np.cov(z[domain > 0], rowvar=False), np.cov(z[domain < 0], rowvar=False), atol=1e-6)
 
 
+def test_sa_compares_rows_by_both_projections(pair: Pair) -> None:
+    source, _, target = apart(pair)
+    directions = [np.linalg.eigh(np.cov(x, rowvar=False))[1][:, -2:] for x in (source, target)]
+    both = [(x - x.mean(0)) @ v @ v.T for x, v in zip((source, target), directions, strict=True)]
+    z = SA(dim=2).fit_transform(*pair)
+    np.testing.assert_allclose(z[pair[2] > 0] @ z[pair[2] < 0].T, both[0] @ both[1].T, atol=1e-9)
+
+
 def test_sda_gives_the_source_the_targets_variances() -> None:
     """All dimensions are kept, and the principal directions are the same: then the covariances become equal."""
     generator = np.random.default_rng(7)
@@ -471,6 +479,28 @@ def test_the_distance_falls_along_orthonormal_columns(method: Any) -> None:
     assert np.linalg.norm(shift @ W) < 1
 
 
+@pytest.mark.parametrize("moves", [np.zeros((3, 3)), np.array([[0, 2, 0], [1, 1, 0], [-1, 0, 0]])])
+def test_ctc_finds_the_shares_or_the_moves_of_the_classes(moves: Array) -> None:
+    """In the target each class has moved on its own, or the classes have other shares."""
+    generator = np.random.default_rng(15)
+    centres, counts = np.array([[0, 0, 0], [6, 0, 0], [0, 6, 0]]), [10, 10, 10] if moves.any() else [20, 7, 3]
+    y, wanted = np.repeat([0, 1, 2], 10), np.repeat([0, 1, 2], counts)
+    source = centres[y] + 0.5 * generator.normal(size=(30, 3))
+    target = (centres + moves)[wanted] + 0.5 * generator.normal(size=(30, 3))
+    given = np.vstack([source, target]), np.r_[y, wanted], np.r_[np.ones(30, int), -np.ones(30, int)]
+    fitted = CTC(dim=2, location=1e-3 if moves.any() else 0.1).fit(*given)
+    W = fitted.components_
+    np.testing.assert_allclose(W.T @ W, np.eye(2), atol=1e-12)
+    np.testing.assert_allclose(fitted.shares_, np.array(counts) / 30, atol=0.04)
+    np.testing.assert_allclose(fitted.weights_, np.repeat(fitted.shares_ * 3, 10))
+    moved = fitted.scales_[y] * (source @ W) + fitted.locations_[y]
+    np.testing.assert_allclose(fitted.moved_, moved)
+    for c in range(3):
+        np.testing.assert_allclose(moved[y == c].mean(0), target[wanted == c].mean(0) @ W, atol=0.4)
+    learnt = LogisticRegression(max_iter=1000).fit(moved, y, sample_weight=fitted.weights_)
+    np.testing.assert_allclose(fitted.predict_proba(target), learnt.predict_proba(target @ W))
+
+
 # --- selection ---
 
 
@@ -529,6 +559,10 @@ def failing(**changes: Any) -> tuple[Any, Any, Any]:
         (TCA(dim=0), failing(), "dim: 0 dimensions are wanted"),
         (SA(dim=4), failing(), "dim: 4 dimensions are wanted, and the source's rows have 3"),
         (TCA(dim=1, lam=0.0), failing(), "lam: 0.0 is not more than 0"),
+        *(
+            (method(iterations=0), failing(), "iterations: 0 is less than 1")
+            for method in (TCA, TJM, JGSA, ARTL, DTMKL)
+        ),
         (BDA(dim=1), failing(y=np.array([0, 1, 1, 1, 1, 1] * 2)), "y: class number 0 of the source has one row"),
         (ARTL(neighbors=12), failing(), "neighbors: 12 are wanted, and there are 12 rows; give 1 to 11"),
         (SCL(dim=3, pivots=2), failing(x=-np.ones((12, 3))), "dim: 0 inputs are positive"),

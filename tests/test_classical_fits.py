@@ -12,10 +12,11 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from lightning_da.classical import CORAL, KMM, TCA, InstanceWeighting, SourceOnly, TrAdaBoost
+from lightning_da.classical import BDA, CORAL, JDA, KMM, TCA, TJM, InstanceWeighting, SourceOnly, TrAdaBoost
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.exporting import export
+from lightning_da.grids.space import corners, read_space
 from lightning_da.main import main
 from lightning_da.methods import Classical, FineTune
 from lightning_da.networks.fitted import Fitted
@@ -208,6 +209,26 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     model.trainer = trainer(5, devices=2)
     with pytest.raises(ConfigError, match=r"^trainer.devices: a classical method fits in one process, not in 2"):
         model.setup("fit")
+
+
+def test_the_settings_of_the_space_are_those_of_the_projections() -> None:
+    for corner in corners(read_space(CONF / "space" / "classical.yaml")):
+        settings = {key.removeprefix("model.init_args.estimator.init_args."): value for key, value in corner.items()}
+        for method in (TCA, JDA, BDA, TJM):
+            assert method(**settings).get_params() == method().get_params() | settings
+
+
+@pytest.mark.slow
+def test_settings_are_chosen_without_labels(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    (tmp_path / "space.yaml").write_text(
+        "model.estimator.dim: {low: 2, high: 3}\nmodel.estimator.lam: {choices: [1, 2]}"
+    )
+    words = ["--config", "method/tca.yaml", "--config", "data/features.yaml", "--jobs", "1", "--space", "space.yaml"]
+    words += ["--data.source", "one.npz", "--data.target", "two.npz", "--trainer.accelerator", "cpu", "--trials", "3"]
+    table = main(["search", *words, f"--trainer.logger.experiment_name={tmp_path.name}"])
+    assert table["score"].between(0, 1).all()
+    assert set(table["model.init_args.estimator.init_args.dim"]) <= {2, 3}
 
 
 @pytest.mark.slow

@@ -52,9 +52,9 @@ def shifted() -> Pair:
 
 def test_kmm_keeps_its_constraints_and_is_the_optimum_of_a_general_solver() -> None:
     rng = np.random.default_rng(1)
-    x, y, domain = joined(rng.normal(size=(14, 2)), np.arange(14) % 2, rng.normal(size=(9, 2)) + 0.7)
-    source, target = x[:14], x[14:]
-    K, k = rbf_kernel(source, gamma=0.7), 14 * rbf_kernel(source, target, gamma=0.7).mean(1)
+    x, y, domain = joined(rng.normal(size=(10, 2)), np.arange(10) % 2, rng.normal(size=(6, 2)) + 0.7)
+    source, target = x[:10], x[10:]
+    K, k = rbf_kernel(source, gamma=0.7), 10 * rbf_kernel(source, target, gamma=0.7).mean(1)
 
     def objective(b: Array) -> float:
         return float(b @ K @ b / 2 - k @ b)
@@ -63,22 +63,24 @@ def test_kmm_keeps_its_constraints_and_is_the_optimum_of_a_general_solver() -> N
         b = KMM(gamma=0.7, bound=bound, slack=slack).fit(x, y, domain).weights_
         assert b.min() >= 0
         assert b.max() <= bound
-        assert abs(b.sum() - 14) <= 14 * slack + 1e-9
+        assert abs(b.sum() - 10) <= 10 * slack + 1e-9
         sums: Any = [
-            {"type": "ineq", "fun": lambda b, slack=slack: 14 * (1 + slack) - b.sum()},
-            {"type": "ineq", "fun": lambda b, slack=slack: b.sum() - 14 * (1 - slack)},
+            {"type": "ineq", "fun": lambda b, slack=slack: 10 * (1 + slack) - b.sum()},
+            {"type": "ineq", "fun": lambda b, slack=slack: b.sum() - 10 * (1 - slack)},
         ]
-        bounds: Any = [(0, bound)] * 14
+        bounds: Any = [(0, bound)] * 10
         options: Any = {"maxiter": 500, "ftol": 1e-12}
         found = minimize(
-            objective, np.ones(14), (), "SLSQP", lambda b: K @ b - k, bounds=bounds, constraints=sums, options=options
+            objective, np.ones(10), (), "SLSQP", lambda b: K @ b - k, bounds=bounds, constraints=sums, options=options
         )
         assert objective(b) == pytest.approx(found.fun, abs=1e-5)
 
 
 def test_kmm_has_the_slack_of_the_paper_by_default(shifted: Pair) -> None:
-    weights = KMM().fit(*shifted).weights_
-    assert abs(weights.mean() - 1) <= 1 - 100**-0.5 + 1e-9
+    """From a target that is far away, all weights would be 0: their mean is 1 less the slack."""
+    x, y, domain = shifted
+    weights = KMM(gamma=1.0, steps=50).fit(x + 100 * (domain < 0)[:, None], y, domain).weights_
+    assert weights.mean() == pytest.approx(100**-0.5)
 
 
 def test_kliep_keeps_its_constraints_and_no_other_mixture_is_likelier() -> None:
@@ -101,7 +103,7 @@ def test_kliep_keeps_its_constraints_and_no_other_mixture_is_likelier() -> None:
 
 def test_kliep_chooses_a_width_by_held_out_samples(shifted: Pair) -> None:
     x, y, domain = shifted
-    chosen, narrow = (KLIEP(gamma=gamma).fit(x, y, domain).weights_ for gamma in (None, 1000.0))
+    chosen, narrow = (KLIEP(gamma=gamma, steps=40).fit(x, y, domain).weights_ for gamma in (None, 1000.0))
     true = np.exp(x[domain > 0, 0] - 0.5)
     assert np.corrcoef(chosen, true)[0, 1] > np.corrcoef(narrow, true)[0, 1] + 0.2
 
@@ -175,41 +177,47 @@ print(a - b, abs(b))
 
 
 class Above(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """Class 1 above a half, whatever the weights are; it keeps them."""
+    """Class 1 above a half or above 2.5, whichever has less weight of errors."""
 
-    seen: list[Array] = []  # noqa: RUF012
-
-    def fit(self, X: Array, y: Any, sample_weight: Array) -> "Above":  # noqa: ARG002
-        self.seen.append(sample_weight)
+    def fit(self, X: Array, y: Any, sample_weight: Array) -> "Above":
+        self.cut_ = min((0.5, 2.5), key=lambda cut: np.round(sample_weight @ ((X[:, 0] > cut) != y), 9))
         return self
 
     def predict(self, X: Array) -> Any:
-        return (X[:, 0] > 0.5).astype(int)
+        return (X[:, 0] > self.cut_).astype(int)
 
 
 def test_tradaboost_on_five_points_by_hand() -> None:
-    """Source: an error and a right one. Target: an error and two right ones, and one that is not read. N = 2."""
-    Above.seen.clear()
-    x = np.array([[0.0], [0.0], [0.0], [2.0], [0.0], [9.0]])
-    y, domain = np.array([1, 0, 1, 1, 0, -1]), np.array([1, 1, -1, -1, -1, -1])
-    fitted = TrAdaBoost(iterations=2, estimator=Above()).fit(x, y, domain)
-    beta = 1 / (1 + np.sqrt(2 * np.log(2) / 2))
-    first = np.array([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
-    # The error on the target is 1/3, so that beta_1 = 1/2: its error counts twice; that of the source beta times.
-    second = first * [beta, 1, 2, 1, 1]
-    for found, expected in zip(fitted.weights_, (first, second), strict=True):
+    """Source: an error and a right one. Target: one for each cut, a right one, and one that is not read. N = 3."""
+    x = np.array([[0.0], [0.0], [1.0], [2.0], [3.0], [9.0]])
+    y, domain = np.array([1, 0, 0, 1, 1, -1]), np.array([1, 1, -1, -1, -1, -1])
+    fitted = TrAdaBoost(iterations=3, estimator=Above()).fit(x, y, domain)
+    beta = 1 / (1 + np.sqrt(2 * np.log(2) / 3))
+    # Cut 0.5 errs on a third of the target: 1 / beta_1 = 2. Cut 2.5 then errs on 1/3 of 4/3: 1 / beta_2 = 3.
+    second = np.array([1 / 2 * beta, 1 / 2, 2 / 3, 1 / 3, 1 / 3])
+    third = second * [beta, 1, 1, 3, 1]
+    for found, expected in zip(fitted.weights_, (second, third), strict=True):  # rounds 2 and 3 vote
         np.testing.assert_allclose(found, expected / expected.mean())
-    # In round 2 the error is 2/4, which has no vote.
-    np.testing.assert_allclose(fitted.votes_, [np.log(2), 0], atol=1e-12)
-    np.testing.assert_array_equal(fitted.predict(np.array([[0.0], [1.0]])), [0, 1])
-    for found, expected in zip(Above.seen[:2], (first, second), strict=True):
-        np.testing.assert_allclose(found, expected / expected.mean())
+    # Cut 0.5 errs on 2/3 of 2: 1 / beta_3 = 2.
+    np.testing.assert_allclose(fitted.votes_, np.log([3, 2]))
+    np.testing.assert_array_equal(fitted.predict(np.array([[0.0], [2.0], [3.0]])), [0, 0, 1])
+    np.testing.assert_allclose(fitted.predict_proba([[2.0]])[0, 1], np.log(2) / np.log(6))
 
 
 def test_tradaboost_votes_with_the_second_half_of_its_rounds() -> None:
-    x, y, domain = joined(np.array([[0.0], [2.0]]), np.array([0, 1]), np.array([[0.0], [2.0]]), np.array([1, 1]))
+    x, y, domain = joined(np.array([[0.0], [2.0]]), np.array([0, 1]), np.array([[0.0], [9.0]]), np.array([0, 1]))
     for iterations, rounds in ((1, 1), (2, 2), (3, 2), (10, 6)):  # from ceil(N / 2) to N
         assert len(TrAdaBoost(iterations=iterations, estimator=Above()).fit(x, y, domain).votes_) == rounds
+
+
+def test_tradaboost_ends_at_an_error_of_a_half() -> None:
+    """Both cuts err on one of three rows of the target; then its weight is that of the others together."""
+    target, known = np.array([[0.0], [9.0], [9.0]]), np.array([1, 1, 1])
+    x, y, domain = joined(np.array([[0.0], [9.0]]), np.array([0, 1]), target, known)
+    fitted = TrAdaBoost(iterations=9, estimator=Above()).fit(x, y, domain)
+    np.testing.assert_allclose(fitted.votes_, [np.log(2)])
+    y[domain < 0] = 1 - known  # a first error of 2/3
+    np.testing.assert_allclose(TrAdaBoost(estimator=Above()).fit(x, y, domain).votes_, [0])
 
 
 def test_tradaboost_counts_weighted_votes() -> None:
@@ -242,6 +250,8 @@ def test_tradaboost_needs_labels_of_known_classes() -> None:
     x, y, domain = joined(np.array([[0.0], [2.0]]), np.array([0, 1]), np.array([[0.0], [2.0]]))
     with pytest.raises(ConfigError, match=r"^y: no target row has a label"):
         TrAdaBoost().fit(x, y, domain)
+    with pytest.raises(ConfigError, match=r"^y: the source has one class only, 0"):
+        TrAdaBoost().fit(x, np.array([0, 0, 0, 1]), domain)
     y[-1] = 7
     with pytest.raises(ConfigError, match=r"^y: the source has no class 7 of the target"):
         TrAdaBoost().fit(x, y, domain)

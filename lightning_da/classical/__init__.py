@@ -2,7 +2,7 @@
 
 from lightning_da.classical.base import Adapter
 from lightning_da.classical.classifiers import ARTL, DTMKL, MEDA
-from lightning_da.classical.manifolds import DIP, DME, StatisticalManifold
+from lightning_da.classical.manifolds import CTC, DIP, DME, StatisticalManifold
 from lightning_da.classical.projections import ACA, BDA, DJPMMD, JDA, JGSA, TCA, TJM, VDA, Projection
 from lightning_da.classical.selection import FSSL, FSSP, SCL
 from lightning_da.classical.source_only import SourceOnly
@@ -16,6 +16,7 @@ __all__ = [
     "ARTL",
     "BDA",
     "CORAL",
+    "CTC",
     "DIP",
     "DJPMMD",
     "DME",

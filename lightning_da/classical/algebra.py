@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 import scipy.sparse
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import kneighbors_graph
@@ -178,6 +179,21 @@ def laplacian(x: Array, neighbors: int) -> Any:
     graph = graph.maximum(graph.T) + scipy.sparse.identity(len(x))
     scale = scipy.sparse.diags(1 / np.sqrt(np.asarray(graph.sum(1)).ravel()))
     return scipy.sparse.identity(len(x)) - scale @ graph @ scale
+
+
+def on_simplex(quadratic: Array, linear: Array, start: Array) -> Array:
+    """The minimum of d^T Q d / 2 - linear^T d with d >= 0 and sum d = 1."""
+    scale = max(float(np.abs(quadratic).max()), float(np.abs(linear).max()), 1e-300)
+
+    def objective(d: Array) -> tuple[float, Array]:
+        return float(d @ quadratic @ d / 2 - linear @ d) / scale, (quadratic @ d - linear) / scale
+
+    sums = scipy.optimize.LinearConstraint(np.ones((1, len(start))), 1, 1)
+    bounds = [(0, 1)] * len(start)
+    found = scipy.optimize.minimize(objective, start, (), "SLSQP", True, bounds=bounds, constraints=sums)
+    clipped: Array = np.maximum(found.x, 0)
+    normalized: Array = clipped / clipped.sum()
+    return normalized
 
 
 def one_hot(labels: Labels, classes: int) -> Array:

@@ -1,3 +1,5 @@
+"""The base of the classical methods: checks of what they get, and the classifier on their features."""
+
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, TypeVar, dataclass_transform
 
@@ -68,14 +70,23 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
                 the method cannot work on these rows.
         """
         source, given, target = self.split(X, y, sample_domain)
-        check_classification_targets(given)
-        self.classes_, labels = np.unique(given, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ConfigError(f"y: the source has one class only, {self.classes_[0]}; give it 2 or more")
+        labels = self.name_classes(given)
         self._fit(source, labels, target)
         self.features_, self.labels_ = self._transform(source, True), labels
         self.fit_estimator()
         return self
+
+    def name_classes(self, given: NDArray[Any]) -> Labels:
+        """Sets `classes_`, and returns the positions in them of the source's labels, (n_s,).
+
+        Raises:
+            ConfigError: If the source has one class.
+        """
+        check_classification_targets(given)
+        self.classes_, labels = np.unique(given, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ConfigError(f"y: the source has one class only, {self.classes_[0]}; give it 2 or more")
+        return labels
 
     def split(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Domains:
         """Checks what `fit` gets, and takes the two domains apart; the order within each stays.

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.optimize
 import scipy.special
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
@@ -18,6 +17,7 @@ from lightning_da.classical.algebra import (
     laplacian,
     marginal,
     median_gamma,
+    on_simplex,
     one_hot,
     predict_labels,
     unit_rows,
@@ -48,7 +48,7 @@ class Scores(Adapter):
 
 @parameters
 class ARTL(Scores):
-    """Adaptation regularization with the squared loss: scores K alpha (Long et al., TKDE 2014, eq. 13).
+    """Adaptation regularization with the squared loss: scores K alpha (Long et al., TKDE 2014).
 
     alpha = ((E + lam M + manifold L) K + ridge I)^(-1) E Y. E picks the source's rows, M is the MMD matrix of domains
     and classes, divided by its Frobenius norm, and L the normalised Laplacian of the nearest neighbours by cosine.
@@ -77,6 +77,7 @@ class ARTL(Scores):
         for name in ("lam", "manifold"):
             check_range(name, getattr(self, name), low=0)
         check_range("ridge", self.ridge, above=0)
+        check_range("iterations", self.iterations, low=1)
         n_s = len(source)
         x = self._inputs(np.vstack([source, target]))
         self.landmarks_, self.gamma_ = x, self.gamma or median_gamma(x)
@@ -112,7 +113,7 @@ class ARTL(Scores):
 
 @parameters
 class MEDA(ARTL):
-    """Manifold embedded distribution alignment: ARTL on GFK's features, mu estimated (Wang et al., MM 2018, eq. 13).
+    """Manifold embedded distribution alignment: ARTL on GFK's features, mu estimated (Wang et al., MM 2018).
 
     Args:
         dim: Dimensions of both principal subspaces of GFK.
@@ -164,6 +165,7 @@ class DTMKL(Scores):
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         for name in ("theta", "C"):
             check_range(name, getattr(self, name), above=0)
+        check_range("iterations", self.iterations, low=1)
         n_s, rows = len(source), np.vstack([source, target])
         self.landmarks_, self.gammas_ = source, median_gamma(rows) * np.asarray(self.widths, float)
         signed = np.r_[np.full(n_s, 1 / n_s), np.full(len(target), -1 / len(target))]
@@ -179,25 +181,10 @@ class DTMKL(Scores):
                 self.coefficients_[machine.support_, c] = machine.dual_coef_[0]
             self.intercepts_ = np.array([machine.intercept_[0] for machine in machines])
             quality = np.einsum("ic,mij,jc->m", self.coefficients_, kernels, self.coefficients_, optimize=True) / 2
-            self.weights_ = _on_simplex(np.outer(p, p), self.theta * quality, self.weights_)
+            self.weights_ = on_simplex(np.outer(p, p), self.theta * quality, self.weights_)
 
     def _transform(self, x: Array, source: bool) -> Array:  # noqa: ARG002
         scores: Array = np.zeros((len(x), len(self.classes_))) + self.intercepts_
         for weight, gamma in zip(self.weights_, self.gammas_, strict=True):
             scores += weight * (gaussian(x, self.landmarks_, gamma) @ self.coefficients_)
         return scores
-
-
-def _on_simplex(quadratic: Array, linear: Array, start: Array) -> Array:
-    """The minimum of d^T Q d / 2 - linear^T d with d >= 0 and sum d = 1."""
-    scale = max(float(np.abs(quadratic).max()), float(np.abs(linear).max()), 1e-300)
-
-    def objective(d: Array) -> tuple[float, Array]:
-        return float(d @ quadratic @ d / 2 - linear @ d) / scale, (quadratic @ d - linear) / scale
-
-    sums = scipy.optimize.LinearConstraint(np.ones((1, len(start))), 1, 1)
-    bounds = [(0, 1)] * len(start)
-    found = scipy.optimize.minimize(objective, start, (), "SLSQP", True, bounds=bounds, constraints=sums)
-    clipped: Array = np.maximum(found.x, 0)
-    normalized: Array = clipped / clipped.sum()
-    return normalized

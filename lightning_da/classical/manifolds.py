@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+import scipy.optimize
 from sklearn.base import BaseEstimator
 
-from lightning_da.classical.algebra import class_means, gaussian, median_gamma
+from lightning_da.classical.algebra import class_means, gaussian, median_gamma, on_simplex, one_hot
 from lightning_da.classical.base import Adapter, Array, Labels, parameters
 from lightning_da.classical.subspaces import principal
+from lightning_da.classical.weights import Weighted
 from lightning_da.errors import check_range
 
 Distance = Callable[[Array, Array, float], tuple[float, Array]]
@@ -25,7 +27,7 @@ def hellinger_gradient(z: Array, weights: Array, gamma: float) -> tuple[float, A
     """The squared Hellinger distance of two kernel density estimates, and its gradient with respect to z, (n, k).
 
     int (sqrt p - sqrt q)^2 as a mean over all rows of 1 - 2 sqrt(T (1 - T)) with T = p / (p + q) (Baktashmotlagh et
-    al., CVPR 2014, eq. 7).
+    al., CVPR 2014).
 
     Args:
         z: (n, k), the rows of both domains.
@@ -91,7 +93,7 @@ def descend(objective: Callable[[Array], tuple[float, Array]], start: Array, ste
 
 @parameters
 class DIP(Adapter):
-    """Domain invariant projection: min MMD^2(X_s W, X_t W) with W^T W = I (Baktashmotlagh et al., ICCV 2013, eq. 6).
+    """Domain invariant projection: min MMD^2(X_s W, X_t W) with W^T W = I (Baktashmotlagh et al., ICCV 2013).
 
     Args:
         dim: The number of features.
@@ -182,3 +184,87 @@ class DME(DIP):
 
     def _transform(self, x: Array, source: bool) -> Array:
         return super()._transform(self._inputs(x), source)
+
+
+@parameters
+class CTC(Weighted):
+    """Conditional transferable components: the features of each class agree but for their location and scale.
+
+    Features are W^T x with W^T W = I. A source row of class y moves to a_y W^T x + b_y and has the weight of its class,
+    the share of the class in the target over that in the source. In turn the scales a and locations b, the shares and W
+    minimise MMD^2 + scale mean ||a_y - 1||^2 + location mean ||b_y||^2 of the moved source and the target. The
+    classifier learns from the moved source with its weights. The paper's term that keeps information of the target is
+    left out (Gong et al., ICML 2016).
+
+    Args:
+        dim: The number of features.
+        gamma: Of the kernel, as for `DIP`.
+        scale: Weight of the scales.
+        location: Weight of the locations. The smaller it is, the more is explained by classes that moved, and not by
+            other shares.
+        iterations: How often scales with locations, shares and W are learnt in turn.
+        steps: Steps of each at most.
+        estimator: As for `Weighted`.
+    """
+
+    dim: int = 20
+    gamma: float | None = None
+    scale: float = 0.1
+    location: float = 0.1
+    iterations: int = 3
+    steps: int = 10
+    estimator: BaseEstimator | None = None
+
+    def _fit(self, source: Array, labels: Labels, target: Array) -> None:
+        for name in ("scale", "location"):
+            check_range(name, getattr(self, name), low=0)
+        check_range("iterations", self.iterations, low=1)
+        n_s, counts = len(source), np.bincount(labels)
+        of_class = one_hot(labels, len(counts))
+        w = principal(np.vstack([source, target]), self.dim, "both domains'")[0]
+        gamma = self.gamma or median_gamma(source @ w)
+        moves = np.stack([np.ones((len(counts), self.dim)), np.zeros((len(counts), self.dim))])  # a and b, (2, C, dim)
+        shares: Array = counts / n_s
+
+        def objective(w: Array, moves: Array) -> tuple[float, Array, Array]:
+            """The value, and its gradients with respect to W and to a and b."""
+            z = source @ w
+            rows = np.vstack([moves[0, labels] * z + moves[1, labels], target @ w])
+            weights = np.r_[(shares / counts)[labels], np.full(len(target), -1 / len(target))]
+            value, gradient = mmd_gradient(rows, weights, gamma)
+            own = gradient[:n_s]
+            away = np.stack([self.scale * (moves[0] - 1), self.location * moves[1]]) * (counts / n_s)[:, None]
+            value += float(np.sum(away[0] * (moves[0] - 1)) + np.sum(away[1] * moves[1]))
+            by_moves = np.stack([of_class.T @ (own * z), of_class.T @ own]) + 2 * away
+            return value, source.T @ (own * moves[0, labels]) + target.T @ gradient[n_s:], by_moves
+
+        def of_moves(flat: Array) -> tuple[float, Array]:
+            value, _, gradient = objective(w, flat.reshape(moves.shape))
+            return value, gradient.ravel()
+
+        def of_directions(w: Array) -> tuple[float, Array]:
+            return objective(w, moves)[:2]
+
+        for _ in range(self.iterations):
+            found = scipy.optimize.minimize(
+                of_moves, moves.ravel(), method="L-BFGS-B", jac=True, options={"maxiter": self.steps}
+            )
+            moves = found.x.reshape(moves.shape)
+            moved = moves[0, labels] * (source @ w) + moves[1, labels]
+            means = (of_class / counts).T
+            shares = on_simplex(
+                means @ gaussian(moved, moved, gamma) @ means.T,
+                means @ gaussian(moved, target @ w, gamma).mean(axis=1),
+                shares,
+            )
+            w = descend(of_directions, w, self.steps)
+        self.components_, self.scales_, self.locations_, self.shares_ = w, moves[0], moves[1], shares
+        self.moved_ = moves[0, labels] * (source @ w) + moves[1, labels]
+        self.weights_ = (shares / counts * n_s)[labels]
+
+    def _transform(self, x: Array, source: bool) -> Array:  # noqa: ARG002
+        z: Array = x @ self.components_
+        return z
+
+    def fit_estimator(self) -> None:
+        self._learn(self.moved_)

@@ -92,7 +92,7 @@ class Projection(Adapter):
 
 @parameters
 class BDA(Projection):
-    """Balanced distribution adaptation: B = X^T ((1 - mu) M_0 + mu sum_c M_c) X (Wang et al., ICDM 2017, eq. 8).
+    """Balanced distribution adaptation: B = X^T ((1 - mu) M_0 + mu sum_c M_c) X (Wang et al., ICDM 2017).
 
     The MMD matrix is divided by its Frobenius norm, as in the authors' code, so that `lam` means the same for every mu.
 
@@ -119,7 +119,7 @@ class BDA(Projection):
 
 
 def estimated_mu(source: Array, labels: Labels, target: Array, pseudo: Labels) -> float:
-    """The weight of the classes' distances, from A-distances (Wang et al., MM 2018, eq. 14)."""
+    """The weight of the classes' distances, from A-distances (Wang et al., MM 2018)."""
     counts = np.bincount(labels)
     if counts.min() < 2:
         raise ConfigError(
@@ -133,14 +133,14 @@ def estimated_mu(source: Array, labels: Labels, target: Array, pseudo: Labels) -
 
 @parameters
 class JDA(BDA):
-    """Joint distribution adaptation: B = X^T (M_0 + sum_c M_c) X (Long et al., ICCV 2013, eq. 8), BDA with mu = 1/2."""
+    """Joint distribution adaptation: B = X^T (M_0 + sum_c M_c) X (Long et al., ICCV 2013), BDA with mu = 1/2."""
 
     mu: float | Literal["estimate"] = 0.5
 
 
 @parameters
 class TCA(Projection):
-    """Transfer component analysis: B = X^T M_0 X (Pan et al., TNN 2011, eq. 8), BDA with mu = 0."""
+    """Transfer component analysis: B = X^T M_0 X (Pan et al., TNN 2011), BDA with mu = 0."""
 
     iterations: int = 1
 
@@ -150,7 +150,7 @@ class TCA(Projection):
 
 @parameters
 class DJPMMD(Projection):
-    """Discriminative joint probability MMD (Zhang and Wu, IJCNN 2020, eq. 15).
+    """Discriminative joint probability MMD (Zhang and Wu, IJCNN 2020).
 
     B = X^T (R_min - mu R_max) X. R_min has the differences between the parts of one class in the means of both domains,
     R_max those between different classes. The difference is divided by its Frobenius norm.
@@ -193,7 +193,7 @@ class VDA(BDA):
 
 @parameters
 class TJM(Projection):
-    """Transfer joint matching: TCA on the kernel matrix, with few source rows in use (Long et al., CVPR 2014, eq. 10).
+    """Transfer joint matching: TCA on the kernel matrix, with few source rows in use (Long et al., CVPR 2014).
 
     min tr(A^T K M_0 K A) + lam (||A_s||_21 + ||A_t||_F^2). The norm of the source's rows of A is iterated: its weight
     is 1 / (2 ||a_i||), which is large for rows that the features hardly need.
@@ -208,6 +208,7 @@ class TJM(Projection):
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         check_range("lam", self.lam, above=0)
+        check_range("iterations", self.iterations, low=1)
         rows, n_s = np.vstack([source, target]), len(source)
         if self.kernel == "rbf":
             self.landmarks_, self.gamma_ = rows, self.gamma or median_gamma(rows)
@@ -249,7 +250,7 @@ class ACA(TCA):
 
 @parameters
 class JGSA(Adapter):
-    """Joint geometrical and statistical alignment: a projection for each domain (Zhang et al., CVPR 2017, eq. 11).
+    """Joint geometrical and statistical alignment: a projection for each domain (Zhang et al., CVPR 2017).
 
     The features have large variance in the target and between the source's classes, and small scatter within those
     classes, MMD and distance of the two projections. The MMD matrix is C M_0 + sum_c M_c, with C classes, divided by
@@ -276,6 +277,7 @@ class JGSA(Adapter):
     estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
+        check_range("iterations", self.iterations, low=1)
         n_s, d = source.shape
         zeros = np.zeros((n_s, d)), np.zeros((len(target), d))
         x = np.vstack([np.hstack([source, zeros[0]]), np.hstack([zeros[1], target])])

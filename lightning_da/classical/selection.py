@@ -11,7 +11,7 @@ from lightning_da.errors import ConfigError, check_range
 
 @parameters
 class FSSL(Adapter):
-    """Joint feature selection and subspace learning: a projection with few inputs (Gu et al., IJCAI 2011, eq. 7).
+    """Joint feature selection and subspace learning: a projection with few inputs (Gu et al., IJCAI 2011).
 
     min tr(A^T X^T L X A) + lam ||A||_21 subject to A^T X^T H X A = I, with the Laplacian L of the nearest neighbours by
     cosine among the rows of both domains. The norm is iterated: row i of A has the weight 1 / (2 ||a_i||).

@@ -1,3 +1,5 @@
+"""No adaptation."""
+
 from sklearn.base import BaseEstimator
 
 from lightning_da.classical.base import Adapter, Array, Labels, parameters

@@ -37,7 +37,7 @@ class Centred(Adapter):
 
 @parameters
 class SA(Centred):
-    """Subspace alignment: features X_s P_s P_s^T P_t and X_t P_t (Fernando et al., ICCV 2013, eq. 3).
+    """Subspace alignment: features X_s P_s P_s^T P_t and X_t P_t (Fernando et al., ICCV 2013).
 
     Args:
         dim: Dimensions of both principal subspaces.
@@ -98,7 +98,7 @@ def _power(matrix: Array, power: float) -> Array:
 
 
 class Geodesic:
-    """The geodesic between the principal subspaces of the domains, from principal angles (Gong et al., 2012, eq. 4).
+    """The geodesic between the principal subspaces of the domains, from principal angles (Gong et al., 2012).
 
     The subspace at t in [0, 1] has the basis `start cos(t angles) + across sin(t angles)`; column i turns by angle i.
 
@@ -125,7 +125,7 @@ class Geodesic:
 class GFK(Centred):
     """Geodesic flow kernel: x^T G y, where G integrates the projections on all subspaces between the domains' ones.
 
-    G = int_0^1 Phi(t) Phi(t)^T dt has a closed form, one 2 x 2 block a principal angle (Gong et al., CVPR 2012, eq. 6).
+    G = int_0^1 Phi(t) Phi(t)^T dt has a closed form, one 2 x 2 block a principal angle (Gong et al., CVPR 2012).
     The features, (n, 2 dim), have this kernel as inner product.
 
     Args:

@@ -28,14 +28,14 @@ class TrAdaBoost(SourceOnly):
     In round t of N the hypothesis `h_t` learns from the n source rows and the labelled target rows with their weights,
     and has the weighted error `e_t` on those of the target. With `b = 1 / (1 + sqrt(2 ln n / N))` and
     `b_t = e_t / (1 - e_t)`, the weight of a source row on which it errs is multiplied by b, that of such a target row
-    by `1 / b_t`. The hypotheses of the rounds from N / 2 on vote with weight `ln(1 / b_t)`. An error above 1/2 counts
-    as 1/2: the target's weights stay, and the hypothesis has no vote.
+    by `1 / b_t`. The hypotheses of the second half of the rounds vote with weight `ln(1 / b_t)`. The algorithm needs an
+    error below 1/2: boosting ends before the first hypothesis with a larger one, as AdaBoost.M1 does.
 
     Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1. The paper has two classes; with more
     the vote is that of AdaBoost.M1.
 
     Args:
-        iterations: N.
+        iterations: N, the largest number of rounds.
         estimator: The classifier, whose `fit` takes `sample_weight`. `None` is a linear support vector machine, as in
             the paper.
 
@@ -62,7 +62,7 @@ class TrAdaBoost(SourceOnly):
             raise ConfigError(
                 "y: no target row has a label, and boosting needs some (data.target_labels, train_on both)"
             )
-        self.classes_, labels = np.unique(given, return_inverse=True)
+        labels = self.name_classes(given)
         if foreign := set(known.tolist()) - set(self.classes_.tolist()):
             raise ConfigError(f"y: the source has no class {min(foreign)} of the target; give both the same classes")
         self.features_ = np.concatenate([source, target])
@@ -75,14 +75,18 @@ class TrAdaBoost(SourceOnly):
         own = np.arange(len(self.features_)) >= n  # of the target
         weights = np.where(own, 1 / own.sum(), 1 / n)
         less = 1 / (1 + (2 * np.log(n) / self.iterations) ** 0.5)
-        kept, votes = [], []
+        kept: list[Array] = []
+        votes: list[float] = []
         for _ in range(self.iterations):
-            kept.append(weights / weights.mean())
-            wrong = self._hypothesis(kept[-1]).predict(self.features_) != self.labels_
+            weights = weights / weights.mean()
+            wrong = self._hypothesis(weights).predict(self.features_) != self.labels_
             error = np.clip(weights[own] @ wrong[own] / weights[own].sum(), LEAST, 0.5)
+            if kept and error > 0.5 - 1e-9:
+                break
+            kept.append(weights)
             votes.append(np.log((1 - error) / error))
-            weights = kept[-1] * np.where(own, np.exp(votes[-1] * wrong), less**wrong)
-        first = (self.iterations + 1) // 2 - 1  # of the rounds that vote
+            weights = weights * np.where(own, np.exp(votes[-1] * wrong), less**wrong)
+        first = (len(kept) + 1) // 2 - 1  # of the rounds that vote
         self.weights_, self.votes_ = np.array(kept[first:]), np.array(votes[first:])  # (rounds, rows), (rounds,)
 
     def _hypothesis(self, weights: Array) -> Any:
@@ -92,6 +96,11 @@ class TrAdaBoost(SourceOnly):
     def fit_estimator(self) -> None:
         hypotheses = [self._hypothesis(weights) for weights in self.weights_]
         self.estimator_ = Vote(hypotheses, self.votes_, len(self.classes_))
+
+    def predict_proba(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> Array:
+        """The share of the votes for each class, (n, C); the arguments are those of `transform`."""
+        shares: Array = self.estimator_.predict_proba(self.transform(X, sample_domain))
+        return shares
 
 
 class Vote:

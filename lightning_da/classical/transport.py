@@ -30,8 +30,8 @@ class OptimalTransport(SourceOnly):
     A sample goes to the mean of the target samples that it is transported to, and a new sample of the source goes where
     its nearest known neighbour goes. The costs are squared distances, divided by the largest.
 
-    Source: Courty et al., "Optimal transport for domain adaptation", TPAMI 2017: entropy (equation 10), and
-    `Omega_c(P) = sum_j sum_c ||P(I_c, j)||_1^(1/2)` (equation 13), which sends samples of different classes to
+    Source: Courty et al., "Optimal transport for domain adaptation", TPAMI 2017: entropy, and
+    `Omega_c(P) = sum_j sum_c ||P(I_c, j)||_1^(1/2)`, which sends samples of different classes to
     different target samples.
 
     Args:

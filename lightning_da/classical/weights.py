@@ -27,8 +27,12 @@ class Weighted(SourceOnly):
         return LogisticRegression(max_iter=1000) if self.estimator is None else clone(self.estimator)
 
     def fit_estimator(self) -> None:
+        self._learn(self.features_)
+
+    def _learn(self, source: Array) -> None:
+        """Fits the classifier to the source's samples, (n_s, k), with their weights."""
         try:
-            self.estimator_ = self.final_estimator().fit(self.features_, self.labels_, sample_weight=self.weights_)
+            self.estimator_ = self.final_estimator().fit(source, self.labels_, sample_weight=self.weights_)
         except TypeError as error:
             raise ConfigError(
                 f"estimator: {type(self.estimator).__name__} takes no weights of samples; use another, "
@@ -43,7 +47,7 @@ class KMM(Weighted):
     The weights `b` minimise `b^T K b / 2 - k^T b` with `k_i = n_s / n_t sum_j k(x_i, x_j)`, subject to
     `0 <= b_i <= bound` and `|sum_i b_i - n_s| <= n_s slack`. The kernel is `exp(-gamma ||x - x'||^2)`.
 
-    Source: Huang et al., "Correcting sample selection bias by unlabeled data", NIPS 2006, equation 12. Solved by
+    Source: Huang et al., "Correcting sample selection bias by unlabeled data", NIPS 2006. Solved by
     accelerated projected gradients (Beck and Teboulle, 2009), which start anew where the objective grows.
 
     Args:
@@ -111,12 +115,12 @@ class KLIEP(Weighted):
     The weight is a mixture `w(x) = sum_l a_l k(x, c_l)` of kernels `exp(-gamma ||x - c_l||^2)` at target samples. It
     maximises `sum_j log w(x_j)` over the target, subject to `a >= 0` and a mean of 1 over the source.
 
-    Source: Sugiyama et al., "Direct importance estimation for covariate shift adaptation", AISM 2008, equation 7. It is
-    the likelihood of a mixture, whose maximum the steps of expectation maximisation find; they keep both constraints.
+    Source: Sugiyama et al., "Direct importance estimation for covariate shift adaptation", AISM 2008. It is the
+    likelihood of a mixture, whose maximum the steps of expectation maximisation find; they keep both constraints.
 
     Args:
-        gamma: Of the kernel. `None` chooses, by the likelihood of five held-out folds of the target (section 2.3 of the
-            paper), among 1 / median of the squared distances, times 0.1 to 100.
+        gamma: Of the kernel. `None` chooses, by the likelihood of five held-out folds of the target,
+            among 1 / median of the squared distances, times 0.1 to 100.
         centres: Largest number of kernels.
         steps: Number of steps.
         random_state: Seed that draws the centres and the folds.
