@@ -31,6 +31,8 @@ LENGTHS = ("max_steps", "max_epochs")
 """Settings that may grow when a fit goes on."""
 EXTENDED = "extended."
 """Prefix of the tags with the settings of a fit that was made longer."""
+CLASS_SETS = "class_sets"
+"""Tag with the setting of a run whose domains have different classes, and these classes."""
 UNSENT = "unsent"
 """Folder beside the checkpoints of a run for its writes that wait for the store."""
 

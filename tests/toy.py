@@ -22,6 +22,8 @@ from lightning_da.methods import (
     DANN,
     JAN,
     MCC,
+    OSBP,
+    PADA,
     SHOT,
     DeepCORAL,
     DomainConfusion,
@@ -49,6 +51,11 @@ def two_stages(method: Callable[..., TransferModule], **kwargs: Any) -> Transfer
     torch.save({"state_dict": _stage_1(seed, kwargs["backbone"])}, path)
     L.seed_everything(seed, verbose=False)
     return method(init_from=str(path), **kwargs)
+
+
+def osbp(num_classes: int, **kwargs: Any) -> OSBP:
+    """With an output for `unknown`, which no sample of the toy data is."""
+    return OSBP(num_classes=num_classes + 1, **kwargs)
 
 
 class CountedDAN(DAN):
@@ -93,13 +100,22 @@ METHODS: dict[str, Entry] = {
     "cmd": Entry(partial(CMD, layers=DEEP), shift="moved", without=("null",)),
     "domain_confusion": Entry(DomainConfusion),
     "shot": Entry(partial(two_stages, SHOT), shift="turned"),
+    # it rejects target samples, and has a test of its own on data with samples to reject
+    "osbp": Entry(osbp, without=("better",)),
+    # its class weights are in the task loss too
+    "pada": Entry(PADA, without=("weight_zero",)),
 }
 ADAPTING = [name for name in METHODS if name != "source_only"]
 TWO_STAGES = ("adda", "shot")
 ON_ONE_NETWORK = [name for name in ADAPTING if name not in TWO_STAGES]
 """Those that train one network for both domains, with a task loss and a domain loss."""
-FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot")
+FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada")
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
+
+
+def having(prop: str, names: Iterable[str]) -> list[str]:
+    """The methods that have a property."""
+    return [name for name in names if prop not in METHODS[name].without]
 
 
 def each(names: Iterable[str]) -> list[Any]:

@@ -15,6 +15,7 @@ from lightning_da.mlflow_view import PAIR
 from lightning_da.paths import work_folder
 from lightning_da.store import TrackingError
 from lightning_da.tracking import (
+    CLASS_SETS,
     EXTENDED,
     LENGTHS,
     Tracker,
@@ -116,9 +117,12 @@ class RecordRun(SaveConfigCallback):
             tags["started_from"] = ", ".join(start.run_id or start.checkpoint for start in starts)
         if left_out := getattr(getattr(trainer, "datamodule", None), "left_out", {}):
             tags["left_out"] = ", ".join(f"{number} damaged of {domain}" for domain, number in left_out.items())
+        data = getattr(trainer, "datamodule", None)
+        if data is not None and data.class_sets != "closed":
+            tags[CLASS_SETS] = data.setting
         for key, value in tags.items():
             logger.experiment.set_tag(logger.run_id, key, value)
-        if (data := getattr(trainer, "datamodule", None)) is not None:
+        if data is not None:
             logger.experiment.log_data(logger.run_id, data.sets(pl_module.supervised, pl_module.unlabelled))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

@@ -14,7 +14,7 @@ from lightning_da.grids.tables import mean_and_spread, print_table, summary
 from lightning_da.mlflow_view import PRIMARY_METRIC
 from lightning_da.parser import CommandParser
 from lightning_da.store import search_runs
-from lightning_da.tracking import EXPERIMENT, artifact_file, find_experiment, pair_of, params_of
+from lightning_da.tracking import CLASS_SETS, EXPERIMENT, artifact_file, find_experiment, pair_of, params_of
 from lightning_da.transferability.verdict import Answers, Verdict, verdict
 
 LOWER, UPPER = "source_only", "target_only"
@@ -24,16 +24,22 @@ FORMATS = {
     "target acc": ".3f",
     "published": ".3f",
     "target class acc": ".3f",
+    "h-score": ".3f",
     "gap closed": ".2f",
     "seconds": ".0f",
 }
 """Numeric columns of the table, and their formats."""
-OPTIONAL = ("published", "target class acc")
+OPTIONAL = ("published", "target class acc", "h-score")
 """Columns that are left out where they are empty."""
 ONE_NUMBER = ("published", "seconds")
 """Columns without a standard deviation."""
 CHOOSES = "neighbours"
 """The score that names a method without target labels: the one with the least regret in benchmarks/scores.py."""
+CLOSED_SET = (
+    "a method for equal classes moves target samples to wrong classes, and the choice without target labels does not "
+    "judge the answer `unknown`; osbp is for open sets, pada for partial ones"
+)
+"""What a difference of the class sets means for the table."""
 UNEVEN = 1.5
 """Class accuracies are shown if the largest class of the target has more than so many times the mean size."""
 
@@ -80,6 +86,8 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         print_table(f"{pair}, test split", as_text(group))
         if (said := verdict_of(group)) is not None:
             print(describe(*said))
+    for differing, pairs in settings_of(runs).items():
+        print(f"\nwarning: {', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}")
     for sign, names in warnings_of(runs).items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         print(f"\nwarning: {', '.join(names[:3])}{more}: {sign}")
@@ -183,6 +191,19 @@ def warnings_of(runs: Sequence[Run]) -> dict[str, list[str]]:
     return having
 
 
+def settings_of(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """How the class sets of a pair differ, each with the pairs.
+
+    Args:
+        runs: Runs, the latest first.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for run in reversed(runs):
+        if differing := run.data.tags.get(CLASS_SETS):
+            found.setdefault(differing, {})[pair_of(run.data.params)] = None
+    return {differing: list(pairs) for differing, pairs in found.items()}
+
+
 def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per configuration and seed: method, pair of domains and results.
 
@@ -209,6 +230,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "target acc": run.data.metrics.get(PRIMARY_METRIC),
             "published": float(run.data.params.get("published", "nan")),
             "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
+            "h-score": run.data.metrics.get("test/target/h_score"),
             "seconds": run.data.metrics.get("fit/seconds"),
             "answers": answers_of(run),
             "data": run.data.tags.get("data"),

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_da.data.class_sets import UNKNOWN_CLASS, ClassSets, joined, listed, only, setting
 from lightning_da.data.descriptions import Descriptions, read_descriptions
 from lightning_da.data.labels import draw_labelled
 from lightning_da.errors import ConfigError, check_range
@@ -184,12 +185,13 @@ def relabel(whole: Any, classes: Sequence[str]) -> TensorDomain | Selection:
 
     Args:
         whole: A dataset from `DomainPairDataModule.dataset`.
-        classes: Class names in the order of the new labels; those of the dataset are among them.
+        classes: Class names in the order of the new labels; those of the dataset are among them, or are `unknown`.
 
     Raises:
         DataError: If a label is out of range.
     """
-    y, known = torch.as_tensor(whole.y), [classes.index(name) for name in whole.classes]
+    known = [classes.index(name if name in classes else UNKNOWN_CLASS) for name in whole.classes]
+    y = torch.as_tensor(whole.y)
     if ((y < UNKNOWN) | (y >= len(known))).any():
         raise DataError(
             f"a label is out of range; the {len(known)} classes {whole.classes} are labelled 0 to {len(known) - 1}"
@@ -323,6 +325,9 @@ class DomainPairDataModule(L.LightningDataModule):
             stay as unlabelled ones. They are drawn with the seed of the run, evenly over the classes as far as each has
             enough. None reads all.
         descriptions: File with a description of each class, for zero-shot learning (see `read_descriptions`).
+        class_sets: Whether the domains may have different classes. `closed` refuses that. With `partial` the source may
+            have classes that the target lacks. With `open` the target may have classes, too, that the source lacks:
+            all of them are one class, `unknown`, the last one. It is there even if the target names no class.
 
     Attributes:
         domains: The domains that are validated and tested, `source` or `target`.
@@ -346,6 +351,7 @@ class DomainPairDataModule(L.LightningDataModule):
         batch_size: int = 64,
         target_labels: int | str | None = None,
         descriptions: str | None = None,
+        class_sets: ClassSets = "closed",
     ) -> None:
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
@@ -356,7 +362,7 @@ class DomainPairDataModule(L.LightningDataModule):
         self.source, self.target, self.batch_size = str(source or target), str(target or source), batch_size
         if target_labels is not None and source == target:
             raise DataError("data.target_labels: source and target have the same name, so their labels are the same")
-        self.target_labels, self.descriptions = target_labels, descriptions
+        self.target_labels, self.descriptions, self.class_sets = target_labels, descriptions, class_sets
         self.domains = DOMAINS if source is not None and target is not None else ("target",)
         self.left_out: dict[str, int] = {}
         self._datasets: dict[tuple[str, str], Any] = {}
@@ -435,14 +441,26 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the labels: those of the source, then those that the target alone has.
+        """Class names in the order of the labels (see `joined`).
 
         If the target names none, all described classes may be in it.
         """
         source, target = self.classes_of(self.source), self.classes_of(self.target)
         if not target and self.described is not None:
             target = self.described.classes
-        return source + [name for name in target if name not in source]
+        return joined(source, target, self.class_sets)
+
+    @property
+    def setting(self) -> str:
+        """How the class sets differ, `open-set` for example, and the classes; empty if they do not, or are not known.
+
+        It comes from the names of the classes, and not from the labels of training samples.
+        """
+        source, target = self.classes_of(self.source), self.classes_of(self.target)
+        if not (source and target and (kind := setting(source, target))):
+            return ""
+        alone = {self.source: only(source, target), self.target: only(target, source)}
+        return f"{kind}: " + "; ".join(f"{name!r} alone has {listed(own)}" for name, own in alone.items() if own)
 
     @functools.cached_property
     def described(self) -> Descriptions | None:
@@ -671,19 +689,33 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def _check_classes(self, roles: Roles) -> None:
         source, target = self.classes_of(self.source), self.classes_of(self.target)
-        if source and target and source != target and not roles.tasks_differ:
+        allowed = "" if self.class_sets == "closed" else f"data.class_sets: {self.class_sets}"
+        if allowed and roles.tasks_differ:
+            raise DataError(f"{allowed} is for one task; the method has a task for each domain, so leave it at closed")
+        if self.class_sets == "open" and UNKNOWN_CLASS in source:
+            raise DataError(f"{allowed}: domain {self.source!r} has a class {UNKNOWN_CLASS!r}; give it another name")
+        if not (source and target) or source == target or roles.tasks_differ:
+            return
+        shared, kind = [name for name in source if name in target], setting(source, target)
+        if allowed and not shared:
+            raise DataError(f"{allowed}: no class of {self.source!r}, {listed(source)}, is in {self.target!r}")
+        if not allowed or (self.class_sets == "partial" and only(target, source)):
+            wanted = "open" if only(target, source) else "partial"
             raise DataError(
                 f"classes differ: domain {self.source!r} has {_only(source, target)}, domain {self.target!r} has "
                 f"{_only(target, source)}; both need the same class names in the same order. Two tasks with "
                 "classes of their own are for --config method/multi_task.yaml"
+                + (f", one task on {kind} classes for --data.class_sets {wanted}" if kind and shared else "")
             )
+        if kind:
+            rank_zero_info(f"class_sets: {self.setting}")
 
     def _warn_of_missing_classes(self, domain: str) -> None:
         """Warns of classes without a sample in a split that has labels."""
         lacking: dict[str, list[str]] = {}
         for split in SPLITS:
             there = set(self._get(domain, split).y.tolist()) - {UNKNOWN}
-            for name in self.classes_of(domain):
+            for name in filter(self.classes.__contains__, self.classes_of(domain)):
                 if there and self.classes.index(name) not in there:
                     lacking.setdefault(name, []).append(split)
         if lacking:
@@ -896,10 +928,8 @@ def _empty(domain: str, split: str) -> DataError:
 
 
 def _only(classes: Sequence[str], others: Sequence[str]) -> str:
-    own = [name for name in classes if name not in others]
-    if own:
-        return f"{', '.join(map(repr, own[:5]))}{' ...' if len(own) > 5 else ''} alone"
-    return f"{len(classes)} classes, {', '.join(map(repr, classes[:5]))}{' ...' if len(classes) > 5 else ''}"
+    own = only(classes, others)
+    return f"{listed(own)} alone" if own else f"{len(classes)} classes, {listed(classes)}"
 
 
 def _even_batch(size: int, world: int, batch_size: int) -> int:

@@ -92,8 +92,7 @@ class Digits(DomainPairDataModule):
         self.num_typeset, self.root, self.download = num_typeset, root, download
         self.photographs, self.seed = photographs, seed
 
-    @property
-    def classes(self) -> list[str]:
+    def classes_of(self, domain: str) -> list[str]:  # noqa: ARG002
         """The ten digits."""
         return [str(digit) for digit in range(10)]
 
@@ -106,8 +105,8 @@ class Digits(DomainPairDataModule):
         if domain not in get_args(Digit):
             raise DataError(f"no digit domain {domain!r}; {list_choices(domain, get_args(Digit))}")
         images, labels = self._images(domain, split)
-        x = torch.from_numpy(images).movedim(-1, 1)
-        return TensorDomain(x.expand(-1, self.input_shape[0], -1, -1), torch.from_numpy(labels), self.classes)
+        x = torch.from_numpy(images).movedim(-1, 1).expand(-1, self.input_shape[0], -1, -1)
+        return TensorDomain(x, torch.from_numpy(labels), self.classes_of(domain))
 
     def _images(self, domain: str, split: str) -> tuple[Pixels, NDArray[np.int64]]:
         """Images (n, 28, 28, 1 or 3) and labels (n,) in one split."""

@@ -142,3 +142,27 @@ def _fixed(discriminator: nn.Module, x: Tensor) -> Tensor:
     parameters = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     logits: Tensor = functional_call(discriminator, parameters, (x,))
     return logits
+
+
+@full_precision
+def unknown_boundary(logits: Tensor, threshold: float = 0.5) -> Tensor:
+    """Cross-entropy of the probability of the last class with a constant, the mean over samples.
+
+    It is -t log p - (1 - t) log(1 - p), and smallest where the last class has the probability t.
+
+    Source: Saito et al., "Open set domain adaptation by backpropagation", ECCV 2018, equation 3.
+    https://arxiv.org/abs/1804.10427
+
+    Args:
+        logits: Of target samples, shape (n, classes), floating point, at least two classes.
+        threshold: The constant t, in (0, 1).
+
+    Returns:
+        A scalar, float32 or better; log 2 = 0.693 where the last class has the probability t = 0.5.
+
+    Examples:
+        >>> round(unknown_boundary(torch.tensor([[0.0, 0.0, 0.6931]])).item(), 3)
+        0.693
+    """
+    odds = logits[:, -1] - logits[:, :-1].logsumexp(dim=1)
+    return (threshold * softplus(-odds) + (1 - threshold) * softplus(odds)).mean()

@@ -19,6 +19,8 @@ from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
 from lightning_da.methods.mcc import MCC
 from lightning_da.methods.multi_task import MultiTask
+from lightning_da.methods.osbp import OSBP
+from lightning_da.methods.pada import PADA
 from lightning_da.methods.progressive import Progressive
 from lightning_da.methods.pseudo_labels import PseudoLabels
 from lightning_da.methods.self_taught import SelfTaught
@@ -34,6 +36,8 @@ __all__ = [
     "DTML",
     "JAN",
     "MCC",
+    "OSBP",
+    "PADA",
     "SHOT",
     "AdaptationModule",
     "Autoencoder",

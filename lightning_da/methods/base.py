@@ -72,6 +72,8 @@ class TransferModule(Classifier):
 
     initialised: tuple[str, ...] = ("backbone.", "bottleneck.")
     """Name prefixes of the weights copied from `init_from`."""
+    class_weights: Tensor | None = None
+    """Weight of each class in the task loss, shape (num_classes,); None weights all with 1."""
     always_eval: ClassVar[tuple[str, ...]] = ()
     """Submodules that stay in evaluation mode."""
 
@@ -291,7 +293,8 @@ class TransferModule(Classifier):
             logits: Shape (B, num_classes).
             y: Labels, shape (B,), int64, `UNKNOWN` where the class is not known.
         """
-        loss = cross_entropy(logits, y, ignore_index=UNKNOWN, label_smoothing=self._label_smoothing, reduction="sum")
+        how: dict[str, Any] = {"ignore_index": UNKNOWN, "label_smoothing": self._label_smoothing, "reduction": "sum"}
+        loss = cross_entropy(logits, y, self.class_weights, **how)
         return loss * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)
 
     def mean_task_loss(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

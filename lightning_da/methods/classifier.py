@@ -22,7 +22,8 @@ class Classifier(L.LightningModule):
     After each validation or test epoch it logs four metrics for each domain with labels: `acc`, `class_acc` (mean
     recall over classes, the unweighted average recall), `class_precision` (mean precision over classes, called MAP in
     emotion recognition challenges; a class that is never predicted has precision 0) and `imbalance` (samples in the
-    largest class, divided by the mean over classes: 1 if all classes have the same size).
+    largest class, divided by the mean over classes: 1 if all classes have the same size). With `class_sets: open` the
+    target has four more (see `open_set_scores`).
 
     Args:
         num_classes: Number of classes.
@@ -103,7 +104,12 @@ class Classifier(L.LightningModule):
         """The scores of a domain in an epoch, by their name in a metric; none if no label is known."""
         own = self.own_classes(domain)
         counts = self.confusion(stage, domain).compute()[own][:, own]
-        return scores(counts) if counts.sum() > 0 else {}
+        if not counts.sum() > 0:
+            return {}
+        found = scores(counts)
+        if domain == "target" and getattr(getattr(self._trainer, "datamodule", None), "class_sets", None) == "open":
+            found |= open_set_scores(counts)
+        return found
 
     def own_classes(self, domain: str) -> slice | Tensor:  # noqa: ARG002
         """The labels that a domain may have: all of them, or a mask of shape (num_classes,)."""
@@ -207,4 +213,38 @@ def scores(counts: Tensor) -> dict[str, Tensor]:
         "class_acc": recall[true > 0].mean(),
         "class_precision": precision[true + predicted > 0].mean(),
         "imbalance": true.max() / true.mean(),
+    }
+
+
+def open_set_scores(counts: Tensor) -> dict[str, Tensor]:
+    """Scores of a classifier whose last class is `unknown`.
+
+    Source: Busto and Gall, "Open set domain adaptation", ICCV 2017, section 4, for OS and OS*; Bucci et al., "On the
+    effectiveness of image rotation for open set domain adaptation", ECCV 2020, for the harmonic mean.
+    https://arxiv.org/abs/2007.12360
+
+    Args:
+        counts: Confusion matrix, rows are true classes, the last one `unknown`, shape (num_classes, num_classes).
+
+    Returns:
+        `os`, mean recall of all classes that occur; `os_star`, that of the known classes; `unk`, recall of `unknown`;
+        `h_score`, the harmonic mean of the last two. None if there is no sample of a known class, or none of `unknown`.
+
+    Examples:
+        >>> found = open_set_scores(Tensor([[8, 0, 2], [0, 4, 6], [1, 1, 2]]))
+        >>> {name: round(value.item(), 3) for name, value in found.items()}
+        {'os': 0.567, 'os_star': 0.6, 'unk': 0.5, 'h_score': 0.545}
+    """
+    counts = counts.double()
+    right, true = counts.diagonal(), counts.sum(dim=1)
+    there = true > 0
+    if not there[-1] or not there[:-1].any():
+        return {}
+    recall = right / true
+    known, unknown = recall[:-1][there[:-1]].mean(), recall[-1]
+    return {
+        "os": recall[there].mean(),
+        "os_star": known,
+        "unk": unknown,
+        "h_score": 2 * known * unknown / (known + unknown).clamp(min=1e-12),
     }

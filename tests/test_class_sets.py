@@ -1,0 +1,247 @@
+"""Closed, partial and open sets: what the data say and refuse, the scores of `unknown`, and the two methods."""
+
+import csv
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import recall_score
+from torch import Tensor
+
+from lightning_da.data import DataError, FeatureTables, Roles
+from lightning_da.errors import ConfigError
+from lightning_da.losses.adversarial import domain_classification, unknown_boundary
+from lightning_da.main import main as lightning_da
+from lightning_da.methods import OSBP, PADA, FineTune, MultiTask
+from lightning_da.methods.classifier import open_set_scores
+from lightning_da.store import client
+from lightning_da.testing import ADAM, batch_of, build, gradients, ready, step
+from tests.toy import DANN_OF_TABLES, accuracy, fit
+
+ANIMALS = ["ant", "bee", "cat", "dog"]
+
+
+def write(path: Path, names: list[str], shift: float = 0.0, number: int = 60) -> None:
+    """Vectors of animals in two of eight dimensions; `shift` moves the other six."""
+    y = np.repeat(names, number)
+    angle = 2 * np.pi * np.array([ANIMALS.index(name) for name in y]) / len(ANIMALS)
+    x = np.random.default_rng([len(names), int(shift)]).normal(0, 0.3, (len(y), 8))
+    x[:, 0] += 2 * np.cos(angle)
+    x[:, 1] += 2 * np.sin(angle)
+    x[:, 2:] += shift
+    np.savez(path, x=x.astype(np.float32), y=y)
+
+
+def pair(source: list[str], target: list[str], **kwargs: Any) -> FeatureTables:
+    write(Path("here.npz"), source)
+    write(Path("there.npz"), target, shift=1)
+    return FeatureTables("here.npz", "there.npz", batch_size=32, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("class_sets", "source", "target", "message"),
+    [
+        ("closed", ANIMALS, ANIMALS[:3], r"classes differ: .*'dog' alone.* partial classes for .*class_sets partial"),
+        ("closed", ANIMALS[:3], ANIMALS, r"classes differ: .*one task on open-set classes for --data.class_sets open"),
+        ("partial", ANIMALS[:3], ANIMALS, r"classes differ: .*one task on open-set classes for --data.class_sets open"),
+        ("open", ANIMALS[:2], ANIMALS[2:], "no class of 'here.npz', 'ant', 'bee', is in 'there.npz'"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_refused_unless_it_is_asked_for(
+    class_sets: Any, source: list[str], target: list[str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        pair(source, target, class_sets=class_sets).check()
+
+
+@pytest.mark.parametrize(
+    ("class_sets", "source", "target", "classes", "setting"),
+    [
+        ("closed", ANIMALS, ANIMALS, ANIMALS, ""),
+        ("partial", ANIMALS, ANIMALS[1:3], ANIMALS, "partial: 'here.npz' alone has 'ant', 'dog'"),
+        ("open", ANIMALS[:2], ANIMALS, ["ant", "bee", "unknown"], "open-set: 'there.npz' alone has 'cat', 'dog'"),
+        (
+            *("open", ANIMALS[:3], ANIMALS[2:], ["ant", "bee", "cat", "unknown"]),
+            "open-set and partial: 'here.npz' alone has 'ant', 'bee'; 'there.npz' alone has 'dog'",
+        ),
+        ("open", ANIMALS, ANIMALS, [*ANIMALS, "unknown"], ""),
+    ],
+)
+def test_classes_and_labels_of_a_pair(
+    class_sets: Any, source: list[str], target: list[str], classes: list[str], setting: str
+) -> None:
+    data = pair(source, target, class_sets=class_sets)
+    data.check()
+    assert (data.classes, data.num_classes, data.setting) == (classes, len(classes), setting)
+    for domain, own in (("here.npz", source), ("there.npz", target)):
+        for split in ("train", "val", "test"):
+            given = data.dataset(domain, split)
+            expected = [name if name in classes else "unknown" for name in (own[i] for i in given.y)]
+            assert [classes[label] for label in data._get(domain, split).y] == expected
+
+
+def test_the_unknown_class_is_there_without_labels_of_the_target() -> None:
+    write(Path("here.npz"), ANIMALS)
+    np.savez("there.npz", x=np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32))
+    data = FeatureTables("here.npz", "there.npz", batch_size=8, class_sets="open")
+    data.check()
+    assert data.classes == [*ANIMALS, "unknown"]
+
+
+def test_tasks_of_their_own_and_a_source_class_named_unknown_are_refused() -> None:
+    with pytest.raises(DataError, match="class_sets: open is for one task; the method has a task for each domain"):
+        pair(ANIMALS[:2], ANIMALS, class_sets="open").check(Roles.of(build(MultiTask), 1))
+    ANIMALS.append("unknown")
+    try:
+        with pytest.raises(DataError, match=r"'here\.npz' has a class 'unknown'; give it another name"):
+            pair(ANIMALS[3:], ANIMALS[:4], class_sets="open").check()
+    finally:
+        ANIMALS.remove("unknown")
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(4, size=(2, 300))
+    true[true == 1] = 0  # a known class without a sample
+    counts = torch.zeros(4, 4)
+    counts.index_put_((torch.from_numpy(true), torch.from_numpy(predicted)), torch.ones(300), accumulate=True)
+    found = {name: value.item() for name, value in open_set_scores(counts).items()}
+    recall = recall_score(true, predicted, labels=range(4), average=None, zero_division=0)
+    known, unknown = recall[[0, 2]].mean(), recall[3]
+    expected = {"os": recall[[0, 2, 3]].mean(), "os_star": known, "unk": unknown}
+    assert found == pytest.approx(expected | {"h_score": 2 / (1 / known + 1 / unknown)})
+
+
+def test_there_are_no_scores_without_an_unknown_or_a_known_sample() -> None:
+    assert open_set_scores(torch.tensor([[3, 1], [0, 0]])) == {}
+    assert open_set_scores(torch.tensor([[0, 0], [1, 4]])) == {}
+    assert open_set_scores(torch.tensor([[4, 0], [4, 0]]))["h_score"] == 0
+
+
+# ---------------------------------------------------------------- open sets
+
+
+def test_the_boundary_is_binary_cross_entropy_and_its_gradient_is_zero_at_the_threshold() -> None:
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    p = logits.softmax(dim=1)[:, -1]
+    expected = -(0.3 * p.log() + 0.7 * (1 - p).log()).mean()
+    torch.testing.assert_close(unknown_boundary(logits, 0.3), expected)
+    at = torch.tensor([[0.0, 0.0, np.log(2)]], dtype=torch.float64, requires_grad=True)
+    assert gradients(unknown_boundary(at), [at])[0].abs().max() < 1e-12
+    huge = torch.tensor([[0.0, 1e4]], requires_grad=True)
+    assert gradients(unknown_boundary(huge), [huge])[0].isfinite().all()
+
+
+def of_head_and_layers(weight: float) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The gradients of the domain loss and of the boundary for the head and for the layers below it, in that order."""
+    model = ready(OSBP, domain_weight=weight, domain_schedule=lambda _: 1.0, num_classes=4)
+    x = torch.randn(9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen = step(model, batch_of(model, x, 2 * x + 1, torch.arange(9) % 3))
+    boundary = unknown_boundary(model(2 * x + 1))
+    head, layers = list(model.head.parameters()), list(model.backbone.parameters())
+    return gradients(seen.domain_loss, [*head, *layers]), gradients(boundary, head), gradients(boundary, layers)
+
+
+def test_the_head_goes_to_the_boundary_and_the_backbone_away_from_it() -> None:
+    found, of_head, of_layers = of_head_and_layers(2.0)
+    for got, wanted in zip(found, [*(2 * g for g in of_head), *(-2 * g for g in of_layers)], strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_osbp_needs_an_output_for_unknown_and_the_input_of_the_head() -> None:
+    with pytest.raises(ConfigError, match=r"set --data\.class_sets open"):
+        fit(build(OSBP, num_classes=4), 1, pair(ANIMALS, ANIMALS))
+    with pytest.raises(ConfigError, match=r"layers: the head reads the bottleneck; .* not \['fc1'\]"):
+        build(OSBP, layers=("fc1",))
+    with pytest.raises(ConfigError, match=r"threshold: 1.0 is not in \(0, 1\)"):
+        build(OSBP, threshold=1.0)
+
+
+def test_osbp_finds_unknown_samples_that_source_only_cannot_see() -> None:
+    data, slow = pair(ANIMALS[:3], ANIMALS, class_sets="open"), partial(torch.optim.Adam, lr=2e-3)
+    closed, found = (
+        accuracy(fit(build(kind, num_classes=4, optimizer=slow), 150, data), data) for kind in (FineTune, OSBP)
+    )
+    assert closed["test/target/h_score"] < 0.2
+    assert found["test/target/h_score"] > 0.7
+    assert "test/source/h_score" not in found
+
+
+# ---------------------------------------------------------------- partial sets
+
+
+def test_a_weight_multiplies_the_loss_of_its_sample() -> None:
+    s, t = torch.randn(2, 5, 3, dtype=torch.float64)
+    discriminator = torch.nn.Linear(3, 1).double()
+    weights = torch.tensor([0.0, 0.5, 1.0, 1.0, 0.25], dtype=torch.float64)
+    own = [domain_classification(s[i : i + 1], t, discriminator) for i in range(5)]
+    of_target = domain_classification(s, t, discriminator) - domain_classification(s, t, discriminator, 0 * weights)
+    alone = [loss - (domain_classification(s[:1], t, discriminator, weights[:1])) for loss in own]  # weight 0: target
+    torch.testing.assert_close(of_target, torch.stack(alone).mean())
+    found = domain_classification(s, t, discriminator, weights)
+    expected = (torch.stack(alone) * weights).mean() + domain_classification(s, t, discriminator, 0 * weights)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_class_without_weight_teaches_nothing() -> None:
+    """With the whole weight on one class, the step is that of the samples of this class, scaled by their share."""
+    x = torch.randn(9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(9) % 3
+    found = []
+    for rows in (torch.arange(9), (y == 1).nonzero()[:, 0]):
+        model = ready(PADA, domain_schedule=lambda _: 1.0, warm_up=0.0)
+        model.target_shares.copy_(torch.tensor([0.0, 1.0, 0.0]))
+        parts = step(model, batch_of(model, x[rows], x + 1, y[rows]))
+        of_task = parts.loss - parts.domain_loss
+        found.append(gradients(of_task, model.parameters()))
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(whole, part / 3, rtol=1e-8, atol=1e-12)
+
+
+def test_the_shares_are_a_moving_mean_of_the_predictions() -> None:
+    model = ready(PADA, memory=0.75, warm_up=0.0)
+    x = torch.randn(9, 8, dtype=torch.float64)
+    step(model, batch_of(model, x, x + 1))
+    expected = 0.75 / 3 + 0.25 * model(x + 1).softmax(dim=1).mean(dim=0)
+    torch.testing.assert_close(model.target_shares, expected)
+    torch.testing.assert_close(model.class_weights, expected / expected.max())
+    model.warm_up = 0.1
+    assert model.class_weights.tolist() == [1, 1, 1]
+
+
+def test_pada_finds_the_classes_that_the_target_lacks() -> None:
+    data = pair(ANIMALS, ANIMALS[:2], class_sets="partial")
+    model = fit(build(PADA, num_classes=4, optimizer=ADAM, memory=0.9, domain_weight=0.0), 60, data)
+    assert model.class_weights[:2].min() > 0.7
+    assert model.class_weights[2:].max() < 0.2
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def test_the_commands_answer_unknown_and_warn(capsys: pytest.CaptureFixture[str]) -> None:
+    write(Path("one.npz"), ANIMALS[:3])
+    write(Path("two.npz"), ANIMALS, shift=1)
+    osbp = [word.replace("method/dann.yaml", "method/osbp.yaml") for word in DANN_OF_TABLES]
+    words = [*osbp, "--data.class_sets", "open", "--trainer.max_steps", "60", "--model.optimizer.init_args.lr", "0.01"]
+    lightning_da(["fit", *words])
+    lightning_da(["test", *words])
+    lightning_da(["predict", *words, "--predictions.path", "answers.csv"])
+    with Path("answers.csv").open() as file:
+        answered = {row["class"] for row in csv.DictReader(file)}
+    assert answered == {*ANIMALS[:3], "unknown"}
+    capsys.readouterr()
+    table = lightning_da(["compare"])
+    printed = capsys.readouterr().out
+    assert "h-score" in printed
+    assert "warning: one.npz -> two.npz: classes differ, open-set: 'two.npz' alone has 'dog'; " in printed
+    run = client().search_runs([e.experiment_id for e in client().search_experiments()])[0]
+    assert table["h-score"].item() == pytest.approx(run.data.metrics["test/target/h_score"])
+    with pytest.raises(ConfigError, match="classes differ"):
+        lightning_da(["fit", *DANN_OF_TABLES])
