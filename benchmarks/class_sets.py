@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from prepare import grey, surf
+from prepare import grey, save, surf
 
 from lightning_da.commands.compare import tested_runs
 from lightning_da.data import Digits
@@ -43,7 +43,8 @@ Arrays = dict[str, NDArray[Any]]
 def domain(group: str, name: str, out: Path) -> Arrays:
     """Samples and labels of a domain, with its predefined splits if it has them."""
     if group == "digits":
-        data, arrays = Digits(), {}
+        data = Digits()
+        arrays: Arrays = {}
         for split in SPLITS:
             part = data.dataset(name, split)
             arrays |= {f"x_{split}": part.x.movedim(1, -1).numpy(), f"y_{split}": part.y.numpy()}
@@ -74,7 +75,7 @@ def prepare(group: str, root: Path | None, out: Path) -> None:
             path = out / f"{group}_{number}" / f"{name}.npz"
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
-                np.savez(path, **with_classes(domain(group, name, out), number))
+                save(path, with_classes(domain(group, name, out), number))
 
 
 def words(group: str, source: str, target: str, sets: str, out: Path) -> list[str]:
@@ -89,6 +90,7 @@ def words(group: str, source: str, target: str, sets: str, out: Path) -> list[st
     network = [] if group == "surf" else ["--model.init_args.backbone=lightning_da.networks.LeNet"]
     if group == "usps":
         network.append("--model.init_args.backbone.init_args.batch_norm=true")
+    network.append("--trainer.max_steps=400")
     return [*("--config", "data/features.yaml"), *(f"--data.init_args.{k}={v}" for k, v in options.items()), *network]
 
 
@@ -111,7 +113,13 @@ def show(found: pd.DataFrame) -> None:
         lower = part[part["method"] == METHODS[0]].set_index(["pair", "seed"])["shared"].rename("lower")
         gains = part.join(lower, on=["pair", "seed"]).assign(gain=lambda own: own["shared"] - own["lower"])
         of_seeds = gains.groupby(["method", "seed"], sort=False)
-        columns = ["shared", "gain", *(("unk", "os", "h_score") if sets == "open" else ())]
+        columns = [
+            "shared",
+            "gain",
+            *(("unk", "os", "h_score") if sets == "open" else ()),
+            "sets/unsure",
+            "sets/missing",
+        ]
         means = of_seeds[columns].mean().groupby("method", sort=False).agg(["mean", "std"])
         table = pd.DataFrame({"method": means.index, "seeds": part.groupby("method", sort=False)["seed"].nunique()})
         for column in columns:

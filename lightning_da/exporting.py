@@ -82,13 +82,14 @@ def export(network: Classifier, data: DomainPairDataModule) -> ExportedProgram:
         A program from samples as `data.reads` gives them to class probabilities.
 
     Raises:
-        ConfigError: If the network gives embeddings.
+        ConfigError: If the network gives embeddings or numbers.
         RunError: If the outputs differ.
         Exception: Of many kinds, if torch cannot export the network.
     """
-    if network.embeds:
+    if network.embeds or network.regresses:
+        kind = "embeddings" if network.embeds else "numbers"
         raise ConfigError(
-            f"{type(network).__name__} gives embeddings, and a program answers with classes; use lightning-da predict"
+            f"{type(network).__name__} gives {kind}, and a program answers with classes; use lightning-da predict"
         )
     answer = Answer(network, data.reads)
     example = torch.stack([data.reads.blank] * 2)  # of one sample, the number would become a constant

@@ -8,6 +8,7 @@ from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
+from lightning_da.transferability.class_sets import missing, unsure
 from lightning_da.transferability.depth import FEWEST, one_thread
 from lightning_da.transferability.features import collect
 from lightning_da.transferability.scores import SCORES, Outputs
@@ -17,13 +18,26 @@ ANSWERS = "target_sample.json"
 """Artifact with the answers of the trained network for the target's sample: the verdict of `sweep` compares them."""
 
 
+def sets_of(outputs: Outputs) -> dict[str, float]:
+    """The signs of different classes, `sets/<name>`; none without labels of the source."""
+    if not outputs.known.any():
+        return {}
+    return {
+        "sets/unsure": unsure(outputs.source_logits, outputs.target_logits),
+        "sets/missing": missing(outputs.source_labels, outputs.target_logits),
+    }
+
+
 class LabelFreeScores(L.Callback):
     """Logs scores that choose a checkpoint or a method without target labels: `score/<name>`, higher is better.
+
+    With labels of the source it logs signs that the domains have different classes, too: `sets/unsure` and
+    `sets/missing` (see `lightning_da.transferability.class_sets`).
 
     They are computed after a validation and at the end of a fit, from a fixed sample of both validation splits; wide
     features are projected to 256 dimensions. `trainer.callback_metrics` has them, so that a `ModelCheckpoint` can
     monitor them. Labels of the target are not used. There are no scores if there is one domain, with labels, or if the
-    network gives embeddings and no classes.
+    network gives embeddings or numbers and no classes.
 
     Args:
         scores: Names in `lightning_da.transferability.scores.SCORES`.
@@ -68,7 +82,7 @@ class LabelFreeScores(L.Callback):
         """The scores of the present weights; none if there are too few samples or the network has diverged."""
         self._last, self._answers = trainer.global_step, None
         data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        if len(data.domains) < 2 or getattr(module, "embeds", False):
+        if len(data.domains) < 2 or getattr(module, "embeds", False) or data.regression:
             return {}
         found = collect(trainer, cast(TransferModule, module), data, ("bottleneck", "head"), self.samples)
         if not found:
@@ -85,7 +99,8 @@ class LabelFreeScores(L.Callback):
                 "neighbours": outputs.votes.tolist(),
             }
         with one_thread():
-            return {f"score/{name}": SCORES[name](outputs) for name in self.scores}
+            values = {f"score/{name}": SCORES[name](outputs) for name in self.scores}
+        return values | sets_of(outputs)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": self._last}

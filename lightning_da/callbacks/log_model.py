@@ -46,16 +46,16 @@ class LogModel(L.Callback):
     """Logs the network with the final checkpoint as an MLflow model that loads without this project and without pickle.
 
     It answers as `predict` does: files, texts or numbers in, class probabilities out. If the network cannot be
-    exported, a warning and the tag `no_model` of the run say why. A network that gives embeddings has the tag alone.
+    exported, a warning and the tag `no_model` of the run say why. A network that gives embeddings or numbers has the
+    tag alone.
     """
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
             return
-        if getattr(pl_module, "embeds", False):
-            trainer.logger.experiment.set_tag(
-                trainer.logger.run_id, NO_MODEL, "the network gives embeddings, no classes"
-            )
+        kind = "embeddings" if pl_module.embeds else "numbers" if pl_module.regresses else ""  # type: ignore[union-attr]
+        if kind:
+            trainer.logger.experiment.set_tag(trainer.logger.run_id, NO_MODEL, f"the network gives {kind}, no classes")
             return
         if stage == "fit" and (checkpoint := chosen_checkpoint(trainer)):
             self.record(trainer, pl_module, checkpoint)

@@ -32,8 +32,8 @@ class TestFigures(L.Callback):
 
     `per_class.csv` has recall and precision per class, `confusion.png` the confusion matrices, and `embedding.png` a
     t-SNE of the head's input. Of a network that embeds, `verification.png` has the ROC and the cumulative match curves
-    in place of the first two. If the fit started from an earlier run, `before_after.png` has a t-SNE of the target
-    features with the earlier weights and with the final weights.
+    in place of the first two, and a regression has none. If the fit started from an earlier run, `before_after.png` has
+    a t-SNE of the target features with the earlier weights and with the final weights.
 
     Args:
         samples: Number of samples per domain in the t-SNE pictures.
@@ -65,6 +65,8 @@ class TestFigures(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
+        if pl_module.regresses:
+            return
         counted = [pl_module.counted("test", domain) for domain in self._kept]
         if not pl_module.embeds:
             counts = [matrix.compute().cpu().numpy() for matrix in counted]

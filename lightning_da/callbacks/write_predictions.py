@@ -15,7 +15,7 @@ from lightning_da.paths import write_whole
 class WritePredictions(BasePredictionWriter):
     """Writes predictions to a CSV file with the columns sample (file or index), split, class and probability.
 
-    Of a network that embeds, the columns after split are the numbers of the embedding.
+    Of a network that embeds, the columns after split are the numbers of the embedding; of a regression it is `value`.
 
     Args:
         path: The CSV file; it appears only when it is complete.
@@ -41,15 +41,15 @@ class WritePredictions(BasePredictionWriter):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if len(data.predicted) == 1:  # Lightning has no outer list for a single dataloader
             predictions = [predictions]
-        embeds, rows = getattr(pl_module, "embeds", False), []
+        embeds, regresses, rows = getattr(pl_module, "embeds", False), getattr(pl_module, "regresses", False), []
         for split, batches, places in zip(data.predicted, predictions, batch_indices, strict=True):
             for outputs, indices in zip(batches, places, strict=True):
                 if not outputs.isfinite().all():
                     raise ConfigError(
-                        f"the network gives no finite {'embedding' if embeds else 'probability'} to samples of the "
+                        f"the network gives no finite {'embedding' if embeds else 'answer'} to samples of the "
                         f"split {split}: it has diverged, or the samples hold NaN or infinite values"
                     )
-                answers = _numbers(outputs) if embeds else _classes(outputs.float(), data.classes)
+                answers = _numbers(outputs) if embeds or regresses else _classes(outputs.float(), data.classes)
                 rows += [(split, int(index), *answer) for index, answer in zip(indices, answers, strict=True)]
         shares: list[list[Any]] = [rows]
         if trainer.world_size > 1:
@@ -63,7 +63,8 @@ class WritePredictions(BasePredictionWriter):
         with write_whole(self.path) as part, part.open("w", newline="", errors="surrogateescape") as file:
             writer = csv.writer(file)
             numbers = tuple(f"embedding_{place}" for place in range(len(merged[0]) - 2))
-            writer.writerow(("sample", "split", *(numbers if embeds else ("class", "probability"))))
+            columns = ("value",) if regresses else numbers if embeds else ("class", "probability")
+            writer.writerow(("sample", "split", *columns))
             writer.writerows((names[split][index], split, *answer) for split, index, *answer in merged)
         print(f"{len(merged)} predictions in {self.path}")
 

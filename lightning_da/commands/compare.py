@@ -25,11 +25,14 @@ FORMATS = {
     "published": ".3f",
     "target class acc": ".3f",
     "h-score": ".3f",
+    "source rmse": ".3f",
+    "target rmse": ".3f",
+    "target r2": ".3f",
     "gap closed": ".2f",
     "seconds": ".0f",
 }
 """Numeric columns of the table, and their formats."""
-OPTIONAL = ("published", "target class acc", "h-score")
+OPTIONAL = ("published", "target class acc", "h-score", "source rmse", "target rmse", "target r2")
 """Columns that are left out where they are empty."""
 ONE_NUMBER = ("published", "seconds")
 """Columns without a standard deviation."""
@@ -68,7 +71,8 @@ def tested_runs(experiment_id: str) -> list[Run]:
     return [
         run
         for run in search_runs(experiment_id, newest_first=True)
-        if {"test/source/acc", PRIMARY_METRIC} & run.data.metrics.keys() and "method" in run.data.params
+        if {"test/source/acc", PRIMARY_METRIC, "test/source/rmse", "test/target/rmse"} & run.data.metrics.keys()
+        and "method" in run.data.params
     ]
 
 
@@ -86,6 +90,8 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         print_table(f"{pair}, test split", as_text(group))
         if (said := verdict_of(group)) is not None:
             print(describe(*said))
+        if group["target rmse"].notna().any():
+            print("no choice without target labels: its score needs classes, and the labels are numbers")
     for differing, pairs in settings_of(runs).items():
         print(f"\nwarning: {', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}")
     for sign, names in warnings_of(runs).items():
@@ -122,9 +128,10 @@ def as_text(group: pd.DataFrame) -> pd.DataFrame:
     Args:
         group: Rows of `comparison`.
     """
-    text = group[["method", "seeds"]].copy()
+    text, regresses = group[["method", "seeds"]].copy(), group["target rmse"].notna().any()
     for column, form in FORMATS.items():
-        if column in OPTIONAL and group[column].isna().all():
+        optional = column in OPTIONAL or (regresses and column.endswith(" acc"))
+        if optional and group[column].isna().all():
             continue
         spreads = group[f"{column} std"] if column not in ONE_NUMBER else [float("nan")] * len(group)
         pairs = zip(group[column], spreads, strict=True)
@@ -209,7 +216,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
 
     If several runs have the same configuration and seed, the latest is used. The gap closed is (acc - source-only) /
     (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length. A
-    target-only of few labels (`target_labels`) is no bound.
+    target-only of few labels (`target_labels`) is no bound. In a regression acc is the root mean squared error.
 
     Args:
         runs: Tested runs, the latest first.
@@ -231,6 +238,9 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "published": float(run.data.params.get("published", "nan")),
             "target class acc": run.data.metrics.get("test/target/class_acc") if _uneven(run) else None,
             "h-score": run.data.metrics.get("test/target/h_score"),
+            "source rmse": run.data.metrics.get("test/source/rmse"),
+            "target rmse": run.data.metrics.get("test/target/rmse"),
+            "target r2": run.data.metrics.get("test/target/r2"),
             "seconds": run.data.metrics.get("fit/seconds"),
             "answers": answers_of(run),
             "data": run.data.tags.get("data"),
@@ -239,12 +249,14 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
         for (key, seed), run in reversed(latest.items())
     )
     bounds = frame[(frame["method"] != UPPER) | ~frame.pop("few labels")]
-    ends = {(row["terms"], row["method"]): row["target acc"] for row in bounds.to_dict("records")}
+    measured = frame["target acc"].fillna(frame["target rmse"])
+    bounds = bounds.assign(measured=measured)
+    ends = {(row["terms"], row["method"]): row["measured"] for row in bounds.to_dict("records")}
     lower = [ends.get((terms, LOWER)) for terms in frame["terms"]]
     upper = [ends.get((terms, UPPER)) for terms in frame["terms"]]
     frame["gap closed"] = [
-        (acc - low) / (high - low) if acc is not None and low is not None and high not in (None, low) else None
-        for acc, low, high in zip(frame["target acc"], lower, upper, strict=True)
+        (acc - low) / (high - low) + 0.0 if acc is not None and low is not None and high not in (None, low) else None
+        for acc, low, high in zip(measured, lower, upper, strict=True)
     ]
     return frame
 

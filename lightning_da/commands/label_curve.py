@@ -50,6 +50,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     first = next(iter(parsed.values())).build()
     pattern = check_trainable(first, given.seeds, {}, options=("after",))
     data = first.datamodule
+    data.check_has_classes("label-curve")
     pair = len(data.domains) > 1
     if data.target_labels is not None:
         raise ConfigError("data.target_labels: this command sets it for each training; give --labels")

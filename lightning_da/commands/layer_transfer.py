@@ -51,6 +51,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     workers = workers_of(given)
     experiment = ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
     cli = TransferCLI("fit", ["--config", "method/source_only.yaml", *experiment, *options]).build()
+    cli.datamodule.check_has_classes("layer-transfer")
     setting = _setting(cli, given)
     depths = _depths(given.depths, setting.layers)
     cells = setting.plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)

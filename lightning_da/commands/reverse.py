@@ -110,6 +110,7 @@ def _predict(cli: TransferCLI, path: Path) -> None:
     cli.config.trainer.logger = False
     cli.config.predictions.path = str(path)
     cli.build()
+    cli.datamodule.check_has_classes("reverse")
     cli.datamodule.predicted = SPLITS
     cli.run()
 

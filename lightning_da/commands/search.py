@@ -56,6 +56,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     cli.config.seed_everything = None
     config = {**check_trainable(cli, (seed,), {}, options=("devices",)), "seed_everything": seed}
     data = cli.datamodule
+    data.check_has_classes("search")
     _check_scored(cli, given.score, given.oracle)
     data.check(Roles.of(cli.model, 1))
     ranges = {key: str(entry) for key, entry in space.items()}

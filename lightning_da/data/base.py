@@ -87,6 +87,8 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         names: Name of each sample, for the CSV file of predictions; None uses the indices.
         reads: How a model outside of this project reads a sample; None takes image files for grey and colour images of
             uint8, texts for sentences (int64, shape (n, length)), otherwise the numbers that the network reads.
+        numbers: The number that each label stands for, for regression, shape (number of labels,), floating point. A
+            batch then has these numbers, float32, in place of labels, NaN for `UNKNOWN`, and there are no classes.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         classes: Sequence[str],
         names: Sequence[str] | None = None,
         reads: Input | None = None,
+        numbers: Tensor | None = None,
     ) -> None:
+        self.numbers = None if numbers is None else torch.cat([numbers.float(), torch.tensor([torch.nan])])
         self.x, self.y, self.classes = x, y.long(), list(classes)
         images = x.dtype == torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
         own: Input = Images((x.shape[2], x.shape[3]), x.shape[1]) if images else Numbers(tuple(x.shape[1:]))
@@ -112,7 +116,8 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         x = self.x[indices]
         if x.dtype != torch.int64:
             x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-        return x, self.y[indices]
+        y = self.y[indices]
+        return x, y if self.numbers is None else self.numbers[y]  # the index -1 is the last
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         x, y = self.__getitems__([index])
@@ -125,7 +130,7 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
     def fingerprint(self) -> str:
         """A digest of the content."""
         digest = hashlib.sha256()
-        for part in (self.x, self.y):
+        for part in (self.x, self.y) if self.numbers is None else (self.x, self.y, self.numbers):
             digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
@@ -339,6 +344,8 @@ class DomainPairDataModule(L.LightningDataModule):
 
     num_workers = 0
     """Processes that load samples; 0 for data held in memory."""
+    regression = False
+    """Whether the labels are numbers, and no classes."""
     words = False
     """Whether samples are sentences, int64; a network for them has `reads_words`."""
     predicted: tuple[str, ...] = SPLITS
@@ -427,6 +434,12 @@ class DomainPairDataModule(L.LightningDataModule):
         labels[rows] = y[rows]
         return labels
 
+    def training_numbers(self, role: str) -> Tensor:
+        """Numbers of all training samples of a domain, shape (n,), float32, NaN where the label is not read."""
+        labels = self.training_labels(role)
+        numbers: Tensor = self._get(getattr(self, role), "train").numbers
+        return numbers[labels]
+
     def trained_on(self, domain: str) -> dict[str, str]:  # noqa: ARG002
         """Samples of a training split that no test may have: text for messages, by identity. None in this class."""
         return {}
@@ -474,11 +487,13 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes.
+        """Number of classes; 1 for a regression.
 
         Raises:
             DataError: If there is only one.
         """
+        if self.regression:
+            return 1
         if len(self.classes) == 1:
             raise DataError(f"there is only one class, {self.classes[0]!r}; a classifier needs two or more")
         return len(self.classes)
@@ -546,6 +561,15 @@ class DomainPairDataModule(L.LightningDataModule):
         self._resumed_at = state_dict.get("batches", 0) if resumed else 0
 
     # ---------------------------------------------------------------- checks
+
+    def check_has_classes(self, command: str) -> None:
+        """Refuses numbers as labels, for a command that counts right answers.
+
+        Raises:
+            DataError: If the labels are numbers.
+        """
+        if self.regression:
+            raise DataError(f"{command} counts right classes, and the labels are numbers; set --data.labels classes")
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -739,7 +763,7 @@ class DomainPairDataModule(L.LightningDataModule):
                         f"{split} split holds NaN or infinite values; remove or replace them"
                     )
                 wrong = y[(y < UNKNOWN) | (y >= self.num_classes)]
-                if len(wrong):
+                if len(wrong) and not self.regression:
                     raise DataError(
                         f"domain {domain!r}: label {int(wrong[0])} in the {split} split is out of range; the "
                         f"{self.num_classes} classes are labelled 0 to {self.num_classes - 1}"

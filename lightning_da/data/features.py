@@ -12,7 +12,7 @@ from sklearn.datasets import load_svmlight_files
 
 from lightning_da.data.base import SPLITS, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.splits import Indices, split_indices
-from lightning_da.data.tables import encode_labels
+from lightning_da.data.tables import encode_labels, encode_numbers
 from lightning_da.errors import list_choices, one_line
 
 SUFFIXES = (".npz", ".mat", ".npy", ".csv", ".svmlight", ".libsvm")
@@ -40,7 +40,7 @@ class FeatureTables(DomainPairDataModule):
 
     Labels are integers or names; the smallest integer need not be 0. They are also the class names, sorted by value if
     all are numbers. An empty label or NaN is an unknown class. The target may have no labels. A file without splits is
-    split with `seed`, stratified by class.
+    split with `seed`, stratified by class. With `labels: numbers` they are the numbers to predict.
 
     Args:
         source: File of the domain with labels, which self-taught learning does not read; None if there is one domain.
@@ -50,6 +50,7 @@ class FeatureTables(DomainPairDataModule):
         x_key: Name of the samples in `.npz` and `.mat` files.
         y_key: Name of the labels in `.npz` and `.mat` files.
         label_column: Name of the label column in `.csv` files.
+        labels: `classes`, or `numbers` for a regression.
         samples_last: Whether the last dimension of arrays in `.npz`, `.npy` and `.mat` files counts the samples, as in
             MATLAB's (d, n) and (h, w, c, n).
         protocol: `split` uses different samples for training and test. `all` uses all samples of a domain in each
@@ -72,6 +73,7 @@ class FeatureTables(DomainPairDataModule):
         x_key: str = "x",
         y_key: str = "y",
         label_column: str = "label",
+        labels: Literal["classes", "numbers"] = "classes",
         samples_last: bool = False,
         protocol: Literal["split", "all"] = "split",
         seed: int = 0,
@@ -81,7 +83,7 @@ class FeatureTables(DomainPairDataModule):
     ) -> None:
         super().__init__(source, target, batch_size, **kwargs)
         self.root, self.x_key, self.y_key, self.label_column = Path(root), x_key, y_key, label_column
-        self.samples_last, self.protocol = samples_last, protocol
+        self.samples_last, self.protocol, self.regression = samples_last, protocol, labels == "numbers"
         self.predicted = ("test",) if protocol == "all" else SPLITS
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._domains: dict[str, dict[str, TensorDomain]] = {}
@@ -129,8 +131,9 @@ class FeatureTables(DomainPairDataModule):
                 _labels(path, key, table.entries.get(key), size)
                 for key, size in zip((table.y_key + part for part in parts), sizes, strict=True)
             ]
-            x, (y, classes) = np.concatenate(xs), encode_labels(path, table.y_key, np.concatenate(ys))
-            if domain == self.source and not classes:
+            encode = encode_numbers if self.regression else encode_labels
+            x, (y, values) = np.concatenate(xs), encode(path, table.y_key, np.concatenate(ys))
+            if domain == self.source and not len(values):
                 self._no_labels = DataError(
                     f"{path}: the source needs labels, but there are none in {table.y_key!r}; "
                     f"{list_choices(table.y_key, table.names)} (--data.y_key or --data.label_column)"
@@ -144,9 +147,14 @@ class FeatureTables(DomainPairDataModule):
             names = [
                 f"{part[1:]} {row}".strip() for part, size in zip(parts, sizes, strict=True) for row in range(size)
             ]
+            classes, numbers = ([], torch.tensor(values)) if self.regression else (values, None)
             self._domains[domain] = {
                 split: TensorDomain(
-                    torch.from_numpy(x[rows]), torch.from_numpy(y[rows]), classes, [names[row] for row in rows]
+                    torch.from_numpy(x[rows]),
+                    torch.from_numpy(y[rows]),
+                    classes,
+                    [names[row] for row in rows],
+                    numbers=numbers,
                 )
                 for split, rows in splits.items()
             }

@@ -99,3 +99,31 @@ def encode_labels(path: Path, key: str, labels: NDArray[Any]) -> tuple[Indices, 
     classes, inverse = np.unique(values[known], return_inverse=True)
     codes[known] = inverse
     return codes, [str(name) for name in classes]
+
+
+def encode_numbers(path: Path, key: str, labels: NDArray[Any]) -> tuple[Indices, list[float]]:
+    """Labels 0, 1, ... in the order of the numbers that they stand for, and these numbers.
+
+    Args:
+        path: The file of the labels, for the error message.
+        key: Their name in the file, for the error message.
+        labels: Numbers, or text, shape (n,); an empty label or NaN is an unknown one.
+
+    Returns:
+        Shape (n,), `UNKNOWN` (-1) for an unknown label; and the numbers.
+
+    Raises:
+        DataError: If a label is no number, or is infinite.
+    """
+    values = pd.Series(["" if pd.isna(label) else str(label).strip() for label in labels], dtype=object)
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+    wrong = (np.isnan(numbers) & ~values.str.lower().isin(("", "nan"))) | np.isinf(numbers)
+    if wrong.any():
+        raise DataError(
+            f"{path}: label {values[wrong].iloc[0]!r} in {key!r} is no finite number; replace it, or set --data.labels "
+            "classes"
+        )
+    known = ~np.isnan(numbers)
+    codes = np.full(len(numbers), UNKNOWN, dtype=np.int64)
+    found, codes[known] = np.unique(numbers[known], return_inverse=True)
+    return codes, found.tolist()

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from mlflow.entities import Run
 
 from lightning_da.cli import OF_NO_EFFECT, TransferCLI
+from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError, RunError, check_range, one_line
 from lightning_da.grids.cell import Done, Order, run_cell
 from lightning_da.grids.pool import Workers
@@ -286,9 +287,9 @@ def _said(found: Done | BaseException, result: Result | None) -> str:
     """Text about a finished or failed cell."""
     if isinstance(found, Done):
         assert result is not None
-        accuracies = [f"{d} {result.metrics[f'test/{d}/acc']:.3f}" for d in ("source", "target")
-                      if f"test/{d}/acc" in result.metrics]  # fmt: skip
-        return "\n  ".join([f"{', '.join(accuracies)} ({result.seconds:.0f} s)", *found.warnings])
+        found_by = {d: result.metrics.get(f"test/{d}/acc", result.metrics.get(f"test/{d}/rmse")) for d in DOMAINS}
+        scores = [f"{d} {score:.3f}" for d, score in found_by.items() if score is not None]
+        return "\n  ".join([f"{', '.join(scores)} ({result.seconds:.0f} s)", *found.warnings])
     if os.environ.get("LIGHTNING_DA_DEBUG") and not isinstance(found, ConfigError | RunError):
         traceback.print_exception(found)
     return f"failed: {reason(found)}"

@@ -188,6 +188,8 @@ class AdaptationModule(TransferModule):
             source: As for `domain_loss`.
             target: As for `domain_loss`.
         """
+        if self.regresses:
+            return {}
         known = source.labels[source.labels != UNKNOWN]
         shares = {"source_top_class": largest_share(known)} if len(known) else {}
         return shares | {"target_top_class": largest_share(target.logits.argmax(dim=1))}

@@ -234,7 +234,12 @@ class TransferModule(Classifier):
         return data.training_samples((role,))
 
     def fit_inputs(self, data: DomainPairDataModule) -> None:
-        """Takes what the network needs from the training samples of both domains: mean and deviation, a vocabulary."""
+        """Takes what the network needs from the training samples of both domains: mean and deviation, a vocabulary.
+
+        In a regression it takes the scale of the labels that it reads, too.
+        """
+        if self.regresses:
+            self.label_scale.fit(torch.cat([data.training_numbers(role) for role in self.supervised]))
         if isinstance(self.standardize, Standardize):
             self._fit_scales(self.standardize, data)
 
@@ -286,6 +291,8 @@ class TransferModule(Classifier):
     def task_loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, the mean over the samples of all processes with a known label; 0 if there is none.
 
+        In a regression it is the squared error in the scale of the labels, where y has numbers, NaN if unknown.
+
         The mean of the loss over processes, and so the gradient that DistributedDataParallel averages, is that of one
         process with the whole batch.
 
@@ -293,6 +300,10 @@ class TransferModule(Classifier):
             logits: Shape (B, num_classes).
             y: Labels, shape (B,), int64, `UNKNOWN` where the class is not known.
         """
+        if self.regresses:
+            known = ~y.isnan()
+            squares: Tensor = (logits[known, 0].float() - self.label_scale(y[known])).square().sum()
+            return squares * world_size() / total(known.sum()).clamp(min=1)
         how: dict[str, Any] = {"ignore_index": UNKNOWN, "label_smoothing": self._label_smoothing, "reduction": "sum"}
         loss = cross_entropy(logits, y, self.class_weights, **how)
         return loss * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)

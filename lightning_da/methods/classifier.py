@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import lightning as L
 from torch import Tensor, nn
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.methods.hooks import check_super, essential
+from lightning_da.methods.regression import LabelScale, RegressionScores
 from lightning_da.networks.weights import check_weights
 
 
@@ -25,9 +25,14 @@ class Classifier(L.LightningModule):
     largest class, divided by the mean over classes: 1 if all classes have the same size). With `class_sets: open` the
     target has four more (see `open_set_scores`).
 
+    If the labels are numbers, the metrics are `rmse`, `mae` and `r2` instead (see `RegressionScores`).
+
     Args:
-        num_classes: Number of classes.
+        num_classes: Number of classes; 1 for a regression.
         input_shape: Shape of one sample.
+
+    Raises:
+        ConfigError: If the labels are numbers and the method needs classes.
     """
 
     supervised: tuple[str, ...] = ()
@@ -42,6 +47,8 @@ class Classifier(L.LightningModule):
     """Whether training reads the samples without a label, too, of the domains in `supervised`."""
     embeds: bool = False
     """Whether the output of the network is an embedding, whose distances are the answer, and no logits of classes."""
+    can_regress: bool = False
+    """Whether the method can predict numbers in place of classes."""
     scales_per_domain: bool = False
     """Whether each domain is scaled by its own mean and deviation, so that they may have different units."""
 
@@ -52,9 +59,21 @@ class Classifier(L.LightningModule):
     def __init__(self, num_classes: int, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.num_classes, self.input_shape = num_classes, tuple(input_shape)
+        if self.regresses:
+            if not self.can_regress:
+                raise ConfigError(
+                    f"the labels are numbers, and {type(self).__name__} needs classes; take source_only, fine_tune, "
+                    "dan, deep_coral or dann"
+                )
+            self.label_scale = LabelScale()
         self._counted = nn.ModuleDict(
             {f"{stage}_{domain}": self.new_metric() for stage in ("val", "test") for domain in DOMAINS}
         )
+
+    @property
+    def regresses(self) -> bool:
+        """Whether the answers are numbers, and no classes."""
+        return self.num_classes == 1
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Computes features (B, width) and logits (B, num_classes) of samples (B, *input_shape)."""
@@ -77,8 +96,10 @@ class Classifier(L.LightningModule):
         domains: tuple[str, ...] = getattr(getattr(self._trainer, "datamodule", None), "domains", DOMAINS)
         return domains
 
-    def new_metric(self) -> Metric:
+    def new_metric(self) -> nn.Module:
         """What counts the answers for a domain in an epoch."""
+        if self.regresses:
+            return RegressionScores()
         return MulticlassConfusionMatrix(self.num_classes, ignore_index=UNKNOWN)
 
     def counted(self, stage: str, domain: str) -> Any:
@@ -96,12 +117,17 @@ class Classifier(L.LightningModule):
             stage: `val` or `test`.
             domain: `source` or `target`.
             logits: Outputs of the network, shape (B, width of the output).
-            y: Labels, shape (B,), int64, `UNKNOWN` where the class is not known.
+            y: Labels, shape (B,), int64, `UNKNOWN` where the class is not known; numbers in a regression.
         """
+        if self.regresses:
+            self.counted(stage, domain).update(logits[:, 0], self.label_scale(y))
+            return
         self.confusion(stage, domain).update(logits.argmax(dim=1), y)
 
     def scores_of(self, stage: str, domain: str) -> dict[str, Tensor]:
         """The scores of a domain in an epoch, by their name in a metric; none if no label is known."""
+        if self.regresses:
+            return dict(self.counted(stage, domain).compute(self.label_scale.deviation))
         own = self.own_classes(domain)
         counts = self.confusion(stage, domain).compute()[own][:, own]
         if not counts.sum() > 0:
@@ -159,10 +185,10 @@ class Classifier(L.LightningModule):
             self.counted(stage, domain).reset()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
-        """Class probabilities (B, num_classes) of target samples."""
+        """Class probabilities (B, num_classes) of target samples; numbers (B, 1) in a regression."""
         self.set_domain("target")
         logits: Tensor = self(batch[0])
-        return logits.softmax(dim=1)
+        return self.label_scale.inverse(logits) if self.regresses else logits.softmax(dim=1)
 
     @essential
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

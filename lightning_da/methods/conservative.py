@@ -39,6 +39,8 @@ class Conservative(FineTune):
             `output_weight` has no whole earlier network, or one of other layers or scaling.
     """
 
+    can_regress = False
+
     def __init__(
         self, start_decay: float = 0.1, new_decay: float = 0.01, output_weight: float = 0.0, **kwargs: Any
     ) -> None:

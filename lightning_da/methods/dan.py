@@ -27,6 +27,8 @@ class DAN(MMDModule):
         ConfigError: If the weights do not match the bandwidths.
     """
 
+    can_regress = True
+
     def __init__(
         self,
         bandwidths: Literal["paper", "linear"] | tuple[float, ...] = "paper",

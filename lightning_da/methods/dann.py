@@ -21,6 +21,8 @@ class DANN(AdaptationModule):
         **kwargs: Arguments of `AdaptationModule`.
     """
 
+    can_regress = True
+
     def __init__(
         self, discriminator: tuple[int, ...] = (100,), discriminator_batch_norm: bool = False, **kwargs: Any
     ) -> None:

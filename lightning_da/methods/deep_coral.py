@@ -12,6 +12,8 @@ class DeepCORAL(AdaptationModule):
     https://arxiv.org/abs/1607.01719
     """
 
+    can_regress = True
+
     fewest_for_domain_loss = 2
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:

@@ -32,6 +32,8 @@ class FineTune(TransferModule):
             Whether there is a run `init_from` is known when a fit begins.
     """
 
+    can_regress = True
+
     _frozen: tuple[nn.Module, ...] = ()
     """Modules of frozen blocks, which stay in evaluation mode."""
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lightning_da.data.base import DomainPairDataModule
+from lightning_da.data.base import UNKNOWN, DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.gather import gather
 from lightning_da.methods import TransferModule
@@ -104,7 +104,7 @@ def collect(
                         _, activations = module.activations(moved, domain, layers)
                     for kept, layer, activation in zip(rows, layers, activations, strict=True):
                         kept.append(activation.float().cpu() if layer == "head" else project(activation))
-                    seen.append(y)
+                    seen.append(torch.full((len(y),), UNKNOWN) if data.regression else y)
                 labels[domain] = gather(torch.cat(seen).to(module.device)).cpu()
                 for layer, kept in zip(layers, rows, strict=True):
                     parts.setdefault(layer, []).append(gather(torch.cat(kept).to(module.device)).cpu())
