@@ -113,13 +113,7 @@ def show(found: pd.DataFrame) -> None:
         lower = part[part["method"] == METHODS[0]].set_index(["pair", "seed"])["shared"].rename("lower")
         gains = part.join(lower, on=["pair", "seed"]).assign(gain=lambda own: own["shared"] - own["lower"])
         of_seeds = gains.groupby(["method", "seed"], sort=False)
-        columns = [
-            "shared",
-            "gain",
-            *(("unk", "os", "h_score") if sets == "open" else ()),
-            "sets/unsure",
-            "sets/missing",
-        ]
+        columns = ["shared", "gain", *(("unk", "os", "h_score") if sets == "open" else ())]
         means = of_seeds[columns].mean().groupby("method", sort=False).agg(["mean", "std"])
         table = pd.DataFrame({"method": means.index, "seeds": part.groupby("method", sort=False)["seed"].nunique()})
         for column in columns:

@@ -3,6 +3,7 @@
 import csv
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from sklearn.metrics import recall_score
 from torch import Tensor
 
+from lightning_da.commands.compare import missing_classes
 from lightning_da.data import DataError, FeatureTables, Roles
 from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import domain_classification, unknown_boundary
@@ -19,6 +21,8 @@ from lightning_da.methods import OSBP, PADA, FineTune, MultiTask
 from lightning_da.methods.classifier import open_set_scores
 from lightning_da.store import client
 from lightning_da.testing import ADAM, batch_of, build, gradients, ready, step
+from lightning_da.tracking import find_experiment
+from lightning_da.transferability.class_sets import missing
 from tests.toy import DANN_OF_TABLES, accuracy, fit
 
 ANIMALS = ["ant", "bee", "cat", "dog"]
@@ -222,6 +226,35 @@ def test_pada_finds_the_classes_that_the_target_lacks() -> None:
     assert model.class_weights[2:].max() < 0.2
 
 
+# ---------------------------------------------------------------- without names
+
+
+def test_missing_classes_are_counted_by_the_proportions_of_the_predictions() -> None:
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, -1])
+    predicted = torch.tensor([0] * 8 + [1] * 3 + [2] * 5 + [3] * 8)  # class 1 has half of its share, all but one sample
+    logits = 9 * torch.nn.functional.one_hot(predicted, 5).float()  # no sample of the source is in class 4
+    assert missing(labels, logits) == 0
+    assert missing(labels, logits[1:]) == 0
+    assert missing(labels, torch.cat([logits, logits[:1]])) == 0.25
+
+
+def test_a_run_without_adaptation_says_that_classes_seem_to_be_missing() -> None:
+    def run(method: str, share: float | None, tags: dict[str, str]) -> Any:
+        params = {"method": method, "source": "a", "target": "b"}
+        data = SimpleNamespace(params=params, tags=tags, metrics={} if share is None else {"sets/missing": share})
+        return SimpleNamespace(data=data)
+
+    runs = [
+        run("source_only", 0.5, {}),
+        run("source_only", 0.2, {}),
+        run("source_only", None, {}),
+        run("dann", 0.0, {}),
+    ]
+    assert missing_classes(runs) == {"a -> b": pytest.approx(0.35)}
+    assert missing_classes(runs[1:]) == {}
+    assert missing_classes([run("source_only", 0.5, {"class_sets": "partial: 'a' alone has 'x'"})]) == {}
+
+
 # ---------------------------------------------------------------- the commands
 
 
@@ -230,6 +263,7 @@ def test_the_commands_answer_unknown_and_warn(capsys: pytest.CaptureFixture[str]
     write(Path("two.npz"), ANIMALS, shift=1)
     osbp = [word.replace("method/dann.yaml", "method/osbp.yaml") for word in DANN_OF_TABLES]
     words = [*osbp, "--data.class_sets", "open", "--trainer.max_steps", "30", "--model.optimizer.init_args.lr", "0.01"]
+    words += ["--trainer.logger.experiment_name", "sets"]
     lightning_da(["fit", *words])
     lightning_da(["test", *words])
     lightning_da(["predict", *words, "--predictions.path", "answers.csv"])
@@ -237,9 +271,9 @@ def test_the_commands_answer_unknown_and_warn(capsys: pytest.CaptureFixture[str]
         answered = {row["class"] for row in csv.DictReader(file)}
     assert "unknown" in answered <= {*ANIMALS[:3], "unknown"}
     capsys.readouterr()
-    table = lightning_da(["compare"])
+    table = lightning_da(["compare", "--experiment", "sets"])
     printed = capsys.readouterr().out
     assert "h-score" in printed
     assert "warning: one.npz -> two.npz: classes differ, open-set: 'two.npz' alone has 'dog'; " in printed
-    run = client().search_runs([e.experiment_id for e in client().search_experiments()])[0]
+    run = client().search_runs([find_experiment("sets").experiment_id])[0]
     assert table["h-score"].item() == pytest.approx(run.data.metrics["test/target/h_score"])

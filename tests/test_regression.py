@@ -160,10 +160,11 @@ def test_what_needs_classes_is_refused() -> None:
 def test_the_commands_predict_values_and_compare_errors(capsys: pytest.CaptureFixture[str]) -> None:
     write(Path("one.npz"))
     write(Path("two.npz"), shift=5)
+    experiment = ["--trainer.logger.experiment_name", "numbers"]
     words = [*DANN_OF_TABLES, "--data.labels", "numbers"]
-    lightning_da(["fit", *words])
-    lightning_da(["test", *words])
-    lightning_da(["predict", *words, "--predictions.path", "answers.csv"])
+    lightning_da(["fit", *words, *experiment])
+    lightning_da(["test", *words, *experiment])
+    lightning_da(["predict", *words, *experiment, "--predictions.path", "answers.csv"])
     with Path("answers.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows[0].keys() == {"sample", "split", "value"}
@@ -171,7 +172,7 @@ def test_the_commands_predict_values_and_compare_errors(capsys: pytest.CaptureFi
         true = file["y"]
     error = [float(row["value"]) - true[int(row["sample"])] for row in rows if row["split"] == "test"]
     capsys.readouterr()
-    table = lightning_da(["compare"])
+    table = lightning_da(["compare", "--experiment", "numbers"])
     printed = capsys.readouterr().out
     assert table["target rmse"].item() == pytest.approx(np.sqrt(np.mean(np.square(error))), rel=1e-4)
     assert "target r2" in printed

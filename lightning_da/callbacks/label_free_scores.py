@@ -8,7 +8,7 @@ from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
-from lightning_da.transferability.class_sets import missing, unsure
+from lightning_da.transferability.class_sets import missing
 from lightning_da.transferability.depth import FEWEST, one_thread
 from lightning_da.transferability.features import collect
 from lightning_da.transferability.scores import SCORES, Outputs
@@ -18,21 +18,11 @@ ANSWERS = "target_sample.json"
 """Artifact with the answers of the trained network for the target's sample: the verdict of `sweep` compares them."""
 
 
-def sets_of(outputs: Outputs) -> dict[str, float]:
-    """The signs of different classes, `sets/<name>`; none without labels of the source."""
-    if not outputs.known.any():
-        return {}
-    return {
-        "sets/unsure": unsure(outputs.source_logits, outputs.target_logits),
-        "sets/missing": missing(outputs.source_labels, outputs.target_logits),
-    }
-
-
 class LabelFreeScores(L.Callback):
     """Logs scores that choose a checkpoint or a method without target labels: `score/<name>`, higher is better.
 
-    With labels of the source it logs signs that the domains have different classes, too: `sets/unsure` and
-    `sets/missing` (see `lightning_da.transferability.class_sets`).
+    With labels of the source it logs `sets/missing`, too: the share of the source's classes that the target seems to
+    lack (see `lightning_da.transferability.class_sets`).
 
     They are computed after a validation and at the end of a fit, from a fixed sample of both validation splits; wide
     features are projected to 256 dimensions. `trainer.callback_metrics` has them, so that a `ModelCheckpoint` can
@@ -100,7 +90,9 @@ class LabelFreeScores(L.Callback):
             }
         with one_thread():
             values = {f"score/{name}": SCORES[name](outputs) for name in self.scores}
-        return values | sets_of(outputs)
+        if outputs.known.any():
+            values["sets/missing"] = missing(outputs.source_labels, outputs.target_logits)
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": self._last}

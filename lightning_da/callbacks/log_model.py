@@ -53,7 +53,7 @@ class LogModel(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
             return
-        kind = "embeddings" if pl_module.embeds else "numbers" if pl_module.regresses else ""  # type: ignore[union-attr]
+        kind = "embeddings" if pl_module.embeds else "numbers" if pl_module.regresses else ""
         if kind:
             trainer.logger.experiment.set_tag(trainer.logger.run_id, NO_MODEL, f"the network gives {kind}, no classes")
             return

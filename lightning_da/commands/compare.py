@@ -43,6 +43,9 @@ CLOSED_SET = (
     "judge the answer `unknown`; osbp is for open sets, pada for partial ones"
 )
 """What a difference of the class sets means for the table."""
+MISSING = "if the target lacks them, set --data.class_sets partial"
+MANY = 0.25
+"""So many classes seem to be missing before it is said: equal classes gave at most .2, five of ten at least .3."""
 UNEVEN = 1.5
 """Class accuracies are shown if the largest class of the target has more than so many times the mean size."""
 
@@ -94,6 +97,10 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
             print("no choice without target labels: its score needs classes, and the labels are numbers")
     for differing, pairs in settings_of(runs).items():
         print(f"\nwarning: {', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}")
+    for pair, share in missing_classes(runs).items():
+        print(
+            f"\nwarning: {pair}: {LOWER} hardly predicts {share:.0%} of the source's classes on the target; {MISSING}"
+        )
     for sign, names in warnings_of(runs).items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         print(f"\nwarning: {', '.join(names[:3])}{more}: {sign}")
@@ -209,6 +216,21 @@ def settings_of(runs: Sequence[Run]) -> dict[str, list[str]]:
         if differing := run.data.tags.get(CLASS_SETS):
             found.setdefault(differing, {})[pair_of(run.data.params)] = None
     return {differing: list(pairs) for differing, pairs in found.items()}
+
+
+def missing_classes(runs: Sequence[Run]) -> dict[str, float]:
+    """The share of the source's classes that the target seems to lack, of pairs where it is large.
+
+    Args:
+        runs: Runs, the latest first.
+    """
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        share = run.data.metrics.get("sets/missing")
+        if run.data.params["method"] == LOWER and CLASS_SETS not in run.data.tags and share is not None:
+            found.setdefault(pair_of(run.data.params), []).append(share)
+    means = {pair: float(np.mean(shares)) for pair, shares in found.items()}
+    return {pair: share for pair, share in means.items() if share > MANY}
 
 
 def rows_of(runs: Sequence[Run]) -> pd.DataFrame:

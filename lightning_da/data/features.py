@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_svmlight_files
 
-from lightning_da.data.base import SPLITS, DataError, DomainPairDataModule, Roles, TensorDomain
+from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.data.tables import encode_labels, encode_numbers
 from lightning_da.errors import list_choices, one_line
@@ -131,9 +131,15 @@ class FeatureTables(DomainPairDataModule):
                 _labels(path, key, table.entries.get(key), size)
                 for key, size in zip((table.y_key + part for part in parts), sizes, strict=True)
             ]
-            encode = encode_numbers if self.regression else encode_labels
-            x, (y, values) = np.concatenate(xs), encode(path, table.y_key, np.concatenate(ys))
-            if domain == self.source and not len(values):
+            x, labels = np.concatenate(xs), np.concatenate(ys)
+            classes: list[str] = []
+            numbers = None
+            if self.regression:
+                y, values = encode_numbers(path, table.y_key, labels)
+                numbers = torch.tensor(values)
+            else:
+                y, classes = encode_labels(path, table.y_key, labels)
+            if domain == self.source and (y == UNKNOWN).all():
                 self._no_labels = DataError(
                     f"{path}: the source needs labels, but there are none in {table.y_key!r}; "
                     f"{list_choices(table.y_key, table.names)} (--data.y_key or --data.label_column)"
@@ -147,7 +153,6 @@ class FeatureTables(DomainPairDataModule):
             names = [
                 f"{part[1:]} {row}".strip() for part, size in zip(parts, sizes, strict=True) for row in range(size)
             ]
-            classes, numbers = ([], torch.tensor(values)) if self.regression else (values, None)
             self._domains[domain] = {
                 split: TensorDomain(
                     torch.from_numpy(x[rows]),
