@@ -116,9 +116,10 @@ CLASSICAL = [name for name in METHODS if "methods.Classical" in (CONF / "method"
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in (*ELSEWHERE, *CLASSICAL[1:])])
 def test_every_method_fits_tests_and_loads(method: str) -> None:
-    cli = main(["fit", *digits(method)])
+    words = digits(method, *(["--data.init_args.class_sets=open"] if method == "osbp" else []))
+    cli = main(["fit", *words])
     fitted = run_of(cli)
-    tested = main(["test", *digits(method)])
+    tested = main(["test", *words])
     assert tested.trainer.logger.run_id == fitted.info.run_id
     found = metrics(tested)
     assert {"test/source/acc", "test/target/acc", "test/target/class_acc", "fit/seconds"} <= set(found)
