@@ -20,6 +20,8 @@ from lightning_da.methods import (
     CMD,
     DAN,
     DANN,
+    DRCN,
+    DSN,
     JAN,
     MCC,
     SHOT,
@@ -93,12 +95,17 @@ METHODS: dict[str, Entry] = {
     "cmd": Entry(partial(CMD, layers=DEEP), shift="moved", without=("null",)),
     "domain_confusion": Entry(DomainConfusion),
     "shot": Entry(partial(two_stages, SHOT), shift="turned"),
+    # a decoder of the target keeps the noise, where that is wide
+    "drcn": Entry(partial(DRCN, domain_weight=0.3), shift="moved"),
+    "dsn": Entry(partial(DSN, reconstruction_weight=0.01)),
+    # the unbiased MMD of a sample with itself, which that property takes for chance, is below 0
+    "dsn_mmd": Entry(partial(DSN, similarity="mmd", reconstruction_weight=0.01), without=("null",)),
 }
 ADAPTING = [name for name in METHODS if name != "source_only"]
 TWO_STAGES = ("adda", "shot")
 ON_ONE_NETWORK = [name for name in ADAPTING if name not in TWO_STAGES]
 """Those that train one network for both domains, with a task loss and a domain loss."""
-FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot")
+FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot", "drcn", "dsn", "dsn_mmd")
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
 
 
