@@ -46,7 +46,7 @@ class DSN(ReconstructionModule):
         backbone: BackboneCallable,
         bottleneck: BackboneCallable | None = None,
         similarity: Literal["dann", "mmd"] = "dann",
-        reconstruction_weight: float = 0.01,
+        reconstruction_weight: float = 1.0,
         difference_weight: float = 0.075,
         similarity_weight: float = 0.25,
         discriminator: tuple[int, ...] = (100,),
