@@ -1,7 +1,6 @@
 """DRCN and DSN: their terms and gradients against the definitions, and pictures of what they reconstruct."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,14 @@ from torch import Tensor
 
 from lightning_da.callbacks import Reconstructions
 from lightning_da.callbacks.reconstructions import reconstruction_figure
+from lightning_da.data.base import TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.losses.separation import difference, scale_invariant_mse
 from lightning_da.methods import DRCN, DSN
 from lightning_da.networks import LSTM
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.testing import AT_ONCE, batch_of, gradients, ready, step
+from lightning_da.tracking import Tracker
 from tests import toy
 from tests.references import centred_directions
 
@@ -181,3 +182,52 @@ def test_a_fit_reconstructs() -> None:
 def test_arguments_are_checked(kind: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         kind(**toy.NETWORK | arguments)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+class Images(toy.Toy):
+    """The values of `Toy` as pixels, four times."""
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        data = super().dataset(domain, split)
+        return TensorDomain(data.x.repeat(1, 4).view(-1, 1, 4, 8), data.y, data.classes)
+
+
+def fitted(kind: str, data: toy.Toy, **kwargs: Any) -> Any:
+    model = toy.build(kind, input_shape=data.input_shape, backbone=partial(FeedForward, hidden=[8], dropout=0.3))
+    return toy.fit(model, 20, data, **kwargs)
+
+
+def pictures(logger: Tracker) -> list[str]:
+    return [file.path for file in logger.experiment.list_artifacts(logger.run_id, "reconstructions")]
+
+
+@pytest.mark.parametrize("kind", ["drcn", "dsn"])
+def test_pictures_of_images_are_logged_and_leave_the_fit_as_it_is(kind: str) -> None:
+    logger = Tracker("pictures", run_name=kind)
+    drawn = fitted(kind, Images(), logger=logger, callbacks=[Reconstructions(every_n_epochs=1, samples=3)])
+    plain = fitted(kind, Images())
+    assert toy.equal(toy.state(drawn, ""), toy.state(plain, ""))
+    assert pictures(logger) == [f"reconstructions/step_{step:06d}.png" for step in (10, 20)]
+    assert drawn.training == plain.training
+
+
+def test_vectors_and_other_methods_have_no_picture() -> None:
+    for kind, data in (("drcn", toy.Toy()), ("source_only", Images())):
+        logger = Tracker("pictures", run_name=kind)
+        fitted(kind, data, logger=logger, callbacks=[Reconstructions()])
+        assert pictures(logger) == []
+
+
+def test_a_picture_has_a_row_of_images_for_each_part() -> None:
+    rng = np.random.default_rng(0)
+    read, made = rng.uniform(2, 6, (3, 4, 5, 1)), rng.uniform(0, 9, (3, 4, 5, 1))
+    figure = reconstruction_figure({"one": {"samples": read, "reconstructed": made}, "two": {"samples": read[:2]}})
+    rows = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["one\nsamples", "one\nreconstructed", "two\nsamples"]
+    assert [row.shape for row in rows] == [(4, 15), (4, 15), (4, 10)]
+    low, high = read.min(), read.max()
+    np.testing.assert_allclose(rows[0][:, 5:10], (read[1, ..., 0] - low) / (high - low))
+    np.testing.assert_allclose(rows[1][:, 10:], ((made[2, ..., 0] - low) / (high - low)).clip(0, 1))
