@@ -96,7 +96,7 @@ def shorter(line: str) -> str:
         ("max_steps \\d{4,}", "max_steps 4"),
     ):
         line = re.sub(rf"(--[\w.]*){option}", rf"\g<1>{value}", line)
-    grid = re.match(r"lightning-da (label-curve|layer-transfer|speech-transfer)\b", line)
+    grid = re.match(r"lightning-da (label-curve|layer-transfer|speech-transfer|chains)\b", line)
     return f"{line} --seeds 0" if grid and "--seeds" not in line else line
 
 

@@ -41,8 +41,8 @@ def scale_invariant_mse(found: Tensor, expected: Tensor) -> Tensor:
 def difference(shared: Tensor, private: Tensor) -> Tensor:
     """How far the shared and the private features of the same samples are from orthogonal; 0 if they are.
 
-    It is `||H_c^T H_p||_F^2 / (d_c d_p)`. The rows of H_c and H_p are the features of the samples, centred by their mean and
-    then scaled to length 1.
+    It is `||H_c^T H_p||_F^2 / (d_c d_p)`. The rows of H_c and H_p are the features of a sample, without the mean over
+    samples and scaled to length 1.
 
     Source: Bousmalis et al., "Domain separation networks", NeurIPS 2016, equation 5, in the form of the authors' code:
     the paper has neither the mean nor the length nor the division by the number of entries.
