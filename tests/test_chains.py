@@ -81,6 +81,7 @@ def test_the_table_has_the_accuracy_before_and_after_the_labels_of_the_target() 
     np.testing.assert_allclose(rows["before"], [np.nan, np.nan, 0.25, 0.35, 0.375, 0.475])
 
 
+@pytest.mark.slow
 def test_chains_are_fitted_once_and_start_from_one_another(words: list[str], tmp_path: Path, capsys: Any) -> None:
     more = ["--through", "three.npz", "--data.target_labels", "4"]
     table = main([*words, *more])

@@ -21,7 +21,7 @@ from lightning_da.tracking import Tracker
 from tests import toy
 from tests.references import centred_directions
 
-BOTTLENECK = {"bottleneck": partial(FeedForward, hidden=[6])}
+BOTTLENECK: dict[str, Any] = {"bottleneck": partial(FeedForward, hidden=[6])}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -109,7 +109,7 @@ def test_drcn_reconstructs_the_target_alone() -> None:
 @pytest.mark.parametrize("standardize", [False, "per_domain"])
 @pytest.mark.parametrize("similarity", ["dann", "mmd"])
 def test_dsn_is_the_sum_of_its_terms(similarity: str, standardize: Any) -> None:
-    given = {"reconstruction_weight": 2.0, "difference_weight": 3.0, "similarity_weight": 5.0}
+    given: dict[str, Any] = {"reconstruction_weight": 2.0, "difference_weight": 3.0, "similarity_weight": 5.0}
     logged: dict[str, Any] = {}
     model = ready(DSN, logged, similarity=similarity, standardize=standardize, **BOTTLENECK, **AT_ONCE, **given)
     if standardize:
@@ -132,7 +132,9 @@ def test_dsn_is_the_sum_of_its_terms(similarity: str, standardize: Any) -> None:
 
 def reached(term: str, similarity: str = "dann") -> set[str]:
     """The parts of DSN that one term sends a gradient into."""
-    weights = {f"{name}_weight": float(name == term) for name in ("reconstruction", "difference", "similarity")}
+    weights: dict[str, Any] = {
+        f"{name}_weight": float(name == term) for name in ("reconstruction", "difference", "similarity")
+    }
     model = ready(DSN, similarity=similarity, **BOTTLENECK, **AT_ONCE, **weights)
     loss = step(model, both(model)).domain_loss
     names, parameters = zip(*model.named_parameters(), strict=True)

@@ -84,9 +84,10 @@ class DSN(ReconstructionModule):
             similarity = domain_classification(scale_gradient(s, -1), scale_gradient(t, -1), self.discriminators[0])
         else:
             similarity = joint_mmd([s], [t], [self.kernel], shared=True)
+        errors = [scale_invariant_mse(self.decoder(shared + own), x) for shared, own, x in parts]
         losses = {
-            "reconstruction": sum(scale_invariant_mse(self.decoder(shared + own), x) for shared, own, x in parts),
-            "difference": sum(difference(shared, own) for shared, own, _ in parts),
+            "reconstruction": torch.stack(errors).sum(),
+            "difference": torch.stack([difference(shared, own) for shared, own, _ in parts]).sum(),
             "similarity": similarity,
         }
         self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
