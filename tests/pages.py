@@ -162,7 +162,7 @@ def write_data(folder: Path, page: Path) -> None:
     for seed, name in enumerate((*names, "prepared/mnist", "prepared/mnist_m")):
         write_digits(folder / f"{name}.npz", seed)
     for root in ("data/office", "prepared/office_caltech10"):
-        for seed, domain in enumerate(("amazon", "webcam")):
+        for seed, domain in enumerate(("amazon", "webcam", "dslr")):
             write_images(folder / root / domain, ("bike", "calculator", "mug"), seed)
     for seed, name in enumerate(("amazon", "webcam", "a", "b")):
         write_vectors(folder / f"{name}.csv", 0.5 * (seed % 2))

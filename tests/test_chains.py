@@ -98,6 +98,10 @@ def test_chains_are_fitted_once_and_start_from_one_another(words: list[str], tmp
         "one-three-s0": runs["one-s0"].info.run_id,
         "one-three-two-s0": runs["one-three-s0"].info.run_id,
     }
+    assert {name: run.data.params["source"] for name, run in runs.items()} == {
+        **dict.fromkeys(runs, "one.npz"),
+        "one-three-s0": "three.npz",
+    }
     assert {run.data.tags["trained_on"] for name, run in runs.items() if name.endswith("two-s0")} == {"target"}
     main([*words, *more, "--longest", "0"])
     assert "3 of 3 trainings are already finished" in capsys.readouterr().out
