@@ -96,7 +96,7 @@ def shorter(line: str) -> str:
         ("max_steps \\d{4,}", "max_steps 4"),
     ):
         line = re.sub(rf"(--[\w.]*){option}", rf"\g<1>{value}", line)
-    grid = re.match(r"lightning-da (label-curve|layer-transfer|speech-transfer)\b", line)
+    grid = re.match(r"lightning-da (label-curve|layer-transfer|speech-transfer|chains)\b", line)
     return f"{line} --seeds 0" if grid and "--seeds" not in line else line
 
 
@@ -162,7 +162,7 @@ def write_data(folder: Path, page: Path) -> None:
     for seed, name in enumerate((*names, "prepared/mnist", "prepared/mnist_m")):
         write_digits(folder / f"{name}.npz", seed)
     for root in ("data/office", "prepared/office_caltech10"):
-        for seed, domain in enumerate(("amazon", "webcam")):
+        for seed, domain in enumerate(("amazon", "webcam", "dslr")):
             write_images(folder / root / domain, ("bike", "calculator", "mug"), seed)
     for seed, name in enumerate(("amazon", "webcam", "a", "b")):
         write_vectors(folder / f"{name}.csv", 0.5 * (seed % 2))

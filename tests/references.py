@@ -159,3 +159,8 @@ def kernel_statistics(source: Array, target: Array, gammas: Sequence[float]) -> 
         step = values[:, 2 * i] - values[:, 2 * i + 1]
         Q += np.outer(step, step) / pairs
     return d, Q
+
+
+def centred_directions(x: Array) -> Array:
+    """Rows without the mean of the rows, scaled to length 1."""
+    return np.stack([(row - x.mean(axis=0)) / np.linalg.norm(row - x.mean(axis=0)) for row in x])

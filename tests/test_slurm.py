@@ -225,7 +225,7 @@ def test_a_job_is_queued_again_at_the_signal_and_at_nothing_else() -> None:
 # ---------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("command", ["sweep", "layer-transfer", "speech-transfer", "label-curve", "search"])
+@pytest.mark.parametrize("command", ["sweep", "layer-transfer", "speech-transfer", "label-curve", "chains", "search"])
 def test_every_grid_has_the_options(command: str, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -20,6 +20,8 @@ from lightning_da.methods import (
     CMD,
     DAN,
     DANN,
+    DRCN,
+    DSN,
     JAN,
     MCC,
     OSBP,
@@ -104,12 +106,17 @@ METHODS: dict[str, Entry] = {
     "osbp": Entry(osbp, without=("better",)),
     # its class weights are in the task loss too
     "pada": Entry(PADA, without=("weight_zero",)),
+    # a decoder of the target keeps the noise, where that is wide
+    "drcn": Entry(partial(DRCN, domain_weight=0.3), shift="moved"),
+    "dsn": Entry(partial(DSN, reconstruction_weight=0.01)),
+    # the unbiased MMD of a sample with itself, which that property takes for chance, is below 0
+    "dsn_mmd": Entry(partial(DSN, similarity="mmd", reconstruction_weight=0.01), without=("null",)),
 }
 ADAPTING = [name for name in METHODS if name != "source_only"]
 TWO_STAGES = ("adda", "shot")
 ON_ONE_NETWORK = [name for name in ADAPTING if name not in TWO_STAGES]
 """Those that train one network for both domains, with a task loss and a domain loss."""
-FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada")
+FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd")
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "curve": "draw the transferability of each layer of a network, without training",
     "label-curve": "train on a few labels of the target, and draw the accuracy over their number",
     "layer-transfer": "copy the first n layers from task A to task B, for each n, and train on B",
+    "chains": "fine-tune from the source to the target through other domains, in every order",
     "shard": "write a domain of images into a few large files, for data that do not fit into memory",
     "speech-transfer": "train on speakers or genders, then on emotions, with two network sizes",
 }

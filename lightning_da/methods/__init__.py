@@ -13,6 +13,8 @@ from lightning_da.methods.dann import DANN
 from lightning_da.methods.dap import DAP
 from lightning_da.methods.deep_coral import DeepCORAL
 from lightning_da.methods.domain_confusion import DomainConfusion
+from lightning_da.methods.drcn import DRCN
+from lightning_da.methods.dsn import DSN
 from lightning_da.methods.dtml import DTML
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.jan import JAN
@@ -33,6 +35,8 @@ __all__ = [
     "DAN",
     "DANN",
     "DAP",
+    "DRCN",
+    "DSN",
     "DTML",
     "JAN",
     "MCC",

@@ -25,7 +25,7 @@ class DomainBatch(NamedTuple):
     """The samples of one domain in a training batch, in one process or in all.
 
     Attributes:
-        layers: Activations of each adapted layer, shape (n, width).
+        layers: Activations of each adapted layer, shape (n, width), then those of `further_layers`.
         logits: Shape (n, num_classes).
         labels: Shape (n,), int64, `UNKNOWN` (-1) where the class is not known. Those of a domain whose labels the
             method does not read are all `UNKNOWN`.
@@ -101,10 +101,12 @@ class AdaptationModule(TransferModule):
         return max(super().fewest_samples, self.fewest_for_domain_loss)
 
     def adapted_widths(self) -> list[int]:
-        """Width of the activations of each adapted layer."""
+        """Width of the activations of each adapted layer, then of `further_layers`."""
         training = self.training
+        x = torch.zeros(1, *self.input_shape)
         with torch.no_grad():
-            _, activations = self.eval().activations(torch.zeros(1, *self.input_shape), "target", self.adapted)
+            _, activations = self.eval().activations(x, "target", self.adapted)
+            activations += self.further_layers(x, "target")
         self.train(training)
         return [activation.shape[1] for activation in activations]
 
@@ -130,6 +132,18 @@ class AdaptationModule(TransferModule):
                 f"init_from {start!r} has read labels of the target (train_on: {settings['train_on']}); {name} "
                 "starts from a run on source labels only"
             )
+
+    def further_layers(self, x: Tensor, domain: str) -> list[Tensor]:  # noqa: ARG002
+        """What the domain loss reads beside the activations of the adapted layers, for example the samples.
+
+        Args:
+            x: Samples of the domain that is set, shape (n, *input_shape).
+            domain: `source` or `target`.
+
+        Returns:
+            Tensors (n, width); nothing by default.
+        """
+        return []
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         """The idea of the method: the distance between the domains.
@@ -272,13 +286,17 @@ class AdaptationModule(TransferModule):
 
     def _pass_at_once(self, x: dict[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
         sizes = {domain: len(part) for domain, part in x.items()}
-        domain = sizes if len(x) > 1 else next(iter(x))
         try:
-            logits, layers = self.activations(torch.cat(list(x.values())), domain, self.adapted)
+            together = sizes if len(x) > 1 else next(iter(x))
+            logits, layers = self.activations(torch.cat(list(x.values())), together, self.adapted)
+            outputs = (part.split(list(sizes.values())) for part in (logits, *layers))
+            found = dict(zip(x, zip(*outputs, strict=True), strict=True))
+            for domain, samples in x.items():
+                self.set_domain(domain)
+                found[domain] = (*found[domain], *self.further_layers(samples, domain))
         finally:  # the second pass of `checkpoint` ends early by an exception
             self.set_domain("target")
-        outputs = (part.split(list(sizes.values())) for part in (logits, *layers))
-        return dict(zip(x, zip(*outputs, strict=True), strict=True))
+        return found
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         # With weight 0 the domains are passed apart, so that the arithmetic is that of training without a domain loss.

@@ -1,14 +1,12 @@
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from lightning_da.errors import ConfigError
+from lightning_da.methods.decoders import decoder as new_decoder
 from lightning_da.methods.semi_supervised import SemiSupervised
-from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import constant
 
 
@@ -39,9 +37,7 @@ class Autoencoder(SemiSupervised):
         super().__init__(unlabelled_schedule=unlabelled_schedule, **kwargs)
         if self.reads_words:
             raise ConfigError("an autoencoder computes numbers, not words; use --config method/pseudo_labels.yaml")
-        with torch.random.fork_rng(devices=[]):  # dropout draws as it does without the decoder
-            layers = FeedForward((self.head.in_features,), list(decoder))
-            self.decoder = nn.Sequential(layers, nn.Linear(layers.num_features, prod(self.input_shape)))
+        self.decoder = new_decoder(self.head.in_features, decoder, self.input_shape)
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Mean squared error of the reconstruction; for the shapes see `SemiSupervised.unlabelled_loss`."""
