@@ -106,10 +106,17 @@ def test_drcn_reconstructs_the_target_alone() -> None:
     assert all(g.abs().max() > 0 for g in gradients(seen.domain_loss, model.decoder.parameters()))
 
 
-@pytest.mark.parametrize("standardize", [False, "per_domain"])
+@pytest.mark.parametrize(
+    ("standardize", "norm"), [(False, "separate"), ("per_domain", "separate"), ("per_domain", "joint")]
+)
 @pytest.mark.parametrize("similarity", ["dann", "mmd"])
-def test_dsn_is_the_sum_of_its_terms(similarity: str, standardize: Any) -> None:
-    given: dict[str, Any] = {"reconstruction_weight": 2.0, "difference_weight": 3.0, "similarity_weight": 5.0}
+def test_dsn_is_the_sum_of_its_terms(similarity: str, standardize: Any, norm: str) -> None:
+    given: dict[str, Any] = {
+        "batch_norm": norm,
+        "reconstruction_weight": 2.0,
+        "difference_weight": 3.0,
+        "similarity_weight": 5.0,
+    }
     logged: dict[str, Any] = {}
     model = ready(DSN, logged, similarity=similarity, standardize=standardize, **BOTTLENECK, **AT_ONCE, **given)
     if standardize:
@@ -198,7 +205,8 @@ class Images(toy.Toy):
 
 
 def fitted(kind: str, data: toy.Toy, **kwargs: Any) -> Any:
-    model = toy.build(kind, input_shape=data.input_shape, backbone=partial(FeedForward, hidden=[8], dropout=0.3))
+    backbone = partial(FeedForward, hidden=[8], dropout=0.3, batch_norm=True)
+    model = toy.build(kind, input_shape=data.input_shape, backbone=backbone)
     return toy.fit(model, 20, data, **kwargs)
 
 

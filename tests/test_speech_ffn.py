@@ -137,7 +137,7 @@ def test_a_domain_loss_stands_beside_labels_of_the_target(method: str, train_on:
         init_from=str(first_stage),
         standardize=True,
         optimizer=toy.ADAM,
-        layers=("fc2", "head"),
+        **({} if method in toy.OF_HEAD_INPUT else {"layers": ("fc2", "head")}),
     )
     data = toy.Toy()
     toy.trainer(2, limit_val_batches=0).fit(module, data)
