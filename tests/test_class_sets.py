@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_da.commands.compare import missing_classes
 from lightning_da.data import DataError, FeatureTables, Roles
 from lightning_da.errors import ConfigError
-from lightning_da.losses.adversarial import domain_classification, unknown_boundary
+from lightning_da.losses.adversarial import unknown_boundary
 from lightning_da.main import main as lightning_da
 from lightning_da.methods import OSBP, PADA, FineTune, MultiTask
 from lightning_da.methods.classifier import open_set_scores
@@ -180,17 +180,14 @@ def test_osbp_finds_unknown_samples_that_source_only_cannot_see() -> None:
 # ---------------------------------------------------------------- partial sets
 
 
-def test_a_weight_multiplies_the_loss_of_its_sample() -> None:
-    s, t = torch.randn(2, 5, 3, dtype=torch.float64)
-    discriminator = torch.nn.Linear(3, 1).double()
-    weights = torch.tensor([0.0, 0.5, 1.0, 1.0, 0.25], dtype=torch.float64)
-    own = [domain_classification(s[i : i + 1], t, discriminator) for i in range(5)]
-    of_target = domain_classification(s, t, discriminator) - domain_classification(s, t, discriminator, 0 * weights)
-    alone = [loss - (domain_classification(s[:1], t, discriminator, weights[:1])) for loss in own]  # weight 0: target
-    torch.testing.assert_close(of_target, torch.stack(alone).mean())
-    found = domain_classification(s, t, discriminator, weights)
-    expected = (torch.stack(alone) * weights).mean() + domain_classification(s, t, discriminator, 0 * weights)
-    torch.testing.assert_close(found, expected)
+def test_the_domain_loss_is_the_mean_of_the_source_by_the_weights_of_its_classes() -> None:
+    model = ready(PADA, domain_schedule=lambda _: 1.0, warm_up=0.0)
+    model.target_shares.copy_(torch.tensor([0.1, 0.6, 0.3]))
+    x, y = torch.randn(8, 8, dtype=torch.float64), torch.tensor([0, 0, 1, 2, 2, 2, -1, 1])
+    weights = torch.tensor([1 / 6, 1 / 6, 1, 0.5, 0.5, 0.5, 1, 1], dtype=torch.float64)  # without a label: 1
+    probability = [model.discriminators[0](model.features(part)).sigmoid()[:, 0] for part in (x, x + 1)]
+    expected = -(weights * probability[0].log()).sum() / weights.sum() - (1 - probability[1]).log().mean()
+    torch.testing.assert_close(step(model, batch_of(model, x, x + 1, y)).domain_loss, expected)
 
 
 def test_a_class_without_weight_teaches_nothing() -> None:

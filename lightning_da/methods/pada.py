@@ -14,10 +14,12 @@ class PADA(AdaptationModule):
     """Partial adaptation: DANN, in which classes that the target seems to lack count little.
 
     The weight of a class is its mean predicted probability over target samples, divided by that of the largest class.
-    It multiplies the task loss and the domain loss of the source samples of this class.
+    It multiplies the task loss of the source samples of this class. The domain loss of the source is the mean with
+    these weights, so that the discriminators see as much of both domains.
 
     Source: Cao et al., "Partial adversarial domain adaptation", ECCV 2018, equations 3 to 5. The mean here is a moving
-    one over batches; in the paper it is that of the whole target, every 500 steps.
+    one over batches; in the paper it is that of the whole target, every 500 steps, and the
+    domain loss is divided by the number of samples, not by their weights.
     https://arxiv.org/abs/1808.04205
 
     Args:
