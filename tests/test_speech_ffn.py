@@ -130,6 +130,7 @@ def linear_layers(module: torch.nn.Module) -> list[torch.nn.Linear]:
 @pytest.mark.parametrize("method", [name for name in toy.ON_ONE_NETWORK if name != "dan"])
 @pytest.mark.parametrize("train_on", ["target", "both"])
 def test_a_domain_loss_stands_beside_labels_of_the_target(method: str, train_on: Any, first_stage: Path) -> None:
+    layers: dict[str, Any] = {} if method in toy.OF_HEAD_INPUT else {"layers": ("fc2", "head")}
     module = toy.build(
         method,
         backbone=BACKBONE,
@@ -137,7 +138,7 @@ def test_a_domain_loss_stands_beside_labels_of_the_target(method: str, train_on:
         init_from=str(first_stage),
         standardize=True,
         optimizer=toy.ADAM,
-        **({} if method in toy.OF_HEAD_INPUT else {"layers": ("fc2", "head")}),
+        **layers,
     )
     data = toy.Toy()
     toy.trainer(2, limit_val_batches=0).fit(module, data)
