@@ -116,7 +116,7 @@ ADAPTING = [name for name in METHODS if name != "source_only"]
 TWO_STAGES = ("adda", "shot")
 ON_ONE_NETWORK = [name for name in ADAPTING if name not in TWO_STAGES]
 """Those that train one network for both domains, with a task loss and a domain loss."""
-OF_HEAD_INPUT = ("drcn", "dsn", "dsn_mmd")
+OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd")
 """Those that adapt the input of the head and no other layer."""
 FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd")
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
