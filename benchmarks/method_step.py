@@ -31,6 +31,7 @@ from lightning_da.networks.backbones import LeNet, TimmBackbone
 
 NETWORKS: dict[str, tuple[Any, tuple[int, int, int], tuple[str, str, str]]] = {
     "lenet": (partial(LeNet, batch_norm=True), (1, 28, 28), ("fc1", "fc2", "head")),
+    "resnet50": (partial(TimmBackbone, model="resnet50"), (3, 224, 224), ("model.layer3", "model.layer4", "head")),
     "resnet18": (partial(TimmBackbone, model="resnet18"), (3, 64, 64), ("model.layer3", "model.layer4", "head")),
 }
 LOG_EVERY = 50
@@ -104,7 +105,9 @@ def main() -> None:
     for name in methods:
         plain = statistics.median(seconds[name][3:])
         logged = (statistics.median(floors[name]) - plain) / LOG_EVERY if floors[name] else 0.0
-        print(f"{name:12} {1000 * (plain + logged):7.1f} ms  ratio {(plain + logged) / base:.2f}")
+        whole = plain + logged
+        rate = 2 * given.batch_size / whole
+        print(f"{name:12} {1000 * whole:7.1f} ms  {rate:7.0f} images/s  ratio {whole / base:.2f}")
 
 
 if __name__ == "__main__":

@@ -282,6 +282,11 @@ class TransferCLI(LightningCLI):
             raise ConfigError(
                 f"trainer.accelerator: there is no GPU, only a CPU with {os.cpu_count()} cores; set it to cpu"
             )
+        callbacks = self.config_init.trainer.callbacks or []
+        named = {type(callback) for callback in (callbacks if isinstance(callbacks, list) else [callbacks])}
+        self.trainer_defaults["callbacks"] = [
+            own for own in self.trainer_defaults["callbacks"] if type(own) not in named
+        ]
         plugins = self.config_init.trainer.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -663,13 +663,16 @@ WILD = ["--model.optimizer.lr=1.0e+30", "--trainer.max_steps=6"]
     ("words", "message"),
     [
         (method("source_only", *WILD), "training diverged at step 2: train/task_loss is nan; try a smaller"),
+        (method("source_only", *WILD, "--trainer.callbacks+=lightning_da.callbacks.StopAtDivergence",
+                "--trainer.callbacks.skip=2"),
+         "training diverged at step 4 (after 2 skipped steps): train/task_loss is nan; try a smaller"),
         (method("dann", *WILD), "train/task_loss is nan, train/domain_loss is nan"),
         (method("dan", *WILD), "train/task_loss is nan, train/domain_loss is nan"),
         (method("source_only", *WILD, "--model.optimizer=torch.optim.SGD", "--trainer.max_steps=1",
                 "--model.optimizer.lr=1.0e+38", "--model.optimizer.weight_decay=1.0e+30"),
          "training diverged by step 1: "),
     ],
-    ids=["source_only", "dann", "dan", "last step"],
+    ids=["source_only", "skip", "dann", "dan", "last step"],
 )  # fmt: skip
 def test_a_diverged_fit_is_no_result(words: list[str], message: str, complaint: Complaint) -> None:
     before = number_of_runs()

@@ -1,17 +1,19 @@
 """A step that is not finite ends the fit, and says where."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_da.callbacks.stop_at_divergence import SKIPPED, StopAtDivergence
 from lightning_da.errors import RunError
 from lightning_da.methods import DeepCORAL
 from lightning_da.methods.adaptation import DomainBatch
-from lightning_da.testing import build, fit
+from lightning_da.networks.backbones import FeedForward
+from lightning_da.testing import AT_ONCE, build, equal, fit, state
 
 
 class BrokenAt(DeepCORAL):
@@ -32,6 +34,44 @@ def test_a_gradient_that_is_not_finite_ends_the_fit_before_the_step() -> None:
     with pytest.raises(RunError, match=r"diverged at step 4: the gradients of \d of \d+ tensors .* that of backbone\."):
         fit(model, steps=6, callbacks=[StopAtDivergence()])
     assert all(value.isfinite().all() for value in model.parameters())
+
+
+def overflowing(*steps: int) -> Any:
+    """A network with batch norm whose activations are infinite at some training steps, counted from 0."""
+    model = build(DeepCORAL, backbone=partial(FeedForward, hidden=[16], batch_norm=True), **AT_ONCE)
+
+    def overflow(module: nn.Module, x: Any) -> Any:
+        return x[0] + (torch.inf if module.training and model.global_step in steps else 0)
+
+    model.backbone.register_forward_pre_hook(overflow)
+    return model
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_that_are_not_finite_are_skipped_if_asked_for(accumulate: int) -> None:
+    """A skipped step leaves weights and buffers as they were."""
+    callback, model = StopAtDivergence(skip=2), overflowing(3, 5)
+    with pytest.warns(match="2 step.s. were skipped"):
+        fit(model, steps=6, callbacks=[callback], accumulate_grad_batches=accumulate)
+    assert model.trainer.callback_metrics["train/skipped_steps"] == callback.skipped == 2
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+    short, long = overflowing(3), overflowing(3)
+    for model, steps in ((short, 3), (long, 4)):
+        fit(model, steps=steps, callbacks=[StopAtDivergence(skip=1)], accumulate_grad_batches=accumulate)
+    assert equal(state(short), state(long))
+
+
+def test_more_steps_than_may_be_skipped_end_the_fit() -> None:
+    with pytest.raises(RunError, match=r"diverged at step 6 \(after 1 skipped steps\): train/task_loss is nan"):
+        fit(overflowing(3, 5), steps=8, callbacks=[StopAtDivergence(skip=1)])
+
+
+def test_the_number_of_skipped_steps_is_kept() -> None:
+    callback, resumed = StopAtDivergence(skip=3), StopAtDivergence(skip=3)
+    callback.skipped = 2
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed.skipped == 2
 
 
 def test_large_gradients_are_no_divergence() -> None:

@@ -1,4 +1,5 @@
 from lightning_da.callbacks.check_leaks import CheckLeaks
+from lightning_da.callbacks.compile_layers import CompileLayers
 from lightning_da.callbacks.keep_random_state import KeepRandomState
 from lightning_da.callbacks.label_free_scores import LabelFreeScores
 from lightning_da.callbacks.log_model import LogModel
@@ -12,6 +13,7 @@ from lightning_da.callbacks.write_predictions import WritePredictions
 
 __all__ = [
     "CheckLeaks",
+    "CompileLayers",
     "KeepRandomState",
     "LabelFreeScores",
     "LogModel",
