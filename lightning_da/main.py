@@ -47,7 +47,8 @@ def main(args: Sequence[str] | None = None) -> Any:
         _stop(f"no command {name!r}; {list_choices(name, COMMANDS)}", code=2)
     prepare()
     try:
-        if name not in TRAINER_COMMANDS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # torchrun sets both; other programs leave the second in the environment
+        if name not in TRAINER_COMMANDS and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["WORLD_SIZE"] != "1":
             raise ConfigError(f"{name} starts its own processes; start it once, without torchrun")
         check_options(with_found_configs(words), all_known=name in TRAINER_COMMANDS)
         with loading_errors():

@@ -103,6 +103,10 @@ def test_a_trainer_of_another_size_than_torchrun_is_refused(
         main(["sweep", "--methods", "dann"])
     assert stop.value.code == 2
     assert "sweep starts its own processes; start it once, without torchrun" in capsys.readouterr().err
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # the rest was left by another program
+    with pytest.raises(SystemExit):
+        main(["sweep", "--methods", "dan", "--typo"])
+    assert "unknown key 'typo'" in capsys.readouterr().err
 
 
 def test_machines_that_nobody_starts_are_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:

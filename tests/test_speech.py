@@ -105,6 +105,19 @@ def test_a_manifest_that_is_no_table(tmp_path: Path) -> None:
             read_corpus(tmp_path / "m.csv", "emotion")
 
 
+@pytest.mark.parametrize("name", ["../away.wav", "in/../../away.wav", "{folder}/away.wav"])
+def test_a_manifest_lists_files_of_its_folder(name: str, tmp_path: Path) -> None:
+    """Others only if that is asked for."""
+    name = name.format(folder=tmp_path)
+    (tmp_path / "corpus").mkdir()
+    manifest = tmp_path / "corpus" / "m.csv"
+    manifest.write_text(f"path\nin/./a.wav\n{tmp_path}/corpus/b.wav\n{name}\n")
+    with pytest.raises(DataError, match=rf"m.csv: '{name}' is outside of the folder .* set --data.outside true"):
+        read_corpus(manifest, "emotion")
+    assert read_corpus(manifest, "emotion", outside=True).names[2] == name
+    assert SpeechCorpora(str(manifest), str(manifest), outside=True).with_labels("speaker").outside
+
+
 def test_sounds_that_are_gone_are_named_when_they_are_read(pair: Path) -> None:
     data = corpora(pair, recordings="source.csv")
     assert data.classes == ["angry", "sad"]

@@ -1,5 +1,6 @@
 """Speech corpora: sound files with speaker, gender and emotion labels."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -50,20 +51,21 @@ class Corpus(NamedTuple):
     table: pd.DataFrame
 
 
-def read_corpus(place: Path, folders: Label) -> Corpus:
+def read_corpus(place: Path, folders: Label, outside: bool = False) -> Corpus:
     """Reads the table of a corpus. Sound files are not opened, and the files of a manifest need not exist.
 
     Args:
         place: A manifest (.csv, see `SpeechCorpora`), a folder of sound files, or a sound file.
         folders: The kind of label that the names of sub-folders are.
+        outside: Whether a manifest may list files outside of its folder.
 
     Raises:
         DataError: If `place` does not exist, a folder has no sounds, or a manifest is unreadable, has no column `path`,
-            lists a file twice or a file of another kind, has a duplicate column, a misspelled column name or an unknown
-            split.
+            lists a file twice, a file of another kind or one outside of its folder, has a duplicate column, a
+            misspelled column name or an unknown split.
     """
     if place.suffix.lower() == ".csv" and place.is_file():
-        return _read_manifest(place)
+        return _read_manifest(place, outside)
     if place.is_dir():
         files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
         if not files:
@@ -81,7 +83,7 @@ def read_corpus(place: Path, folders: Label) -> Corpus:
     return Corpus(place, files, [str(name) for name in names], _with_columns(table))
 
 
-def _read_manifest(path: Path) -> Corpus:
+def _read_manifest(path: Path, outside: bool) -> Corpus:
     table = read_table(path, "path", (*LABELS, "split"))
     if table.empty:
         raise DataError(f"{path}: the manifest lists no sound files")
@@ -90,6 +92,10 @@ def _read_manifest(path: Path) -> Corpus:
     for name in table["path"]:
         if Path(name).suffix.lower() not in SUFFIXES:
             raise DataError(f"{path}: {name!r} is no sound file ({', '.join(SUFFIXES)}); convert it, or remove its row")
+        if not (outside or Path(os.path.abspath(path.parent / name)).is_relative_to(os.path.abspath(path.parent))):
+            raise DataError(
+                f"{path}: {name!r} is outside of the folder of the manifest; set --data.outside true if you trust it"
+            )
     return Corpus(path, [path.parent / name for name in table["path"]], list(table["path"]), _with_columns(table))
 
 
@@ -134,6 +140,7 @@ class SpeechCorpora(DomainPairDataModule):
         val_share: Fraction for validation: of the speakers, or of the utterances if speakers are unknown.
         test_share: Fraction for test.
         recordings: Corpus, folder or sound file that `predict` classifies instead of the target.
+        outside: Whether manifests may list files outside of their folders.
         emotions: Emotions to classify, in the order of the labels; other emotions are unlabelled. None uses all. If
             given, `predict` with `recordings` does not need the two corpora.
         **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
@@ -158,6 +165,7 @@ class SpeechCorpora(DomainPairDataModule):
         val_share: float = 0.1,
         test_share: float = 0.2,
         recordings: str | None = None,
+        outside: bool = False,
         emotions: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -167,10 +175,11 @@ class SpeechCorpora(DomainPairDataModule):
             "source": source, "target": target, "features": features, "rate": rate, "batch_size": batch_size,
             "root": root, "source_folders": source_folders, "target_folders": target_folders,
             "test_speakers": test_speakers, "seed": seed, "val_share": val_share, "test_share": test_share,
+            "outside": outside,
         }  # fmt: skip
         self.task, self.features, self.rate, self.root = task, features, rate, Path(root)
         self.folders = (source_folders, target_folders)
-        self.test_speakers, self.recordings = test_speakers, recordings
+        self.test_speakers, self.recordings, self.outside = test_speakers, recordings, outside
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._corpora: dict[str, Corpus] = {}
         self._parts: dict[str, dict[str, Indices]] = {}
@@ -351,7 +360,8 @@ class SpeechCorpora(DomainPairDataModule):
         return self._corpora[domain]
 
     def _open(self, name: str, folders: Label) -> Corpus:
-        return read_corpus(write_corpus(name, cache_folder()) if name in CORPORA else self.root / name, folders)
+        place = write_corpus(name, cache_folder()) if name in CORPORA else self.root / name
+        return read_corpus(place, folders, self.outside)
 
     def _check_there(self, corpus: Corpus) -> None:
         missing = [pair for pair in zip(corpus.names, corpus.files, strict=True) if not pair[1].is_file()]

@@ -29,7 +29,7 @@ from lightning_da.grids.engine import Cell, Result, add_fit, order_of, reason, r
 from lightning_da.grids.pool import Workers
 from lightning_da.grids.space import as_words, as_yaml, value_of
 from lightning_da.store import client, search_runs
-from lightning_da.tracking import artifact_file, is_local, parameters
+from lightning_da.tracking import artifact_file, is_local, parameters, send_waiting
 
 STUDY = "search"
 HELD_BY, REASON, RUN, SCORE = "held by", "reason", "run", "score"
@@ -84,6 +84,7 @@ def run_search(search: Search, cli: TransferCLI, workers: Workers) -> pd.DataFra
     Raises:
         RunError: If the search is interrupted, a process is killed, or no trial has a score.
     """
+    send_waiting()
     experiment = client().get_experiment_by_name(cli.config.trainer.logger.init_args.experiment_name)
     assert experiment is not None  # created by the logger
     seed = int(search.config["seed_everything"])
