@@ -143,7 +143,8 @@ def save(program: ExportedProgram, path: Path, data: DomainPairDataModule) -> No
         path: The file.
         data: The data that it was trained on.
     """
-    torch.export.save(program, path, extra_files={DESCRIPTION: description(data)})
+    with path.open("wb") as stream:  # torch warns of a path that does not end in .pt2
+        torch.export.save(program, stream, extra_files={DESCRIPTION: description(data)})
 
 
 def save_onnx(program: ExportedProgram, path: Path, data: DomainPairDataModule) -> Callable[[Tensor], Tensor]:

@@ -20,7 +20,7 @@ VIEW = "lightning_da"
 """Key of the view in the address."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 COLUMNS = {
-    "attributes.`Run Name`": 230,
+    "attributes.`Run Name`": 290,
     "params.`method`": 100,
     "params.`seed`": 50,
     f"tags.`{PAIR}`": 160,

@@ -62,8 +62,11 @@ OF_FIT = {"config", "help", "print_config", *(key for key in HELP if "." not in 
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command's own options: a mistake is a `ConfigError`, without the usage.
 
-    Options that it does not know are those of `fit`.
+    Options cannot be abbreviated. Options that it does not know are those of `fit`.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         found, others = super().parse_known_args(args, namespace)

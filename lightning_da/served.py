@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
 from lightning_da.errors import ConfigError
@@ -69,9 +70,15 @@ class Served:
 
         Returns:
             A row for each sample: `class`, its `probability`, and the `probabilities` of all classes by their names.
+
+        Raises:
+            MlflowException: If a sample cannot be read; MLflow's server answers with its message.
         """
         given = model_input.iloc[:, 0].tolist() if isinstance(model_input, pd.DataFrame) else model_input
-        found = self.probabilities(given)
+        try:
+            found = self.probabilities(given)
+        except ConfigError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
         best = found.argmax(axis=1)
         return pd.DataFrame(
             {

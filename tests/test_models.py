@@ -24,6 +24,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.entities import LoggedModel, Run
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from torch import Tensor, nn
 
@@ -116,7 +117,7 @@ def test_image_files_get_the_answers_of_predict(tmp_path: Path) -> None:
     model = mlflow.pyfunc.load_model(str(place(model_of(run))))
     files = [(tmp_path / "images" / name).read_bytes() for name in expected]
     compare(model.predict(pd.DataFrame({"image": files})), list(expected.values()))
-    with pytest.raises(ValueError, match="sample 1, counted from 0: not a readable image"):
+    with pytest.raises(MlflowException, match="sample 1, counted from 0: not a readable image"):
         model.predict(pd.DataFrame({"image": [files[0], b"text"]}))
 
 
@@ -147,7 +148,7 @@ def test_texts_get_the_answers_of_predict(tmp_path: Path) -> None:
         next(iter(expected.values()))[0]
     ]
     for wrong in (" ", None):
-        with pytest.raises(ValueError, match="sample 1, counted from 0: there is no text"):
+        with pytest.raises(MlflowException, match="sample 1, counted from 0: there is no text"):
             model.predict(pd.DataFrame({"text": [texts[0], wrong]}))
 
 
@@ -158,7 +159,7 @@ def test_sound_files_get_the_answers_of_predict(pair: Path) -> None:
     model = mlflow.pyfunc.load_model(str(place(model_of(run))))
     sounds = [(pair / name).read_bytes() for name in expected]
     compare(model.predict(pd.DataFrame({"sound": sounds})), list(expected.values()))
-    with pytest.raises(ValueError, match="sample 0, counted from 0: a sound: not a readable sound file"):
+    with pytest.raises(MlflowException, match="sample 0, counted from 0: a sound: not a readable sound file"):
         model.predict(pd.DataFrame({"sound": [b"text"]}))
 
 
@@ -469,18 +470,18 @@ def test_a_model_loads_without_the_project_and_without_pickle(tested: Run, tmp_p
 
 def test_register_gives_the_row_of_the_table_as_tags(tested: Run, capsys: pytest.CaptureFixture[str]) -> None:
     version = main(["register", tested.info.run_id, "--alias", "champion"])
-    assert (version.name, int(version.version)) == ("one.npz-two.npz", 1)
-    assert "--model-uri 'models:/one.npz-two.npz@champion'" in capsys.readouterr().out
+    assert (version.name, int(version.version)) == ("one-two", 1)
+    assert "--model-uri models:/one-two@champion " in capsys.readouterr().out
     main(["register", tested.info.run_id])  # a second time, nothing changes
-    (there,) = client().search_model_versions("name = 'one.npz-two.npz'")
+    (there,) = client().search_model_versions("name = 'one-two'")
     model = model_of(tested)
     assert there.source == f"models:/{model.model_id}"
-    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "one.npz-two.npz", "version": 1}]
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "one-two", "version": 1}]
     assert there.tags["method"] == "dann"
     assert there.tags["target acc"] == f"{tested.data.metrics['test/target/acc']:.3f}"
     assert there.tags["chosen"] == "last epoch"
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
-    loaded = mlflow.pyfunc.load_model("models:/one.npz-two.npz@champion")
+    loaded = mlflow.pyfunc.load_model("models:/one-two@champion")
     assert loaded.predict(np.zeros((2, 5), dtype=np.float32)).shape == (2, 3)
     assert int(client().get_model_version_by_alias(there.name, "champion").version) == 1
 
@@ -495,7 +496,28 @@ def test_register_refuses_what_cannot_be_registered(tested: Run, capsys: pytest.
             main(["register", *words])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
-    assert not client().search_model_versions("name = 'numbered'")
+    assert not client().search_registered_models("name = 'numbered'")
+
+
+def test_register_takes_the_figures_of_the_run_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not those of a later run with the same settings and seed; a run without a test has none."""
+    toy.write_tables(tmp_path)
+    words = (*VECTORS, "--trainer.logger.experiment_name", "again")
+    first = fitted(*words)
+    with pytest.raises(SystemExit):
+        main(["register", first.info.run_id])
+    assert f"{first.info.run_id!r} is not tested" in capsys.readouterr().err
+    main(["test", "--ckpt_path", first.info.run_id, *SHORT])
+    later = fitted(*words)
+    with pytest.raises(SystemExit):
+        main(["register", later.info.run_id])
+    assert f"{later.info.run_id!r} is not tested" in capsys.readouterr().err
+    main(["test", "--ckpt_path", later.info.run_id, *SHORT])
+    for run, value in ((first, 0.123), (later, 0.456)):
+        client().log_metric(run.info.run_id, "test/target/acc", value)
+        assert main(["register", run.info.run_id, "--name", "own"]).tags["target acc"] == f"{value:.3f}"
 
 
 def test_export_writes_files_that_answer_alike(tested: Run) -> None:
@@ -649,3 +671,11 @@ def test_a_server_gives_the_answers_of_predict(kind: str, tmp_path: Path, pair: 
         with pytest.raises(urllib.error.HTTPError) as wrong:
             post('{"inputs": [["a"]]}')
         assert wrong.value.code == 400
+        if kind == "image":
+            damaged = {"dataframe_split": {"columns": [kind], "data": [[base64.b64encode(b"text").decode()]]}}
+            with pytest.raises(urllib.error.HTTPError) as wrong:
+                post(json.dumps(damaged))
+            assert wrong.value.code == 400
+            said = json.load(wrong.value)
+            assert "sample 0, counted from 0: not a readable image" in said["message"]
+            assert "stack_trace" not in said

@@ -169,9 +169,9 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         main(["new", "empty", "--kind", "custom", "--name", "mine"])
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
     monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    main(["new", "empty", "--kind", "custom", "--name", "mine"])
-    assert (tmp_path / "empty" / "mine.py").is_file()
+    monkeypatch.chdir(tmp_path / "empty")
+    main(["new", ".", "--kind", "custom", "--name", "mine"])
+    assert Path("mine.py").is_file()  # the working folder is still there
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_wheel_is_whole(tmp_path: Path) -> None:
     made = place / "mine"
     assert f'dependencies = ["lightning-da @ {wheel.as_uri()}"]' in (made / "pyproject.toml").read_text()
     assert "_src_path" not in yaml.safe_load((made / ".copier-answers.yml").read_text())
-    call(python, "example.py", cwd=made)
+    call(python, "example.py", "data/example", cwd=made)
     words = ["--config", "method/source_only.yaml", "--config", "data/features.yaml", "--config", "conf/task.yaml"]
     program("fit", *words, "--trainer.max_steps", "5", cwd=made)
     program("test", *words, "--trainer.max_steps", "5", cwd=made)

@@ -46,10 +46,16 @@ def test_the_page_has_the_table_the_verdict_the_curves_and_the_settings(experime
         recorded.run(experiment, "source_only", seed, acc=0.4 + 0.1 * seed, params={"lr": "0.1"}, wrong=range(100))
         recorded.run(experiment, "dann", seed, acc=0.8, params={"lr": "0.2"}, wrong=range(10), pictures=300)
         recorded.run(experiment, "target_only", seed, acc=1.0, params={"lr": "0.1", "train_on": "target"})
+    recorded.run(experiment, "target_only", 1, acc=1.0, params={"lr": "0.1", "train_on": "target"})
     client().create_run(find_experiment(experiment).experiment_id)
     main(["report", experiment])
     page = Page(Path("report.html"))
-    for words in ("Runs with test results: 6", "without, left out: 1", "one -> two", "0.450 ± 0.071", "lr=0.2"):
+    for words in (
+        "Runs in the tables: 6; 1 earlier with the same settings and seed; 1 without test results",
+        "one -> two",
+        "0.450 ± 0.071",
+        "lr=0.2",
+    ):
         assert words in page.text, words
     assert "chosen without target labels: dann (score neighbours 0.950; source_only has 0.500)" in page.text
     assert "The same in all: seed" not in page.text

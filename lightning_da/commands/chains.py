@@ -81,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
         "direct transfer and the target from scratch beside. After an interruption, the same command runs only the "
         "unfinished trainings. All options of `fit` are accepted too.",
         usage="lightning-da chains --config data/NAME.yaml --through DOMAIN ... [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--through", nargs="+", required=True, metavar="DOMAIN", help="the other domains, named as --data.source"

@@ -95,15 +95,8 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
             print(describe(*said))
         if group["target rmse"].notna().any():
             print("no choice without target labels: its score needs classes, and the labels are numbers")
-    for differing, pairs in settings_of(runs).items():
-        print(f"\nwarning: {', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}")
-    for pair, share in missing_classes(runs).items():
-        print(
-            f"\nwarning: {pair}: {LOWER} hardly predicts {share:.0%} of the source's classes on the target; {MISSING}"
-        )
-    for sign, names in warnings_of(runs).items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        print(f"\nwarning: {', '.join(names[:3])}{more}: {sign}")
+    for warning in warnings_of(runs):
+        print(f"\nwarning: {warning}")
     return table.drop(columns=["answers", "data", "runs"])
 
 
@@ -188,11 +181,29 @@ def describe(found: Verdict, bound: str) -> str:
         return text
     return (
         f"{text}\nits target accuracy is about {found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}; this is "
-        "estimated from how often it agrees with the other methods"
+        "estimated from how often it agrees with the other methods, and too high where all methods err alike"
     )
 
 
-def warnings_of(runs: Sequence[Run]) -> dict[str, list[str]]:
+def warnings_of(runs: Sequence[Run]) -> list[str]:
+    """What to look at before the figures: class sets that differ, classes that seem to lack, and signs of failure.
+
+    Args:
+        runs: Runs, the latest first.
+    """
+    sets = settings_of(runs).items()
+    found = [f"{', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}" for differing, pairs in sets]
+    found += [
+        f"{pair}: {LOWER} hardly predicts {share:.0%} of the source's classes on the target; {MISSING}"
+        for pair, share in missing_classes(runs).items()
+    ]
+    for sign, names in signs_of(runs).items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        found.append(f"{', '.join(names[:3])}{more}: {sign}")
+    return found
+
+
+def signs_of(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The signs of failure that were recorded in training, each with the names of the runs that have it.
 
     Args:

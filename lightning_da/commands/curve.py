@@ -69,7 +69,6 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         "example the pretrained weights of a timm model. All options of `fit` are accepted too.",
         usage="lightning-da curve --ckpt_path RUN [RUN] [--OPTION VALUE ...]\n"
         "       lightning-da curve --config backbone/NAME.yaml --config data/NAME.yaml [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("--ckpt_path", nargs="+", metavar="RUN", help="checkpoint file, run id or run name")
     parser.add_argument(

@@ -25,7 +25,6 @@ def run(args: Sequence[str]) -> Any:
         description="Combine the networks of earlier runs: the network with the largest margin classifies each sample. "
         "The data come from the first run. All options of `fit` are accepted too.",
         usage="lightning-da ensemble RUN RUN [RUN ...] [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("members", nargs="+", metavar="RUN", help="checkpoint file, run id or run name")
     given, options = parser.parse_known_args(args)

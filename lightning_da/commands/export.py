@@ -29,7 +29,6 @@ def run(args: Sequence[str]) -> Path:
         "project. Its outputs are compared with those of the network on samples of the target. All options of "
         "`predict` are accepted too.",
         usage="lightning-da export RUN [--onnx] [--output FILE] [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="checkpoint file, run id or run name")
     parser.add_argument("--onnx", action="store_true", help="write ONNX instead of torch.export (extra onnx)")

@@ -107,7 +107,6 @@ def _parser() -> argparse.ArgumentParser:
         "accepted too.",
         usage="lightning-da label-curve --config data/NAME.yaml [--labels ...] [--methods ...] [--OPTION VALUE ...]\n"
         "       lightning-da label-curve --config backbone/NAME.yaml --data.root FOLDER",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--labels", nargs="+", default=["1/class", "3/class", "10/class", "all"], metavar="N",

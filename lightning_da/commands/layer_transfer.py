@@ -82,7 +82,6 @@ def _parser() -> argparse.ArgumentParser:
         "layers are frozen (random). After an interruption, the same command runs only the unfinished trainings. All "
         "options of `fit` are accepted too.",
         usage="lightning-da layer-transfer --config data/NAME.yaml [--seeds ...] [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     tasks = parser.add_mutually_exclusive_group()
     tasks.add_argument(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import distribution
 from pathlib import Path
+from shlex import quote
 
 import copier
 import yaml
@@ -20,7 +21,7 @@ from copier.errors import CopierError
 
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.parser import CommandParser
-from lightning_da.paths import CONF, PACKAGE, PROJECT, write_whole
+from lightning_da.paths import CONF, PACKAGE, PROJECT
 
 KINDS = {
     "images": "one folder of labelled images, fine-tuned",
@@ -64,13 +65,19 @@ def run(args: Sequence[str]) -> None:
     try:
         _check_empty(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(folder) as part:
+        there = folder.is_dir()  # it stays, since a shell may stand in it
+        with tempfile.TemporaryDirectory(dir=folder if there else folder.parent) as place:
+            part = Path(place) / "project"
             _render(part, {"kind": given.kind, "name": name})
+            for path in part.iterdir() if there else ():
+                path.rename(folder / path.name)
+            if not there:
+                part.rename(folder)
     except (OSError, CopierError) as error:
         raise ConfigError(f"{given.path}: the project cannot be written ({error})") from error
     activate = Path(sys.prefix, "bin", "activate")
     inactive = activate.is_file() and os.environ.get("VIRTUAL_ENV") != sys.prefix
-    steps = [f"source {activate}"] * inactive + [f"cd {given.path}", "make test", "make demo"]
+    steps = [f"source {quote(str(activate))}"] * inactive + [f"cd {quote(str(given.path))}", "make test", "make demo"]
     print("\n  ".join([f"{given.path} is ready; its README says what to edit\n", *steps]))
 
 

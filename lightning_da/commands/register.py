@@ -1,6 +1,8 @@
 """`lightning-da register`: puts the model of a run into MLflow's registry."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import mlflow
@@ -59,7 +61,7 @@ def run(args: Sequence[str]) -> Any:
         why = fit.data.tags.get(NO_MODEL, "it was fitted without LogModel among the callbacks")
         raise ConfigError(f"run {fit.info.run_name!r} has no model: {why}")
     model_id = models[0].model_id
-    name = given.name or row["pair"].replace(" -> ", "-").replace("/", "-").replace(":", "-")
+    name = given.name or "-".join(Path(domain).stem for domain in row["pair"].split(" -> ")).replace(":", "-")
     tags = {str(key): str(value) for key, value in row.items()} | {"seed": fit.data.params["seed"], "chosen": reason}
     try:
         version, is_new = _version(name, model_id, tags)
@@ -69,31 +71,29 @@ def run(args: Sequence[str]) -> Any:
             except MlflowException:
                 if is_new:
                     client().delete_model_version(name, version.version)
+                    if not client().search_model_versions(f"name = '{name}'"):
+                        client().delete_registered_model(name)
                 raise
     except MlflowException as error:
         raise ConfigError(f"register: MLflow refuses it ({one_line(error)}); give another --name or --alias") from error
     place = f"models:/{name}{f'@{given.alias}' if given.alias is not None else f'/{version.version}'}"
     print(f"version {version.version} of {name}: the model of {fit.info.run_name} ({reason})")
-    serve = f"mlflow models serve --model-uri '{place}' --env-manager local --port 5001"
-    print(f"MLFLOW_TRACKING_URI={shown_uri()} {serve}")
+    serve = f"mlflow models serve --model-uri {quote(place)} --env-manager local --port 5001"
+    print(f"MLFLOW_TRACKING_URI={quote(shown_uri())} {serve}")
     return version
 
 
 def _single(reference: str) -> tuple[Run, pd.Series]:
-    """A fit, and its row in the table of its experiment."""
+    """A fit, and its row in the table of its experiment, which has other seeds with the same settings too."""
     fit = find_fit(reference)
     if fit.run_id is None:
         raise ConfigError(f"the run of {reference!r} is not in this MLflow store, and so is its model")
     found = client().get_run(fit.run_id)
-    table = (
-        comparison(rows_of(tested))
-        if (tested := tested_runs(found.info.experiment_id))
-        else pd.DataFrame({"settings": []})
-    )
-    own = table[table["settings"].map(lambda settings: settings == dict(configuration(found)))]
-    if own.empty:
+    tested = tested_runs(found.info.experiment_id)
+    if all(run.info.run_id != fit.run_id for run in tested):
         raise ConfigError(f"run {reference!r} is not tested; run `lightning-da test --ckpt_path {reference}` first")
-    return found, _row(own)
+    table = comparison(rows_of([found, *tested]))  # of runs with the same settings and seed, the first counts
+    return found, _row(table[table["runs"].map(lambda runs: fit.run_id in runs)])
 
 
 def _chosen(grid: Run) -> tuple[Run, pd.Series, str]:

@@ -24,6 +24,7 @@ from lightning_da.commands.compare import (
     warnings_of,
 )
 from lightning_da.errors import ConfigError
+from lightning_da.mlflow_view import PRIMARY_METRIC
 from lightning_da.pages import picture, render, svg
 from lightning_da.parser import CommandParser
 from lightning_da.paths import write_whole
@@ -36,7 +37,12 @@ DRAWN = 8
 """Rows of a table in one figure of curves, the best ones."""
 POINTS = 40
 """Points of a curve over training."""
-OVER_TIME = ("val/target/acc", "val/source/acc", "train/task_loss", "train/domain_loss", "score/neighbours")
+OVER_TIME = (
+    *("val/target/acc", "val/source/acc", "val/target/rmse", "val/source/rmse"),
+    *("train/task_loss", "train/domain_loss", "score/neighbours"),
+)
+PICTURES = {"confusion.png": "Confusion matrix", "embedding.png": "Embedding"}
+"""The pictures of a run's test, and what they are."""
 WIDTH = 1000
 """Largest width of a picture in pixels."""
 
@@ -93,7 +99,8 @@ def page_of(name: str, runs: Sequence[Run], number: int) -> str:
     values: dict[str, Any] = {
         "title": name,
         "made": f"{datetime.now():%Y-%m-%d %H:%M}",
-        "tested": len(runs),
+        "shown": (shown := int(table["seeds"].sum())),
+        "repeated": len(runs) - shown,
         "untested": number - len(runs),
         "pairs": pairs,
         "left_out": 0,
@@ -113,7 +120,8 @@ def page_of(name: str, runs: Sequence[Run], number: int) -> str:
             room -= size
 
     for pair, group in zip(pairs, groups, strict=True):
-        best = group.loc[group["target acc"].fillna(-1).nlargest(DRAWN).index.sort_values()]
+        success = group["target acc"].fillna(-group["target rmse"]).fillna(-np.inf)
+        best = group.loc[success.nlargest(DRAWN).index.sort_values()]
         names = list(best["method"])
         for title, curves in _over_depth(best, by_id).groupby("title", sort=False):
             add(pair["depth"], _drawn(curves, names, str(title)))
@@ -208,20 +216,25 @@ def _lines(curves: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
 
 
 def _median_run(runs: Sequence[str], by_id: dict[str, Run]) -> str:
-    """The run with the median target accuracy."""
-    ordered = sorted(runs, key=lambda run: by_id[run].data.metrics.get("test/target/acc", 0.0))
+    """The run with the median result on the target: the accuracy, or the error of a regression."""
+
+    def result(run: str) -> float:
+        metrics = by_id[run].data.metrics
+        return metrics.get(PRIMARY_METRIC, metrics.get("test/target/rmse", 0.0))
+
+    ordered = sorted(runs, key=result)
     return ordered[(len(ordered) - 1) // 2]
 
 
 def _files(run: Run) -> list[Path]:
     """The pictures of a run's test."""
     there = {artifact.path for artifact in client().list_artifacts(run.info.run_id)}
-    return [artifact_file(run, name) for name in ("confusion.png", "embedding.png") if name in there]
+    return [artifact_file(run, name) for name in PICTURES if name in there]
 
 
 def _pictures(name: str, files: Sequence[Path]) -> dict[str, Any] | None:
     """The pictures of a row; None if one cannot be read."""
     try:
-        return {"name": name, "images": [picture(file, WIDTH) for file in files]}
+        return {"name": name, "images": [(PICTURES[file.name], picture(file, WIDTH)) for file in files]}
     except (OSError, Image.DecompressionBombError):
         return None

@@ -143,7 +143,6 @@ def _parser() -> argparse.ArgumentParser:
         "accuracy on the source is a score of the run, which reads no target labels: score/reverse. After an "
         "interruption, the same command runs only the unfinished trainings.",
         usage="lightning-da reverse RUN [RUN ...]\n       lightning-da reverse --experiment NAME",
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="checkpoint file, run id or run name")
     parser.add_argument("--experiment", metavar="NAME", help="all tested runs of an experiment without target labels")

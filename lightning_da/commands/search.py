@@ -101,7 +101,6 @@ def _parser() -> argparse.ArgumentParser:
         "`fit` are accepted too.",
         usage="lightning-da search --config method/NAME.yaml --config data/NAME.yaml [--space FILE] [--trials N] "
         "[--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--space", default=SPACE, metavar="FILE",

@@ -88,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         "sizes by margin. After an interruption, the same command runs only the unfinished trainings. All options of "
         "`fit` are accepted too.",
         usage="lightning-da speech-transfer --config data/speech.yaml [--seeds ...] [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="seeds (default: 0 1 2)")
     parser.add_argument(

@@ -83,7 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Fit and test several methods and seeds, then print a comparison. After an interruption, the same "
         "command runs only the unfinished trainings. All options of `fit` are accepted too.",
         usage="lightning-da sweep --config data/NAME.yaml [--methods ...] [--seeds ...] [--OPTION VALUE ...]",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME",

@@ -51,4 +51,6 @@ def _check_free(port: int) -> None:
         with socket.create_server((HOST, port)):
             return
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"port: {port} is not free ({error}); give another, for example --port 5001") from error
+        raise ConfigError(
+            f"port: {port} is not free ({error}); take another, for example: lightning-da ui --port 5001"
+        ) from error

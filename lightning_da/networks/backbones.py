@@ -220,9 +220,14 @@ class TimmBackbone(Backbone):
         try:
             donor = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
         except Exception as error:  # a broken file raises exceptions of many kinds
+            cause = f"({type(error).__name__}: {one_line(error)})"
+            if overlay is None:
+                raise ConfigError(
+                    f"backbone weights: those of {self.name} cannot be downloaded {cause}; without a network, give a "
+                    "file (--model.backbone.weights FILE) or `random`"
+                ) from error
             raise ConfigError(
-                f"backbone weights {self._weights!r}: the file is cut off, or has no weights of {self.name} "
-                f"({type(error).__name__}: {one_line(error)})"
+                f"backbone weights {self._weights!r}: the file is cut off, or has no weights of {self.name} {cause}"
             ) from error
         self._check_loaded(fresh, donor.state_dict())
         self.model.load_state_dict(donor.state_dict())

@@ -1,5 +1,6 @@
-"""Draws the example data/example/<domain>/<class>/*.png. Delete this file when you have data of your own."""
+"""Draws the example <domain>/<class>/*.png into a folder. Delete this file when you have data of your own."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from PIL import Image, ImageDraw
 
 for domain in ("plain", "noisy"):
     for label, corners in {"triangle": 3, "square": 4, "disc": 60}.items():
-        folder = Path("data/example", domain, label)
+        folder = Path(sys.argv[1], domain, label)
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(120):
             rng = np.random.default_rng([corners, number, domain == "noisy"])

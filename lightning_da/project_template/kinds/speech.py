@@ -1,5 +1,6 @@
-"""Speaks the example data/example/speakers.csv and emotions.csv. Delete this file when you have data of your own."""
+"""Speaks the example speakers.csv and emotions.csv into a folder. Delete this file when you have data of your own."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from lightning_da.speech.synthesis import RATE, draw_manner, draw_voice, speak
 
 EMOTIONS = ["neutral", "angry", "happy", "sad"]
 
-folder = Path("data/example")
-folder.mkdir(parents=True, exist_ok=True)
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True)
 for corpus, emotions in {"speakers": ["neutral"], "emotions": EMOTIONS}.items():
     rows = []
     for number in range(12):

@@ -1,12 +1,14 @@
-"""Writes the example data/example/books.csv and kitchen.csv. Delete this file when you have data of your own."""
+"""Writes the example books.csv and kitchen.csv into a folder. Delete this file when you have data of your own."""
 
+import sys
 from pathlib import Path
 
 import pandas as pd
 
 from lightning_da.text.synthesis import write_reviews
 
-Path("data/example").mkdir(parents=True, exist_ok=True)
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True)
 for domain in ("books", "kitchen"):
     texts, labels = write_reviews(f"synthetic-{domain}", 1200)
-    pd.DataFrame({"text": texts, "label": labels}).to_csv(f"data/example/{domain}.csv", index=False)
+    pd.DataFrame({"text": texts, "label": labels}).to_csv(folder / f"{domain}.csv", index=False)
