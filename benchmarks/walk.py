@@ -4,8 +4,8 @@
 
 Runs a short demo, starts the UI, opens the address that is printed, and looks for what docs/reading.md
 says: the experiment, the columns and their values, four runs compared, the charts over depth, the pictures of a run,
-and the page of `lightning-da report`. Data sets and registered models are looked for if the store has them. Ends with
-an error if something is not there. Needs the package playwright of the extra `dev`, and Chromium on the PATH (Debian:
+a registered model, and the page of `lightning-da report`. Data sets are looked for if the store has them. Ends with an
+error if something is not there. Needs the package playwright of the extra `dev`, and Chromium on the PATH (Debian:
 `apt-get install chromium`).
 """
 
@@ -57,6 +57,8 @@ def main() -> None:
             *("sweep", "--config", "data/digits.yaml", "--methods", *METHODS, "--seeds", "0", "1"),
             *("--trainer.max_steps", str(given.steps), "--trainer.logger.experiment_name", EXPERIMENT),
         )
+        (sweep,) = (run for run in MlflowClient().search_runs(["1"]) if "grid" in run.data.tags)
+        lightning_da("register", str(sweep.info.run_id), "--alias", "champion")
         report = Path(folder) / "report.html"
         lightning_da("report", EXPERIMENT, "--out", str(report))
         with ui(folder) as addresses, sync_playwright() as playwright:
@@ -180,8 +182,10 @@ def look_at_run(page: Page, experiment: str, out: Path) -> None:
 
 
 def look_at_models(page: Page, server: str, out: Path) -> None:
-    """Registered models, if the store has any, with their aliases."""
-    for model in MlflowClient().search_registered_models():
+    """Registered models with their aliases."""
+    models = MlflowClient().search_registered_models()
+    assert models, "no model is registered"
+    for model in models:
         page.goto(f"{server}/#/models/{model.name}?workflowType=machine_learning")
         expect(page.get_by_role("heading", name=model.name)).to_be_visible()
         for alias in model.aliases:
