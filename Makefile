@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@python=$$(for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	  $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$name && break; done); \
 	if [ -z "$$python" ]; then echo "make: no Python 3.11 to 3.14 found; install one of them" >&2; exit 1; fi; \
-	echo "installing into $(VENV) (some minutes, 6 GB)"; \
+	echo "installing into $(VENV) (some minutes, 7 GB)"; \
 	$(PY) -c '' 2>/dev/null || clear=--clear; \
 	$$python -m venv $$clear $(VENV)
 	$(PY) -m pip install --constraint constraints.txt --editable '.[dev]'

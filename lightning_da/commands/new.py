@@ -122,7 +122,7 @@ def _origin() -> tuple[str, dict[str, str]]:
     """Where this package comes from: what pip installs it by, and what `copier update` reads."""
     if PROJECT != PACKAGE:
         origin = {"_src_path": str(PROJECT)}
-        described = ["git", "-C", str(PROJECT), "describe", "--tags", "--always"]
+        described = ["git", f"--git-dir={PROJECT / '.git'}", "describe", "--tags", "--always"]
         with suppress(OSError, subprocess.CalledProcessError):  # a copy without git, which cannot update
             origin["_commit"] = subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
         return f"lightning-da @ {PROJECT.as_uri()}", origin
