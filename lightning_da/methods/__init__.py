@@ -7,6 +7,7 @@ from lightning_da.methods.class_embedding import ClassEmbedding
 from lightning_da.methods.classical import Classical
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.cmd import CMD
+from lightning_da.methods.cogan import CoGAN
 from lightning_da.methods.conservative import Conservative
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
@@ -48,6 +49,7 @@ __all__ = [
     "ClassEmbedding",
     "Classical",
     "Classifier",
+    "CoGAN",
     "Conservative",
     "DeepCORAL",
     "DomainBatch",

@@ -35,3 +35,19 @@ def watch_discriminators(
         "discriminator_acc": torch.cat(right).float().mean(),
         "discriminator_loss": torch.stack(losses).mean(),
     }
+
+
+def watch_pictures(
+    games: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], discriminator: nn.Module
+) -> dict[str, Tensor]:
+    """Whether made pictures are told from real ones, and how much they vary, for `Signs.add`.
+
+    Args:
+        games: Features (n, d) and values (n, k) of each game: features of real and of made pictures, then their values.
+        discriminator: From features to (n, 1) logits, positive for real.
+    """
+    right, spreads = [], []
+    for real, made, real_values, made_values in games:
+        right += [discriminator(real) > 0, discriminator(made) <= 0]
+        spreads.append(made_values.std(dim=0).mean() / real_values.std(dim=0).mean().clamp(min=1e-12))
+    return {"real_or_made_acc": torch.cat(right).float().mean(), "made_spread": torch.stack(spreads).min()}
