@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lightning_da.errors import check_range
-from lightning_da.methods.reconstruction import DrawsPictures
+from lightning_da.methods.pictures import DrawsPictures
 from lightning_da.tracking import Tracker
 
 GREY_OR_COLOUR = (1, 3)

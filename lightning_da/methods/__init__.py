@@ -9,6 +9,7 @@ from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.cmd import CMD
 from lightning_da.methods.cogan import CoGAN
 from lightning_da.methods.conservative import Conservative
+from lightning_da.methods.cycle_gan import CycleGAN
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
 from lightning_da.methods.dap import DAP
@@ -51,6 +52,7 @@ __all__ = [
     "Classifier",
     "CoGAN",
     "Conservative",
+    "CycleGAN",
     "DeepCORAL",
     "DomainBatch",
     "DomainConfusion",

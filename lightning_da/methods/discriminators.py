@@ -37,17 +37,17 @@ def watch_discriminators(
     }
 
 
-def watch_pictures(
-    games: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], discriminator: nn.Module
-) -> dict[str, Tensor]:
-    """Whether made pictures are told from real ones, and how much they vary, for `Signs.add`.
+@torch.no_grad()
+def watch_pictures(games: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Whether made pictures are told from real ones, and how much they differ from each other, for `Signs.add`.
 
     Args:
-        games: Features (n, d) and values (n, k) of each game: features of real and of made pictures, then their values.
-        discriminator: From features to (n, 1) logits, positive for real.
+        games: Of each discriminator: its answers for real and for made pictures, any shape, then the values of real and
+            of made pictures, shape (n, k). Answers are counted as right on their side of the middle of both means.
     """
     right, spreads = [], []
     for real, made, real_values, made_values in games:
-        right += [discriminator(real) > 0, discriminator(made) <= 0]
+        undecided = (real.mean() + made.mean()) / 2
+        right += [(real > undecided).flatten(), (made <= undecided).flatten()]
         spreads.append(made_values.std(dim=0).mean() / real_values.std(dim=0).mean().clamp(min=1e-12))
     return {"real_or_made_acc": torch.cat(right).float().mean(), "made_spread": torch.stack(spreads).min()}

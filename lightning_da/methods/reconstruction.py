@@ -1,4 +1,4 @@
-"""The base of the methods that make pictures, and of those whose domain loss reconstructs samples."""
+"""The base of the methods whose domain loss reconstructs samples."""
 
 from typing import Any
 
@@ -6,24 +6,8 @@ from torch import Tensor
 
 from lightning_da.errors import ConfigError
 from lightning_da.methods.adaptation import AdaptationModule
-from lightning_da.methods.base import TransferModule
 from lightning_da.methods.decoders import decoder as new_decoder
-
-
-class DrawsPictures(TransferModule):
-    """A method that makes samples, which are drawn where they are pictures."""
-
-    def reconstructions(self, x: Tensor, domain: str) -> dict[str, Tensor]:
-        """Samples as the backbone reads them, and what the method makes of them or beside them.
-
-        Args:
-            x: Samples, shape (n, *input_shape).
-            domain: `source` or `target`.
-
-        Returns:
-            From a name to samples (n, *input_shape), those that were read first.
-        """
-        raise NotImplementedError
+from lightning_da.methods.pictures import DrawsPictures
 
 
 class ReconstructionModule(DrawsPictures, AdaptationModule):

@@ -11,6 +11,9 @@ LOGGED_STEPS = 4
 START_STEPS = 30
 """The first steps, in which a healthy network may predict one class too."""
 
+PICTURE_STEPS = 200
+"""The first steps, in which a healthy generator may make no pictures yet."""
+
 
 class Signs:
     """Watches an adaptation, and names what goes wrong and what to try.
@@ -78,7 +81,9 @@ def _read(mean: dict[str, float], step: int) -> Iterator[tuple[str, str]]:
             "network and discriminator diverges: lower the learning rate or --model.domain_weight, or use batch norm "
             "in the backbone",
         )
-    if mean.get("made_spread", 1) < 0.05 and step >= START_STEPS:
+    if step < PICTURE_STEPS:
+        return
+    if mean.get("made_spread", 1) < 0.05:
         yield (
             "one picture",
             "the generator makes nearly the same picture each time, so it has collapsed: lower the learning rate, or "
@@ -90,7 +95,6 @@ def _read(mean: dict[str, float], step: int) -> Iterator[tuple[str, str]]:
             "the discriminator tells made pictures from real ones without an error and gives no useful gradient: lower "
             "the learning rate, or use a larger --model.generator",
         )
-
 
 
 def largest_share(classes: Tensor) -> Tensor:
