@@ -95,6 +95,26 @@ def feature_matching(real: Tensor, made: Tensor) -> Tensor:
     return (real.mean(dim=0) - made.mean(dim=0)).square().sum()
 
 
+@full_precision
+def one_more_class(logits: Tensor) -> Tensor:
+    """The log-odds that a sample is of any class, against one more class whose logit is 0: log sum_k exp l_k.
+
+    Source: Salimans et al., NeurIPS 2016, section 5.
+
+    Args:
+        logits: Shape (n, num_classes), floating point.
+
+    Returns:
+        Shape (n,), float32 or better.
+
+    Examples:
+        >>> import torch
+        >>> one_more_class(torch.tensor([[0.0, -50.0], [0.0, 0.0]])).exp()
+        tensor([1., 2.])
+    """
+    return logits.logsumexp(dim=1)
+
+
 def with_fixed_weights(network: nn.Module, x: Tensor) -> Tensor:
     """The output of a network whose parameters get no gradient; `x` gets one.
 

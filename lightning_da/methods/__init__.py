@@ -19,6 +19,7 @@ from lightning_da.methods.drcn import DRCN
 from lightning_da.methods.dsn import DSN
 from lightning_da.methods.dtml import DTML
 from lightning_da.methods.fine_tune import FineTune
+from lightning_da.methods.gan_classifier import GANClassifier
 from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
 from lightning_da.methods.mcc import MCC
@@ -57,6 +58,7 @@ __all__ = [
     "DomainBatch",
     "DomainConfusion",
     "FineTune",
+    "GANClassifier",
     "MarginEnsemble",
     "MultiTask",
     "Progressive",

@@ -51,7 +51,7 @@ class CoGAN(GeneratesPictures, AdaptationModule):
         )
         check_range("pictures", pictures, 1)
         self._pictures = pictures
-        self.generator.last = PerDomain(self.generator.last)
+        self.generator.last = PerDomain(self.generator.get_submodule("last"))
         self.discriminator = nn.Linear(self.head.in_features, 1)
 
     def further_layers(self, x: Tensor, domain: str) -> list[Tensor]:  # noqa: ARG002

@@ -9,6 +9,7 @@ from lightning_da.data.base import DOMAINS
 from lightning_da.errors import check_range
 from lightning_da.gather import gather
 from lightning_da.losses.games import Game, discriminator_loss, generator_loss, with_fixed_weights
+from lightning_da.losses.precision import full_precision
 from lightning_da.methods.discriminators import watch_pictures
 from lightning_da.methods.pictures import DrawsPictures
 from lightning_da.methods.watched import WatchedModule
@@ -22,9 +23,9 @@ CLIP = 0.1
 class CycleGAN(DrawsPictures, WatchedModule):
     """Translates pictures of the source into the style of the target, and classifies the translations.
 
-    Two translators learn, without pairs, to be taken for pictures of the other domain by its discriminator, and to give
-    a picture back when one follows the other. The classifier learns the labels of translated pictures of the source,
-    reads the target as it is, and sends no gradient into the translators. All learn in the same step.
+    Two translators learn without pairs: the discriminator of the other domain takes translations for its own, and one
+    translator undoes the other. The classifier learns the labels of translated pictures of the source, reads the target
+    as it is, and sends no gradient into the translators.
 
     Source: Zhu et al., "Unpaired image-to-image translation using cycle-consistent adversarial networks", ICCV 2017,
     equations 1 to 3 and, for the identity, section 5.2. DiscoGAN (Kim et al., ICML 2017) and DualGAN (Yi et al., ICCV
@@ -62,7 +63,7 @@ class CycleGAN(DrawsPictures, WatchedModule):
             check_range(f"{name}_weight", value, 0)
         check_range("width", width, 1)
         self.unlabelled = tuple(domain for domain in DOMAINS if domain not in self.supervised)
-        self._game, self._distance = game, l1_loss if cycle == "absolute" else mse_loss
+        self._game, self._distance = game, full_precision(l1_loss if cycle == "absolute" else mse_loss)
         self.translators = nn.ModuleDict({to: translator(self.input_shape, width) for to in DOMAINS})
         self.discriminators = nn.ModuleDict({of: patch_discriminator(self.input_shape, width) for of in DOMAINS})
         self._domain: str | Mapping[str, int] = "target"
@@ -76,8 +77,7 @@ class CycleGAN(DrawsPictures, WatchedModule):
         read = dict(zip(sizes, self.standardize(x).split(list(sizes.values())), strict=True))
         if "source" in read:
             read["source"] = self.translators["target"](read["source"]).detach()
-        features: Tensor = self.bottleneck(self.backbone(torch.cat(list(read.values()))))
-        return features
+        return self.bottleneck(self.backbone(torch.cat(list(read.values()))))  # type: ignore[no-any-return]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         labelled = batch | {"target": batch["labelled"]} if "labelled" in batch else batch
@@ -98,14 +98,14 @@ class CycleGAN(DrawsPictures, WatchedModule):
         found: dict[str, list[Tensor]] = {"discriminator": [], "translator": [], "cycle": [], "identity": []}
         for domain, translate in self.translators.items():
             x, discriminator = real[domain], self.discriminators[domain]
-            answers = [gather(discriminator(part)) for part in (x, made[domain].detach())]
-            games.append((*answers, x.flatten(1), made[domain].flatten(1)))
-            found["discriminator"].append(discriminator_loss(*answers, self._game))
+            of_real, of_made = (gather(discriminator(part)) for part in (x, made[domain].detach()))
+            games.append((of_real, of_made, x.flatten(1), made[domain].flatten(1)))
+            found["discriminator"].append(discriminator_loss(of_real, of_made, self._game))
             taken = gather(with_fixed_weights(discriminator, made[domain]))
             found["translator"].append(generator_loss(taken, self._game))
             for name, start in (("cycle", made[OTHER[domain]]), ("identity", x)):
                 if self._weights[name] > 0:
-                    found[name].append(self._distance(gather(translate(start)).float(), gather(x).float()))
+                    found[name].append(self._distance(gather(translate(start)), gather(x)))
         self._watched = watch_pictures(games) if self.logs_now else None
         return {name: torch.stack(parts).sum() for name, parts in found.items() if parts}
 

@@ -1,7 +1,7 @@
 """The bases of the methods that make pictures."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_da.data.base import DOMAINS, DomainPairDataModule
 from lightning_da.errors import check_range
 from lightning_da.methods.base import TransferModule
+from lightning_da.networks.pictures import Between
 from lightning_da.networks.pictures import generator as new_generator
 
 
@@ -63,7 +64,7 @@ class GeneratesPictures(DrawsPictures):
                 self.set_domain(role)
                 yield from map(self.standardize, self.training_samples(data, role))
 
-        self.generator.between.fit(samples())  # type: ignore[operator]
+        cast(Between, self.generator.get_submodule("between")).fit(samples())
         self.set_domain("target")
 
     def made(self, noise: Tensor) -> Tensor:

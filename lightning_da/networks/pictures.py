@@ -23,8 +23,8 @@ def check_pictures(shape: tuple[int, ...]) -> None:
     """
     if len(shape) != 3 or any(side % STEP for side in shape[1:]):
         raise ConfigError(
-            f"it makes pictures of shape (channels, height, width) with sides that are multiples of {STEP}, not "
-            f"{shape}; for other samples use --config method/dann.yaml"
+            f"this method makes pictures of shape (channels, height, width), with sides that are multiples of {STEP}, "
+            f"not {shape}; for other samples use --config method/dann.yaml"
         )
 
 
@@ -101,8 +101,10 @@ class Residual(nn.Sequential):
     """Layers whose output is added to their input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = x + super().forward(x)
-        return found
+        added = x
+        for layer in self:
+            added = layer(added)
+        return x + added
 
 
 def translator(shape: tuple[int, ...], width: int = 16, blocks: int = 2) -> Residual:
