@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -23,6 +24,7 @@ from lightning_da.networks import LSTM, LeNet
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.networks.norms import PerDomain, split_layers
 from lightning_da.networks.pictures import Between, generator, patch_discriminator, translator
+from lightning_da.paths import CONF
 from lightning_da.testing import AT_ONCE, batch_of, compare_processes, gradients, ready, step, two_processes
 from lightning_da.tracking import Tracker
 from tests import toy
@@ -331,6 +333,27 @@ def test_a_game_of_wasserstein_clips_the_discriminators_alone() -> None:
     assert min(largest(model.translators), largest(free.discriminators)) > 0.1
 
 
+def test_few_labels_of_the_target_are_read_beside_the_translations() -> None:
+    logged: dict[str, Any] = {}
+    model = cycle(logged, train_on="both")
+    s, t, few, y = normal(5, 1, 4, 8), normal(6, 1, 4, 8, seed=1), normal(3, 1, 4, 8, seed=2), torch.tensor([2, 1, 0])
+    model.training_step({"source": (s, torch.arange(5) % 3), "target": t, "labelled": (few, y)}, 0)
+    parts = [(model.translators["target"](s), torch.arange(5) % 3), (few, y)]
+    wanted = sum(cross_entropy(model.head(model.backbone(x)), labels).item() for x, labels in parts) / 2
+    assert logged["train/task_loss"].item() == pytest.approx(wanted, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cycle_gan", "disco_gan", "dual_gan"])
+def test_the_files_say_what_differs(name: str) -> None:
+    given = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())["model"]["init_args"]
+    game, distance = {
+        "cycle_gan": ("least_squares", "absolute"),
+        "disco_gan": ("cross_entropy", "squared"),
+        "dual_gan": ("wasserstein", "absolute"),
+    }[name]
+    assert (given["game"], given["cycle"]) == (game, distance)
+
+
 # ---------------------------------------------------------------- the GAN classifier
 
 
@@ -421,9 +444,20 @@ def test_weights_stay_float32_and_finite_in_mixed_precision(name: str) -> None:
         assert value.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", ["cogan", "cycle_gan", "gan_classifier"])
-def test_pictures_are_logged(name: str) -> None:
-    logger = Tracker("pictures", run_name=name)
+def test_pictures_are_logged() -> None:
+    logger = Tracker("pictures", run_name="cogan")
     drawn = [Reconstructions(every_n_epochs=1, samples=3)]
-    testing.fit(testing.build(KINDS[name], **SMALL), 2, Images(number=64), logger=logger, callbacks=drawn)
-    assert [file.path for file in logger.experiment.list_artifacts(logger.run_id, "reconstructions")]
+    testing.fit(testing.build(KINDS["cogan"], **SMALL), 4, Images(number=64), logger=logger, callbacks=drawn)
+    found = [file.path for file in logger.experiment.list_artifacts(logger.run_id, "reconstructions")]
+    assert found == [f"reconstructions/step_{step:06d}.png" for step in (2, 4)]
+
+
+@pytest.mark.parametrize("name", ["cogan", "cycle_gan", "gan_classifier"])
+def test_pictures_are_of_the_shape_of_the_samples(name: str) -> None:
+    model = testing.build(KINDS[name], **SMALL)
+    x = torch.randn(3, 1, 4, 8)
+    for domain in ("source", "target"):
+        found = model.reconstructions(x, domain)
+        assert torch.equal(found.pop("samples"), x)
+        assert found
+        assert all(pictures.shape == x.shape for pictures in found.values())

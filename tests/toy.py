@@ -139,8 +139,8 @@ METHODS: dict[str, Entry] = {
 }
 ADAPTING = [name for name in METHODS if name != "source_only"]
 TWO_STAGES = ("adda", "shot")
-OF_PICTURES = ("cogan",)
-"""Those that make pictures, in a network with layers of each domain."""
+OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan", "gan_classifier")
+"""Methods that need pictures."""
 ON_ONE_NETWORK = [name for name in ADAPTING if name not in (*TWO_STAGES, *OF_PICTURES)]
 """Those that train one network for both domains, with a task loss and a domain loss."""
 OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd")
