@@ -18,6 +18,7 @@ from lightning_da.callbacks import Reconstructions
 from lightning_da.callbacks.keep_random_state import KeepRandomState
 from lightning_da.data.base import TensorDomain
 from lightning_da.errors import ConfigError
+from lightning_da.exporting import export
 from lightning_da.losses.games import Game, discriminator_loss, feature_matching, generator_loss
 from lightning_da.methods import CoGAN, CycleGAN, GANClassifier
 from lightning_da.networks import LSTM, LeNet
@@ -387,6 +388,18 @@ def test_the_gan_classifier_has_one_more_class_and_matches_features() -> None:
 
 
 # ---------------------------------------------------------------- fits
+
+
+@pytest.mark.parametrize("name", ["cycle_gan", "gan_classifier"])
+def test_what_makes_pictures_is_no_part_of_the_exported_network(name: str) -> None:
+    data = Images()
+    network = testing.build(KINDS[name], **SMALL)
+    program = export(network, data)
+    x = data.probe(20)[1]
+    network.set_domain("target")
+    torch.testing.assert_close(program.module()(x), network.eval()(x).softmax(dim=1))
+    made = ("generator", "translators", "discriminators")
+    assert not any(part in key for key in program.state_dict for part in made)
 
 
 class OfVectors:

@@ -3,7 +3,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss, mse_loss
 
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import check_range
@@ -16,8 +15,7 @@ from lightning_da.methods.watched import WatchedModule
 from lightning_da.networks.pictures import patch_discriminator, translator
 
 OTHER = dict(zip(DOMAINS, reversed(DOMAINS), strict=True))
-CLIP = 0.1
-"""The largest weight of a discriminator in the game of Wasserstein."""
+CLIP = 0.1  # the largest weight of a discriminator in the game of Wasserstein
 
 
 class CycleGAN(DrawsPictures, WatchedModule):
@@ -32,8 +30,7 @@ class CycleGAN(DrawsPictures, WatchedModule):
     2017) are other choices of the first arguments. https://arxiv.org/abs/1703.10593
 
     Args:
-        game: What discriminators and translators make small (see `discriminator_loss`); with `wasserstein` no weight of
-            a discriminator is larger than `CLIP`.
+        game: What discriminators and translators make small (see `discriminator_loss`).
         cycle: The distance of a picture from its cycle, the mean absolute or squared difference.
         cycle_weight: Weight of this distance.
         identity_weight: Weight of the distance of a picture from its translation into its own style; 0 leaves it out.
@@ -63,7 +60,8 @@ class CycleGAN(DrawsPictures, WatchedModule):
             check_range(f"{name}_weight", value, 0)
         check_range("width", width, 1)
         self.unlabelled = tuple(domain for domain in DOMAINS if domain not in self.supervised)
-        self._game, self._distance = game, full_precision(l1_loss if cycle == "absolute" else mse_loss)
+        self._game = game
+        self._distance = full_precision(nn.functional.l1_loss if cycle == "absolute" else nn.functional.mse_loss)
         self.translators = nn.ModuleDict({to: translator(self.input_shape, width) for to in DOMAINS})
         self.discriminators = nn.ModuleDict({of: patch_discriminator(self.input_shape, width) for of in DOMAINS})
         self._domain: str | Mapping[str, int] = "target"
@@ -73,11 +71,13 @@ class CycleGAN(DrawsPictures, WatchedModule):
         self._domain = domain
 
     def features(self, x: Tensor) -> Tensor:
-        sizes = {self._domain: len(x)} if isinstance(self._domain, str) else self._domain
-        read = dict(zip(sizes, self.standardize(x).split(list(sizes.values())), strict=True))
-        if "source" in read:
-            read["source"] = self.translators["target"](read["source"]).detach()
-        return self.bottleneck(self.backbone(torch.cat(list(read.values()))))  # type: ignore[no-any-return]
+        x, translate = self.standardize(x), self.translators["target"]
+        if self._domain == "source":
+            x = translate(x).detach()
+        elif not isinstance(self._domain, str):
+            source, rest = x.tensor_split([self._domain.get("source", 0)])
+            x = torch.cat([translate(source).detach(), rest])
+        return self.bottleneck(self.backbone(x))  # type: ignore[no-any-return]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         labelled = batch | {"target": batch["labelled"]} if "labelled" in batch else batch

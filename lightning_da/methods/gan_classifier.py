@@ -10,7 +10,7 @@ from lightning_da.methods.discriminators import watch_pictures
 from lightning_da.methods.pictures import GeneratesPictures
 from lightning_da.methods.semi_supervised import SemiSupervised
 from lightning_da.methods.watched import WatchedModule
-from lightning_da.networks.norms import keep_statistics
+from lightning_da.networks.norms import with_running_statistics
 from lightning_da.schedules import constant
 
 
@@ -18,7 +18,8 @@ class GANClassifier(GeneratesPictures, WatchedModule, SemiSupervised):
     """A classifier that also tells pictures without a label from made ones, which are a class of their own.
 
     The logit of this class is fixed at 0: with Z the sum of the exponentials of the logits, a picture is real with the
-    probability Z / (Z + 1). The generator matches the mean features of real pictures, at the input of the head.
+    probability Z / (Z + 1). The generator matches the mean features of real pictures, at the input of the head. Batch
+    norm treats made pictures as real ones, by its running statistics: by their own, their means would always match.
 
     Source: Salimans et al., "Improved techniques for training GANs", NeurIPS 2016, section 5 and, for the generator,
     3.1. https://arxiv.org/abs/1606.03498
@@ -40,7 +41,7 @@ class GANClassifier(GeneratesPictures, WatchedModule, SemiSupervised):
         number = int(total(torch.tensor(len(x), device=x.device)))
         made = self.made(share(torch.randn(number, self._noise)))
         below = nn.Sequential(self.backbone, self.bottleneck)
-        with keep_statistics(below):
+        with with_running_statistics(below):
             made_logits = self.head(below(made.detach()))
             made_features = with_fixed_weights(below, made)
         real_answers, made_answers = (gather(one_more_class(part)) for part in (logits, made_logits))

@@ -115,6 +115,23 @@ def keep_statistics(network: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked.copy_(number)
 
 
+@contextmanager
+def with_running_statistics(network: nn.Module) -> Iterator[None]:
+    """Within it, batch norm uses its running statistics, also in training, and does not change them.
+
+    Args:
+        network: The network.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    try:
+        for norm in norms:
+            norm.eval()
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
 def set_domain(network: nn.Module, domain: str | Mapping[str, int]) -> None:
     """Sets the domain of the next samples in every part of a network that treats the domains apart.
 
