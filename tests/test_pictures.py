@@ -1,5 +1,6 @@
 """CoGAN, CycleGAN and the GAN classifier: their terms and gradients against the definitions, and their networks."""
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,8 @@ def test_cogan_shares_all_but_the_layers_of_each_domain(tmp_path: Path) -> None:
     again = KINDS["cogan"](**testing.NETWORK | SMALL)
     again.load_state_dict(torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"])
     for network in (model, again):
-        own, shared = {"source": set(), "target": set()}, set()
+        own: dict[str, set[str]] = {"source": set(), "target": set()}
+        shared: set[str] = set()
         for name, p in network.named_parameters():
             domain = next((d for d in own if f".{d}." in name), None)
             (shared if domain is None else own[domain]).add(name)
@@ -242,14 +244,14 @@ def test_cogan_shares_all_but_the_layers_of_each_domain(tmp_path: Path) -> None:
 
 def test_made_pictures_leave_the_statistics_of_batch_norm_as_they_are() -> None:
     """Those are of real pictures, on which the classifier is tested."""
-    normed = {"backbone": partial(FeedForward, hidden=[16, 6], batch_norm=True)}
+    normed: dict[str, Any] = {"backbone": partial(FeedForward, hidden=[16, 6], batch_norm=True)}
     plain, model = (cogan(**normed, domain_weight=weight) for weight in (0.0, 1.0))
     for network in (plain, model):
         step(network, both(network))
     norms = [[m for m in n.modules() if isinstance(m, nn.BatchNorm1d)] for n in (plain, model)]
     assert len(norms[0]) > 4
     for one, other in zip(*norms, strict=True):
-        assert torch.equal(one.running_mean, other.running_mean)  # type: ignore[arg-type]
+        assert torch.equal(one.running_mean, other.running_mean)
         assert one.num_batches_tracked == other.num_batches_tracked
 
 
@@ -288,7 +290,7 @@ def test_cycle_gan_is_the_sum_of_its_terms(game: Game, distance: Any) -> None:
         error = (x - y).detach().numpy()
         return float(np.mean(np.abs(error) if distance == "absolute" else error**2))
 
-    wanted = {
+    wanted: dict[str, Any] = {
         "discriminator": discriminator_loss(d_t(t), d_t(to_t(s)), game)
         + discriminator_loss(d_s(s), d_s(to_s(t)), game),
         "translator": generator_loss(d_t(to_t(s)), game) + generator_loss(d_s(to_s(t)), game),
@@ -387,6 +389,22 @@ def test_the_gan_classifier_has_one_more_class_and_matches_features() -> None:
     assert reached(model, logged["train/generator_loss"]) == {"generator"}
 
 
+def test_batch_norm_treats_made_pictures_of_the_gan_classifier_as_real_ones() -> None:
+    """By their own statistics the means of their features would match whatever they are."""
+    logged: dict[str, Any] = {}
+    normed: dict[str, Any] = {"backbone": partial(FeedForward, hidden=[16, 6], batch_norm=True)}
+    model = ready(KINDS["gan_classifier"], logged, **SMALL | normed | {"read_unlabelled": "target"})
+    batch = both(model)
+    torch.manual_seed(1)
+    model.training_step(batch, 0)
+    torch.manual_seed(1)
+    made = model.generator(torch.randn(7, 4).double())
+    made_features = copy.deepcopy(model.backbone).eval()(made)
+    real_features = model.backbone(batch["target"])
+    wanted = (real_features.mean(0) - made_features.mean(0)).square().sum().item()
+    assert logged["train/generator_loss"].item() == pytest.approx(wanted, rel=1e-10)
+
+
 # ---------------------------------------------------------------- fits
 
 
@@ -457,6 +475,7 @@ def test_weights_stay_float32_and_finite_in_mixed_precision(name: str) -> None:
         assert value.isfinite().all(), key
 
 
+@pytest.mark.slow
 def test_pictures_are_logged() -> None:
     logger = Tracker("pictures", run_name="cogan")
     drawn = [Reconstructions(every_n_epochs=1, samples=3)]
