@@ -1,13 +1,12 @@
 """Samples and numbers of all processes."""
 
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-T = TypeVar("T")
+T = TypeVar("T", list[Any], Tensor)
 
 
 def world_size() -> int:
@@ -71,6 +70,6 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
-    """The items that fall to this process where every process has the same ones and they are dealt in turn."""
+def share(items: T) -> T:
+    """The items or rows that fall to this process where every process has the same ones and they are dealt in turn."""
     return items[dist.get_rank() :: dist.get_world_size()] if world_size() > 1 else items

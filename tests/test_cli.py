@@ -114,7 +114,18 @@ CLASSICAL = [name for name in METHODS if "methods.Classical" in (CONF / "method"
 """One of them stands for all here; each is fitted in test_classical_fits.py."""
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in (*ELSEWHERE, *CLASSICAL[1:])])
+OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan", "gan_classifier")
+"""Methods that are slower than the others; their parts are tested in test_pictures.py."""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in OF_PICTURES else [])
+        for name in METHODS
+        if name not in (*ELSEWHERE, *CLASSICAL[1:])
+    ],
+)
 def test_every_method_fits_tests_and_loads(method: str) -> None:
     words = digits(method, *(["--data.init_args.class_sets=open"] if method == "osbp" else []))
     cli = main(["fit", *words])

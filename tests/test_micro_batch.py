@@ -43,7 +43,7 @@ def step(method: Any, given: dict[str, Any], **kwargs: Any) -> tuple[Tensor, dic
 @pytest.mark.parametrize("name", toy.each(toy.ADAPTING))
 def test_parts_have_the_loss_and_the_gradient_of_the_whole(name: str, norm: str) -> None:
     method = toy.METHODS[name].method
-    kwargs = {} if name in toy.TWO_STAGES else {"batch_norm": norm}
+    kwargs = {"batch_norm": norm} if name in toy.ON_ONE_NETWORK else {}
     loss, gradients, _ = step(method, batch(), **kwargs)
     for size in (24, 7, 2):
         in_parts, others, _ = step(method, batch(), micro_batch=size, **kwargs)

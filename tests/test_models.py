@@ -217,8 +217,8 @@ def test_an_ensemble_and_separate_batch_norms_are_exported() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("pair")
 @pytest.mark.parametrize(
-    "name", sorted(set(methods()) - {"vgg16"})
-)  # its weights are downloaded; for its network see below
+    "name", sorted(set(methods()) - {"vgg16", *toy.OF_PICTURES})
+)  # weights of vgg16 are downloaded; for its network see below
 def test_each_shipped_method_logs_a_model(name: str, tmp_path: Path) -> None:
     toy.write_tables(tmp_path)
     words = VOICES if name.startswith("speech") else VECTORS

@@ -12,16 +12,21 @@ from torch import Tensor, nn
 from lightning_da.losses.adversarial import domain_classification
 from lightning_da.methods import DANN, DeepCORAL
 from lightning_da.methods.adaptation import DomainBatch
-from lightning_da.methods.discriminators import watch_discriminators
-from lightning_da.methods.signs import LOGGED_STEPS, START_STEPS, Signs, largest_share
+from lightning_da.methods.discriminators import watch_discriminators, watch_pictures
+from lightning_da.methods.signs import LOGGED_STEPS, PICTURE_STEPS, START_STEPS, Signs, largest_share
 from tests import toy
 
-HEALTHY = {"target_top_class": 0.4, "domain_gradient": 1e-6, "discriminator_acc": 0.8, "discriminator_loss": 1.4}
+HEALTHY = {
+    **{"target_top_class": 0.4, "domain_gradient": 1e-6, "discriminator_acc": 0.8, "discriminator_loss": 1.4},
+    **{"made_spread": 0.5, "real_or_made_acc": 0.8},
+}
 BAD = {
     "target_top_class": (1.0, "one class is predicted"),
     "domain_gradient": (0.0, "no gradient"),
     "discriminator_acc": (1.0, "at 100 % accuracy"),
     "discriminator_loss": (3.7, "worse than a guess"),
+    "made_spread": (0.0, "the same picture"),
+    "real_or_made_acc": (1.0, "made pictures from real"),
 }
 
 
@@ -30,10 +35,10 @@ def test_a_sign_is_named_once_and_only_if_it_lasts(name: str) -> None:
     value, text = BAD[name]
     signs = Signs()
     for _ in range(LOGGED_STEPS - 1):
-        assert signs.add(HEALTHY | {name: value}, START_STEPS) == []
-    assert [text in sign for sign in signs.add(HEALTHY | {name: value}, START_STEPS)] == [True]
+        assert signs.add(HEALTHY | {name: value}, PICTURE_STEPS) == []
+    assert [text in sign for sign in signs.add(HEALTHY | {name: value}, PICTURE_STEPS)] == [True]
     for step in range(10):
-        assert signs.add(HEALTHY | {name: value * (1 + step)}, START_STEPS) == []
+        assert signs.add(HEALTHY | {name: value * (1 + step)}, PICTURE_STEPS) == []
     assert len(signs.found) == 1
 
 
@@ -89,6 +94,21 @@ def test_accuracy_of_discriminators(right: float) -> None:
     assert found["discriminator_acc"] == pytest.approx((right + 1) / 2)
     losses = [domain_classification(source[0], target[0], Says(share)) for share in (right, 1.0)]
     assert found["discriminator_loss"] == pytest.approx(float(sum(losses)) / 2)
+
+
+def test_a_generator_that_has_just_begun_has_no_sign() -> None:
+    signs = Signs()
+    for step in range(PICTURE_STEPS):
+        assert signs.add(HEALTHY | {"made_spread": 0.0, "real_or_made_acc": 1.0}, step) == []
+    assert len(signs.add(HEALTHY | {"made_spread": 0.0, "real_or_made_acc": 1.0}, PICTURE_STEPS)) == 2
+
+
+def test_made_pictures_are_watched_by_the_worst_game() -> None:
+    real, apart = torch.randn(40, 6), torch.tensor([[3.0], [5.0]])
+    varied = watch_pictures([(apart, -apart, real, 0.5 * real), (apart, apart.flip(0), real, real)])
+    assert varied["made_spread"] == pytest.approx(0.5)
+    assert varied["real_or_made_acc"] == pytest.approx((4 + 2) / 8)
+    assert watch_pictures([(apart, apart, real, real[:1].expand(40, 6))])["made_spread"] == pytest.approx(0, abs=1e-6)
 
 
 def test_share_of_the_most_frequent_class() -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_da import testing
+from lightning_da.data.base import DomainPairDataModule
 from lightning_da.methods import (
     ADDA,
     CDAN,
@@ -27,6 +28,7 @@ from lightning_da.methods import (
     OSBP,
     PADA,
     SHOT,
+    CoGAN,
     DeepCORAL,
     DomainConfusion,
     FineTune,
@@ -58,6 +60,27 @@ def two_stages(method: Callable[..., TransferModule], **kwargs: Any) -> Transfer
 def osbp(num_classes: int, **kwargs: Any) -> OSBP:
     """With an output for `unknown`, which no sample of the toy data is."""
     return OSBP(num_classes=num_classes + 1, **kwargs)
+
+
+class CoGANOfVectors(CoGAN):
+    """It reads vectors of 8 values as pictures of 4 x 4."""
+
+    def __init__(self, input_shape: tuple[int, ...], **kwargs: Any) -> None:  # noqa: ARG002
+        super().__init__(input_shape=(1, 4, 4), **{"noise": 4, "generator": 4} | kwargs)
+
+    def training_samples(self, data: DomainPairDataModule, role: str) -> Iterator[Tensor]:
+        return map(pictures, super().training_samples(data, role))
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(pictures(x))
+
+    def further_layers(self, x: Tensor, domain: str) -> list[Tensor]:
+        return super().further_layers(pictures(x), domain)
+
+
+def pictures(x: Tensor) -> Tensor:
+    """Vectors (n, 8) as pictures (n, 1, 4, 4), which stay as they are."""
+    return x if x.ndim == 4 else x.repeat(1, 2).view(-1, 1, 4, 4)
 
 
 class CountedDAN(DAN):
@@ -111,14 +134,18 @@ METHODS: dict[str, Entry] = {
     "dsn": Entry(partial(DSN, reconstruction_weight=0.01)),
     # the unbiased MMD of a sample with itself, which that property takes for chance, is below 0
     "dsn_mmd": Entry(partial(DSN, similarity="mmd", reconstruction_weight=0.01), without=("null",)),
+    # its source has layers of its own
+    "cogan": Entry(CoGANOfVectors, without=("weight_zero", "better")),
 }
 ADAPTING = [name for name in METHODS if name != "source_only"]
 TWO_STAGES = ("adda", "shot")
-ON_ONE_NETWORK = [name for name in ADAPTING if name not in TWO_STAGES]
+OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan", "gan_classifier")
+"""Methods that need pictures."""
+ON_ONE_NETWORK = [name for name in ADAPTING if name not in (*TWO_STAGES, *OF_PICTURES)]
 """Those that train one network for both domains, with a task loss and a domain loss."""
 OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd")
 """Those that adapt the input of the head and no other layer."""
-FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd")
+FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd", "cogan")
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
 
 

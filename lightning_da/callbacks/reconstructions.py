@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lightning_da.errors import check_range
-from lightning_da.methods.reconstruction import ReconstructionModule
+from lightning_da.methods.pictures import DrawsPictures
 from lightning_da.tracking import Tracker
 
 GREY_OR_COLOUR = (1, 3)
@@ -43,7 +43,7 @@ class Reconstructions(L.Callback):
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not isinstance(module, ReconstructionModule) or not trainer.is_global_zero:
+        if not isinstance(module, DrawsPictures) or not trainer.is_global_zero:
             return
         shape = module.input_shape
         if isinstance(trainer.logger, Tracker) and len(shape) == 3 and shape[0] in GREY_OR_COLOUR:
@@ -57,7 +57,7 @@ class Reconstructions(L.Callback):
 
 
 @torch.no_grad()
-def _images(trainer: L.Trainer, module: ReconstructionModule, domain: str, number: int) -> dict[str, NDArray[Any]]:
+def _images(trainer: L.Trainer, module: DrawsPictures, domain: str, number: int) -> dict[str, NDArray[Any]]:
     """The first images of a fixed sample, (n, height, width, channels), and their reconstructions."""
     training = module.training
     with isolate_rng():

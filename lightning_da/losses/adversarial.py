@@ -2,9 +2,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import softplus
 
+from lightning_da.losses.games import with_fixed_weights
 from lightning_da.losses.precision import full_precision
 
 
@@ -106,7 +106,7 @@ def inverted_labels(target: Tensor, discriminator: nn.Module) -> Tensor:
         >>> round(inverted_labels(torch.ones(4, 3), undecided).item(), 3)
         0.693
     """
-    return softplus(-_fixed(discriminator, target)).mean()
+    return softplus(-with_fixed_weights(discriminator, target)).mean()
 
 
 @full_precision
@@ -133,15 +133,8 @@ def domain_confusion(source: Tensor, target: Tensor, discriminator: nn.Module) -
         >>> round(domain_confusion(torch.ones(4, 3), torch.zeros(2, 3), undecided).item(), 3)
         1.386
     """
-    logits = [_fixed(discriminator, x) for x in (source, target)]
+    logits = [with_fixed_weights(discriminator, x) for x in (source, target)]
     return torch.stack([(softplus(z) + softplus(-z)).mean() / 2 for z in logits]).sum()
-
-
-def _fixed(discriminator: nn.Module, x: Tensor) -> Tensor:
-    """The logits of a discriminator whose parameters get no gradient."""
-    parameters = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    logits: Tensor = functional_call(discriminator, parameters, (x,))
-    return logits
 
 
 @full_precision

@@ -7,7 +7,9 @@ from lightning_da.methods.class_embedding import ClassEmbedding
 from lightning_da.methods.classical import Classical
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.cmd import CMD
+from lightning_da.methods.cogan import CoGAN
 from lightning_da.methods.conservative import Conservative
+from lightning_da.methods.cycle_gan import CycleGAN
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
 from lightning_da.methods.dap import DAP
@@ -17,6 +19,7 @@ from lightning_da.methods.drcn import DRCN
 from lightning_da.methods.dsn import DSN
 from lightning_da.methods.dtml import DTML
 from lightning_da.methods.fine_tune import FineTune
+from lightning_da.methods.gan_classifier import GANClassifier
 from lightning_da.methods.jan import JAN
 from lightning_da.methods.margin_ensemble import MarginEnsemble
 from lightning_da.methods.mcc import MCC
@@ -48,11 +51,14 @@ __all__ = [
     "ClassEmbedding",
     "Classical",
     "Classifier",
+    "CoGAN",
     "Conservative",
+    "CycleGAN",
     "DeepCORAL",
     "DomainBatch",
     "DomainConfusion",
     "FineTune",
+    "GANClassifier",
     "MarginEnsemble",
     "MultiTask",
     "Progressive",

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -13,9 +12,9 @@ from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import ConfigError, check_range, list_choices
 from lightning_da.gather import gather, total, world_size
 from lightning_da.losses.adversarial import scale_gradient
-from lightning_da.methods.base import TransferModule
 from lightning_da.methods.hooks import essential
-from lightning_da.methods.signs import Signs, largest_share
+from lightning_da.methods.signs import largest_share
+from lightning_da.methods.watched import WatchedModule
 from lightning_da.networks.norms import keep_statistics, split_norms
 from lightning_da.networks.weights import load_weights
 from lightning_da.schedules import check_schedule, ramp
@@ -36,7 +35,7 @@ class DomainBatch(NamedTuple):
     labels: Tensor
 
 
-class AdaptationModule(TransferModule):
+class AdaptationModule(WatchedModule):
     """A method with a domain loss between source and target; a subclass fills `domain_loss`.
 
     The weight of the domain loss multiplies the gradient that the loss sends into the network. For a loss without
@@ -91,8 +90,6 @@ class AdaptationModule(TransferModule):
         self._micro_batch = micro_batch
         check_schedule("domain_schedule", domain_schedule)
         self._domain_weight, self._domain_schedule = domain_weight, domain_schedule
-        self.signs = Signs()
-        self._watched: dict[str, Tensor] | None = None
         self._gradients: list[Tensor] = []
 
     @property
@@ -162,13 +159,6 @@ class AdaptationModule(TransferModule):
         """The weight of the domain loss at this step."""
         return self._domain_weight * self._domain_schedule(self.progress)
 
-    @property
-    def logs_now(self) -> bool:
-        """Whether the values that this step logs are written."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer itself
-        whole = (self.trainer.fit_loop.batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        return (whole or self.trainer.is_last_batch) and (self.trainer.global_step + 1) % max(every, 1) == 0
-
     def weighted_domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         """The domain loss of the samples of all processes, its gradient multiplied by the weight.
 
@@ -210,27 +200,11 @@ class AdaptationModule(TransferModule):
 
     @essential
     def on_after_backward(self) -> None:
-        """Logs what is watched, and warns once of each sign of failure; the first tenth of training is passed over."""
-        if self._watched is None:
-            return
-        squares = torch.stack(self._gradients).sum() if self._gradients else torch.zeros((), device=self.device)
-        values = self._watched | {"domain_gradient": total(squares).sqrt() / world_size()}
-        self._watched, self._gradients = None, []
-        shown = ("domain_gradient", "target_top_class", "discriminator_acc")
-        self.log_dict({f"train/{name}": value for name, value in values.items() if name in shown})
-        if self.progress >= 0.1:
-            for sign in self.signs.add({k: float(value) for k, value in values.items()}, self.trainer.global_step):
-                rank_zero_warn(f"{type(self).__name__}, step {self.trainer.global_step + 1}: {sign}")
-
-    @essential
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["signs"] = dict(self.signs.found)
-
-    @essential
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.signs.found |= checkpoint.get("signs", {})
+        if self._watched is not None:
+            squares = torch.stack(self._gradients).sum() if self._gradients else torch.zeros((), device=self.device)
+            self._watched["domain_gradient"] = total(squares).sqrt() / world_size()
+            self._gradients = []
+        super().on_after_backward()
 
     def domain_batches(
         self, batch: dict[str, Any], joint: bool = False

@@ -1,11 +1,11 @@
 from typing import Any
 
 from torch import Tensor
-from torch.func import functional_call
 
 from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import scale_gradient, unknown_boundary
+from lightning_da.losses.games import with_fixed_weights
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 
 
@@ -43,7 +43,6 @@ class OSBP(AdaptationModule):
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:  # noqa: ARG002
         (features,) = target.layers
-        fixed = {name: parameter.detach() for name, parameter in self.head.named_parameters()}
-        of_layers = functional_call(self.head, fixed, (scale_gradient(features, -1),))
+        of_layers = with_fixed_weights(self.head, scale_gradient(features, -1))
         of_head = scale_gradient(self.head(features.detach()), self.domain_weight)
         return unknown_boundary(of_layers, self.threshold) + unknown_boundary(of_head, self.threshold)

@@ -7,9 +7,10 @@ from torch import Tensor
 from lightning_da.errors import ConfigError
 from lightning_da.methods.adaptation import AdaptationModule
 from lightning_da.methods.decoders import decoder as new_decoder
+from lightning_da.methods.pictures import DrawsPictures
 
 
-class ReconstructionModule(AdaptationModule):
+class ReconstructionModule(DrawsPictures, AdaptationModule):
     """A decoder beside the classifier; the domain loss sees the samples as the last of its layers.
 
     A `DomainBatch` has the input of the head, then what a subclass adds, then the samples as the backbone reads them,
@@ -31,15 +32,3 @@ class ReconstructionModule(AdaptationModule):
 
     def further_layers(self, x: Tensor, domain: str) -> list[Tensor]:  # noqa: ARG002
         return [self.standardize(x).flatten(1)]
-
-    def reconstructions(self, x: Tensor, domain: str) -> dict[str, Tensor]:
-        """Samples as the backbone reads them, and what the decoder computes from parts of their features.
-
-        Args:
-            x: Samples, shape (n, *input_shape).
-            domain: `source` or `target`.
-
-        Returns:
-            From a name to samples (n, *input_shape), those that were read first.
-        """
-        raise NotImplementedError

@@ -11,6 +11,9 @@ LOGGED_STEPS = 4
 START_STEPS = 30
 """The first steps, in which a healthy network may predict one class too."""
 
+PICTURE_STEPS = 200
+"""The first steps, in which a healthy generator may make no pictures yet."""
+
 
 class Signs:
     """Watches an adaptation, and names what goes wrong and what to try.
@@ -30,8 +33,10 @@ class Signs:
             values: `target_top_class`, the largest share of the target that is predicted as one class, in [0, 1];
                 `source_top_class`, the largest share of a class among the known source labels, in [0, 1];
                 `domain_gradient`, the norm of the gradient of the domain loss at the adapted layers, without its
-                weight; `discriminator_acc`, the accuracy of the domain discriminators, in [0, 1]; and
-                `discriminator_loss`, their mean loss. Any of them may be missing.
+                weight; `discriminator_acc`, the accuracy of the domain discriminators, in [0, 1];
+                `discriminator_loss`, their mean loss; `real_or_made_acc`, the accuracy of discriminators that tell
+                made pictures from real ones, in [0, 1]; and `made_spread`, how much made pictures differ from each
+                other, as a fraction of what real ones do. Any of them may be missing.
             step: The number of training steps so far.
 
         Returns:
@@ -75,6 +80,20 @@ def _read(mean: dict[str, float], step: int) -> Iterator[tuple[str, str]]:
             "the loss of the discriminator stays above 2 log 2 = 1.39, so it is worse than a guess, and the game of "
             "network and discriminator diverges: lower the learning rate or --model.domain_weight, or use batch norm "
             "in the backbone",
+        )
+    if step < PICTURE_STEPS:
+        return
+    if mean.get("made_spread", 1) < 0.05:
+        yield (
+            "one picture",
+            "the generator makes nearly the same picture each time, so it has collapsed: lower the learning rate, or "
+            "use a smaller backbone",
+        )
+    if mean.get("real_or_made_acc", 0) > 0.995:
+        yield (
+            "made is told from real",
+            "the discriminator tells made pictures from real ones without an error and gives no useful gradient: lower "
+            "the learning rate, or use a larger --model.generator",
         )
 
 
