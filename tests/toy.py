@@ -32,6 +32,7 @@ from lightning_da.methods import (
     DeepCORAL,
     DomainConfusion,
     FineTune,
+    LabelEfficient,
     TransferModule,
 )
 from lightning_da.methods.adaptation import DomainBatch
@@ -136,6 +137,7 @@ METHODS: dict[str, Entry] = {
     "dsn_mmd": Entry(partial(DSN, similarity="mmd", reconstruction_weight=0.01), without=("null",)),
     # its source has layers of its own
     "cogan": Entry(CoGANOfVectors, without=("weight_zero", "better")),
+    "label_efficient": Entry(partial(LabelEfficient, layers=("bottleneck",))),
 }
 ADAPTING = [name for name in METHODS if name != "source_only"]
 TWO_STAGES = ("adda", "shot")
@@ -143,9 +145,12 @@ OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan", "gan_classifier")
 """Methods that need pictures."""
 ON_ONE_NETWORK = [name for name in ADAPTING if name not in (*TWO_STAGES, *OF_PICTURES)]
 """Those that train one network for both domains, with a task loss and a domain loss."""
-OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd")
+OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd", "label_efficient")
 """Those that adapt the input of the head and no other layer."""
-FURTHER = ("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd", "cogan")
+FURTHER = (
+    *("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd", "cogan"),
+    *("label_efficient",),
+)
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
 
 

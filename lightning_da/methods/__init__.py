@@ -21,6 +21,7 @@ from lightning_da.methods.dtml import DTML
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.gan_classifier import GANClassifier
 from lightning_da.methods.jan import JAN
+from lightning_da.methods.label_efficient import LabelEfficient
 from lightning_da.methods.margin_ensemble import MarginEnsemble
 from lightning_da.methods.mcc import MCC
 from lightning_da.methods.multi_task import MultiTask
@@ -59,6 +60,7 @@ __all__ = [
     "DomainConfusion",
     "FineTune",
     "GANClassifier",
+    "LabelEfficient",
     "MarginEnsemble",
     "MultiTask",
     "Progressive",

@@ -51,3 +51,32 @@ def watch_pictures(games: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> di
         right += [(real > undecided).flatten(), (made <= undecided).flatten()]
         spreads.append(made_values.std(dim=0).mean() / real_values.std(dim=0).mean().clamp(min=1e-12))
     return {"real_or_made_acc": torch.cat(right).float().mean(), "made_spread": torch.stack(spreads).min()}
+
+
+class MultiLayerDiscriminator(nn.Module):
+    """A domain discriminator of several layers (n, sum of widths) -> (n, 1), which meets one after the other.
+
+    Its hidden layer for a layer of the network reads this and the hidden layer before.
+
+    Source: Luo et al., "Label efficient learning of transferable representations across domains and tasks", NIPS 2017,
+    section 3.2. The decay of the hidden layer before is left to its weights.
+
+    Args:
+        widths: Widths of the adapted layers, in order of depth.
+        hidden: Width of each hidden layer.
+    """
+
+    def __init__(self, widths: list[int], hidden: int) -> None:
+        super().__init__()
+        self.widths = list(widths)
+        before = [0] + [hidden] * (len(widths) - 1)
+        self.hidden = nn.ModuleList(nn.Linear(width + more, hidden) for width, more in zip(widths, before, strict=True))
+        self.output = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, 1), positive for source, of the adapted layers side by side, (n, sum of widths)."""
+        state = x[:, :0]
+        for part, layer in zip(x.split(self.widths, dim=1), self.hidden, strict=True):
+            state = layer(torch.cat([part, state], dim=1)).relu()
+        logits: Tensor = self.output(state)
+        return logits
