@@ -104,21 +104,23 @@ def test_each_part_has_its_own_gradient() -> None:
         torch.testing.assert_close(found, wanted)
     for batch in (source, target):
         read = [*batch.layers]
-        found, reverse, near = (testing.gradients(value, read) for value in (loss, domains, sum(entropies)))
+        found, reverse, near = (
+            testing.gradients(value, read) for value in (loss, domains, entropies[0] + entropies[1])
+        )
         for f, r, n in zip(found, reverse, near, strict=True):
             torch.testing.assert_close(f, 0.5 * n - r)
     # the labelled samples are passed over by the base, which gives all others the weight
-    (found,), (near,) = (testing.gradients(value, [labelled.layers[0]]) for value in (loss, entropies[1]))
-    assert near.any()
-    torch.testing.assert_close(found, 0.25 * 0.5 * near)
+    whole, part = (testing.gradients(value, [labelled.layers[0]])[0] for value in (loss, entropies[1]))
+    assert part.any()
+    torch.testing.assert_close(whole, 0.25 * 0.5 * part)
 
 
 def test_few_labels_of_the_target_are_read_where_they_are_given() -> None:
     few = toy.Toy()
     few.target_labels = 6
     logged: list[dict[str, Any]] = []
-    for kwargs, data in (({"train_on": "both"}, few), ({}, toy.Toy())):
-        model = toy.build("label_efficient", **kwargs)
+    for train_on, data in (("both", few), ("source", toy.Toy())):
+        model = testing.build(LabelEfficient, train_on=train_on)
         seen: dict[str, Any] = {}
         keep = model.log_dict
         toy.replace(model, "log_dict", lambda values, keep=keep, seen=seen: (seen.update(values), keep(values)))

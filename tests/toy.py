@@ -21,6 +21,7 @@ from lightning_da.methods import (
     CMD,
     DAN,
     DANN,
+    DHN,
     DRCN,
     DSN,
     JAN,
@@ -36,11 +37,13 @@ from lightning_da.methods import (
     TransferModule,
 )
 from lightning_da.methods.adaptation import DomainBatch
+from lightning_da.networks.backbones import FeedForward
 from lightning_da.testing import ADAM, NETWORK, SGD, Shift, Toy, Uneven, accuracy, equal, fit, state, trainer
 
 __all__ = ["ADAM", "NETWORK", "SGD", "Toy", "Uneven", "accuracy", "equal", "fit", "state", "trainer"]
 
 BACKBONE = NETWORK["backbone"]
+HASH_LAYER = partial(FeedForward, hidden=[12], activation="tanh")
 DEEP = ("fc1", "fc2", "head")
 
 
@@ -137,6 +140,8 @@ METHODS: dict[str, Entry] = {
     "dsn_mmd": Entry(partial(DSN, similarity="mmd", reconstruction_weight=0.01), without=("null",)),
     # its source has layers of its own
     "cogan": Entry(CoGANOfVectors, without=("weight_zero", "better")),
+    # its losses of source codes do not fall with the weight of the domain loss, and source samples have labels there
+    "dhn": Entry(partial(DHN, bottleneck=HASH_LAYER, beta="uniform"), shift="moved", without=("weight_zero", "null")),
     "label_efficient": Entry(partial(LabelEfficient, layers=("bottleneck",))),
 }
 ADAPTING = [name for name in METHODS if name != "source_only"]
@@ -145,11 +150,11 @@ OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan", "gan_classifier")
 """Methods that need pictures."""
 ON_ONE_NETWORK = [name for name in ADAPTING if name not in (*TWO_STAGES, *OF_PICTURES)]
 """Those that train one network for both domains, with a task loss and a domain loss."""
-OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd", "label_efficient")
+OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd", "dhn", "label_efficient")
 """Those that adapt the input of the head and no other layer."""
 FURTHER = (
     *("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd", "cogan"),
-    *("label_efficient",),
+    *("dhn", "label_efficient"),
 )
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
 

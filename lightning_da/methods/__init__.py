@@ -14,6 +14,8 @@ from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
 from lightning_da.methods.dap import DAP
 from lightning_da.methods.deep_coral import DeepCORAL
+from lightning_da.methods.dhn import DHN
+from lightning_da.methods.dlid import DLID
 from lightning_da.methods.domain_confusion import DomainConfusion
 from lightning_da.methods.drcn import DRCN
 from lightning_da.methods.dsn import DSN
@@ -39,6 +41,8 @@ __all__ = [
     "DAN",
     "DANN",
     "DAP",
+    "DHN",
+    "DLID",
     "DRCN",
     "DSN",
     "DTML",

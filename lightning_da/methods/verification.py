@@ -34,13 +34,8 @@ class Curves(NamedTuple):
     cmc: Array
 
 
-class Verification(Metric):
-    """Whether two samples are of one identity, told by the Euclidean distance of their embeddings.
-
-    Source of the protocol: Huang et al., "Labeled faces in the wild", 2007. Here all pairs of samples are read, and
-    pairs of one identity weigh as much as pairs of two. They are in ten folds: those of identities a and b in fold
-    (a + b) modulo 10, those of one identity a in fold a modulo 10. Samples of unknown identity are left out.
-    """
+class Embeddings(Metric):
+    """The embeddings and identities of samples; a subclass computes scores of them. Unknown identities are left out."""
 
     full_state_update = False
     higher_is_better = True
@@ -58,6 +53,23 @@ class Verification(Metric):
         self.embeddings.append(embeddings[known].detach().float())
         self.identities.append(y[known])
 
+    def all(self) -> tuple[Tensor, Tensor]:
+        """Embeddings (n, d) and identities (n,) of `LIMIT` samples at most."""
+        if not len(self.embeddings):
+            return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
+        x, y = dim_zero_cat(self.embeddings).cpu(), dim_zero_cat(self.identities).cpu()
+        rows = torch.arange(len(y)) if len(y) <= LIMIT else torch.linspace(0, len(y) - 1, LIMIT).long()
+        return x[rows], y[rows]
+
+
+class Verification(Embeddings):
+    """Whether two samples are of one identity, told by the Euclidean distance of their embeddings.
+
+    Source of the protocol: Huang et al., "Labeled faces in the wild", 2007. Here all pairs of samples are read, and
+    pairs of one identity weigh as much as pairs of two. They are in ten folds: those of identities a and b in fold
+    (a + b) modulo 10, those of one identity a in fold a modulo 10. Samples of unknown identity are left out.
+    """
+
     def compute(self) -> dict[str, Tensor]:
         """The scores of all samples.
 
@@ -67,7 +79,7 @@ class Verification(Metric):
             `Curves.cmc`; and `map_at_r`, the mean average precision of retrieval. Nothing if fewer than three
             identities have two samples.
         """
-        x, y = self._all()
+        x, y = self.all()
         if not _verifiable(y):
             return {}
         from pytorch_metric_learning.distances import LpDistance  # noqa: PLC0415  # an extra
@@ -94,15 +106,8 @@ class Verification(Metric):
 
     def curves(self) -> Curves | None:
         """The curves of all samples; None as for `compute`. Under several processes, of those of this one."""
-        x, y = self._all()
+        x, y = self.all()
         return curves_of(torch.cdist(x, x).numpy(), y.numpy()) if _verifiable(y) else None
-
-    def _all(self) -> tuple[Tensor, Tensor]:
-        if not len(self.embeddings):
-            return torch.zeros(0, 1), torch.zeros(0, dtype=torch.long)
-        x, y = dim_zero_cat(self.embeddings).cpu(), dim_zero_cat(self.identities).cpu()
-        rows = torch.arange(len(y)) if len(y) <= LIMIT else torch.linspace(0, len(y) - 1, LIMIT).long()
-        return x[rows], y[rows]
 
 
 def _verifiable(y: Tensor) -> bool:
