@@ -1,12 +1,14 @@
 """The classical methods by their properties and beside naive computations of their papers' formulas."""
 
 import inspect
+import itertools
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.optimize
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances
@@ -14,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
-from lightning_da.classical import classifiers, manifolds, projections, selection, subspaces
+from lightning_da.classical import classifiers, manifolds, open_sets, projections, selection, subspaces, tensors
 from lightning_da.classical.algebra import (
     a_distance,
     conditional,
@@ -27,14 +29,16 @@ from lightning_da.classical.algebra import (
 from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.classical.classifiers import ARTL, DTMKL, MEDA
 from lightning_da.classical.manifolds import CTC, DIP, DME, StatisticalManifold, hellinger_gradient, mmd_gradient
+from lightning_da.classical.open_sets import ATI, assigned, transform
 from lightning_da.classical.projections import ACA, BDA, DJPMMD, JDA, JGSA, TCA, TJM, VDA, estimated_mu
 from lightning_da.classical.selection import FSSL, FSSP, SCL
 from lightning_da.classical.subspaces import CORAL, GFK, SA, SDA, SGF, Geodesic, principal
+from lightning_da.classical.tensors import TAISL, multiply, unfold
 from lightning_da.errors import ConfigError
 
-MODULES: tuple[ModuleType, ...] = (classifiers, manifolds, projections, selection, subspaces)
+MODULES: tuple[ModuleType, ...] = (classifiers, manifolds, open_sets, projections, selection, subspaces, tensors)
 METHODS = [ACA, ARTL, BDA, CORAL, CTC, DIP, DJPMMD, DME, DTMKL, FSSL, FSSP, GFK, JDA, JGSA, MEDA, SA, SCL, SDA, SGF]
-METHODS += [StatisticalManifold, TCA, TJM, VDA]
+METHODS += [ATI, StatisticalManifold, TAISL, TCA, TJM, VDA]
 SMALL = {"dim": 3, "neighbors": 4, "rank": 20, "steps": 3, "iterations": 2}
 Pair = tuple[Array, Labels, NDArray[np.int_]]
 each = pytest.mark.parametrize("method", METHODS)
@@ -603,3 +607,158 @@ def test_an_indefinite_cost_is_solved() -> None:
     np.testing.assert_allclose(found.T @ cost @ found, np.diag(phi), atol=1e-6 * np.abs(phi).max())
     with pytest.raises(ConfigError, match="lam: the cost is not positive definite"):
         leading(factor[:, :2], cost, 2)
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def test_products_and_unfoldings_of_tensors_are_sums_over_indices() -> None:
+    generator = np.random.default_rng(0)
+    x, a, b = generator.normal(size=(5, 3, 4)), generator.normal(size=(2, 3)), generator.normal(size=(6, 4))
+    np.testing.assert_allclose(multiply(x, [a, b]), np.einsum("pi,qj,nij->npq", a, b, x))
+    np.testing.assert_allclose(multiply(x, [a, b], without=0), np.einsum("qj,nij->niq", b, x))
+    np.testing.assert_allclose(unfold(x, 1), np.stack([x[:, :, j].ravel() for j in range(4)]))
+
+
+def low_rank(turned: bool) -> tuple[Array, Labels, NDArray[np.int_]]:
+    """Tensors (4, 6) with cores (2, 3), in four classes; the modes of the source are turned away from the target's."""
+    generator = np.random.default_rng(0)
+    cores = 3 * generator.normal(size=(4, 2, 3)).repeat(20, axis=0) + generator.normal(size=(80, 2, 3))
+    x = multiply(cores, [np.linalg.qr(generator.normal(size=sides))[0] for sides in ((4, 2), (6, 3))])
+    y, domain = np.arange(4).repeat(20), np.where(np.arange(80) % 2, 1, -1)
+    skews = [np.triu(generator.normal(size=(side, side)), 1) for side in (4, 6)]
+    if turned:
+        turns = [scipy.linalg.expm(0.25 * (skew - skew.T)) for skew in skews]
+        x[domain > 0] = multiply(x[domain > 0], turns)
+    return x.reshape(80, -1), y, domain
+
+
+def test_tensor_alignment_finds_the_turns_of_the_modes_and_its_objective_never_rises() -> None:
+    x, y, domain = low_rank(turned=True)
+    fitted = TAISL(shape=(4, 6), dims=(2, 3), iterations=100, unit=False).fit(x, y, domain)
+    losses = fitted.losses_
+    assert (np.diff(losses) <= 1e-9 * losses[0]).all()
+    assert losses[-1] < 0.05 * losses[0]
+    # the objective by its formula, with matrices that are found again
+    parts = [np.split(each, [8]) for each in (fitted.source_, fitted.target_)]
+    (s0, s1), (t0, t1) = ((one.reshape(4, 2), other.reshape(6, 3)) for one, other in parts)
+    for matrix in (s0, s1, t0, t1):
+        np.testing.assert_allclose(matrix.T @ matrix, np.eye(matrix.shape[1]), atol=1e-10)
+    source, target = (x[domain == d].reshape(-1, 4, 6) for d in (1, -1))
+    left = sum(
+        ((z - np.einsum("ip,jq,npq->nij", a, b, np.einsum("ip,jq,nij->npq", a, b, z))) ** 2).sum()
+        for z, a, b in ((source, s0, s1), (target, t0, t1))
+    )
+    assert left == pytest.approx(losses[-1], rel=1e-8)
+    before = TAISL(shape=(4, 6), dims=(2, 3), iterations=0).fit(x, y, domain)
+    assert fitted.score(x[domain < 0], y[domain < 0]) >= before.score(x[domain < 0], y[domain < 0])
+
+
+def test_without_turns_both_domains_have_one_map() -> None:
+    """And where they are in one subspace there is nothing to turn."""
+    x, y, domain = low_rank(turned=False)
+    naive = TAISL(shape=(4, 6), dims=(2, 3), iterations=0).fit(x, y, domain)
+    np.testing.assert_array_equal(naive.source_, naive.target_)
+    fitted = TAISL(shape=(4, 6), dims=(2, 3), iterations=3).fit(x, y, domain)
+    assert fitted.losses_.max() < 1e-9 * (x**2).sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": (5, 2)}, r"shape: a row has 6 values, and a tensor \[5, 2\] has 10"),
+        ({"shape": (2, 3), "dims": (2,)}, r"dims: give one for each side of \[2, 3\], 1 to that side, not \[2\]"),
+        ({"shape": (2, 3), "dims": (2, 4)}, "dims: give one"),
+        ({"iterations": -1}, "iterations: -1"),
+    ],
+)
+def test_tensor_alignment_refuses(options: dict[str, Any], message: str, pair: Pair) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TAISL(**options).fit(*pair)
+
+
+# ---------------------------------------------------------------- open sets
+
+
+def test_the_assignment_is_the_cheapest_of_all() -> None:
+    """Also where a class would stay empty, and where one sample is cheapest for two classes."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        distances = generator.uniform(0, 4, size=(3, 5))
+        distances[1] += generator.choice([0, 3])
+        limit = generator.uniform(0, 4)
+        costs = np.vstack([distances, np.full(5, limit)])
+        total = {
+            places: costs[list(places), range(5)].sum()
+            for places in itertools.product(range(4), repeat=5)
+            if {0, 1, 2} <= set(places)
+        }
+        found = assigned(distances, limit)
+        assert total[tuple(found.tolist())] == pytest.approx(min(total.values()))
+
+
+def test_the_map_is_the_minimum_of_its_objective() -> None:
+    generator = np.random.default_rng(0)
+    means, target, places = generator.normal(size=(3, 4)), generator.normal(size=(9, 4)), np.arange(9) % 4
+
+    def objective(flat: Array) -> float:
+        W = flat.reshape(4, 4)
+        known = [(W @ means[c] - t) @ (W @ means[c] - t) for c, t in zip(places, target, strict=True) if c < 3]
+        return float(sum(known) + 0.7 * ((W - np.eye(4)) ** 2).sum())
+
+    found = scipy.optimize.minimize(objective, np.eye(4).ravel(), tol=1e-12).x.reshape(4, 4)
+    np.testing.assert_allclose(transform(means, target, places, 0.7), found, atol=1e-4)
+    np.testing.assert_allclose(transform(means, target, np.full(9, 3), 0.7), np.eye(4))
+
+
+def open_pair() -> tuple[Array, Any, NDArray[np.int_]]:
+    """Three classes in 5 dimensions, of which the target is turned, and 30 samples of a fourth class there."""
+    generator = np.random.default_rng(0)
+    y = np.r_[np.arange(90) % 3, np.arange(90) % 3, np.full(30, 3)]
+    x = np.eye(5)[y] + 0.08 * generator.normal(size=(210, 5))
+    domain = np.where(np.arange(210) < 90, 1, -1)
+    skew = np.triu(np.ones((5, 5)), 1)
+    x[domain < 0] = x[domain < 0] @ scipy.linalg.expm(0.22 * (skew - skew.T))
+    return x, np.array(["a", "b", "c", "d"])[y], domain
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_samples_of_another_class_are_unknown_and_the_source_is_mapped(words: bool) -> None:
+    x, names, domain = open_pair()
+    y = names if words else np.unique(names, return_inverse=True)[1]
+    unlabelled = np.where(domain > 0, y, y[0])
+    fitted = ATI().fit(x, unlabelled, domain)
+    expected = np.where(y == "d", "unknown", y) if words else y
+    assert fitted.classes_.tolist() == (["a", "b", "c", "unknown"] if words else [0, 1, 2, 3])
+    assert (fitted.predict(x[domain < 0]) == expected[domain < 0]).mean() > 0.95
+    assert (fitted.assigned_ == 3).sum() == pytest.approx(30, abs=4)
+    gaps = [
+        [
+            np.linalg.norm(z[domain > 0][y[domain > 0] == c].mean(0) - z[domain < 0][y[domain < 0] == c].mean(0))
+            for c in y[:3]
+        ]
+        for z in (unit_rows(x), fitted.transform(x, domain))
+    ]
+    assert max(gaps[1]) < 0.3 * min(gaps[0])
+
+
+def test_without_an_outlier_there_is_no_further_class(pair: Pair) -> None:
+    fitted = ATI(cost=1.0).fit(*pair)
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    assert set(fitted.predict(pair[0])) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"cost": 2.0}, "cost: 2.0"), ({"ridge": 0.0}, "ridge: 0.0"), ({"iterations": 0}, "iterations: 0")],
+)
+def test_assignment_refuses(options: dict[str, Any], message: str, pair: Pair) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ATI(**options).fit(*pair)
+
+
+def test_assignment_needs_a_target_sample_for_each_class(pair: Pair) -> None:
+    x, y, domain = pair
+    kept = (domain > 0) | (np.cumsum(domain < 0) <= 2)
+    with pytest.raises(ConfigError, match="the target has 2 samples, fewer than 3 classes"):
+        ATI().fit(x[kept], y[kept], domain[kept])

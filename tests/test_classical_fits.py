@@ -12,7 +12,7 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from lightning_da.classical import BDA, CORAL, JDA, KMM, TCA, TJM, InstanceWeighting, SourceOnly, TrAdaBoost
+from lightning_da.classical import ATI, BDA, CORAL, JDA, KMM, TCA, TJM, InstanceWeighting, SourceOnly, TrAdaBoost
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.exporting import export
@@ -62,12 +62,15 @@ def test_each_shipped_method_fits_and_answers(name: str) -> None:
     data = Small()
     if given.get("train_on") == "both":
         data.target_labels = "3/class"
-    model = fit(build(Classical, estimator=estimator, train_on=given.get("train_on", "source")), 5, data)
+    number = 4 if name == "ati" else 3  # with an output for `unknown`
+    model = fit(
+        build(Classical, estimator=estimator, train_on=given.get("train_on", "source"), num_classes=number), 5, data
+    )
     assert model.trainer.global_step == 1
     test = data.dataset("noisy", "test")
     x, y = test.x, test.y
     logits = model.eval()(x)
-    assert logits.shape == (96, 3)
+    assert logits.shape == (96, number)
     assert logits.isfinite().all()
     torch.testing.assert_close(logits.softmax(1).sum(1), torch.ones(96))
     assert (logits.argmax(1) == y).float().mean() > 0.5
@@ -209,6 +212,10 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     model.trainer = trainer(5, devices=2)
     with pytest.raises(ConfigError, match=r"^trainer.devices: a classical method fits in one process, not in 2"):
         model.setup("fit")
+    with pytest.raises(
+        ConfigError, match=r"^ATI answers `unknown` beside the classes of the source; set --data.class_sets"
+    ):
+        fit(build(Classical, estimator=ATI(cost=0.1)), 5, Small())
 
 
 def test_the_settings_of_the_space_are_those_of_the_projections() -> None:

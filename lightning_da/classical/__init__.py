@@ -3,10 +3,12 @@
 from lightning_da.classical.base import Adapter
 from lightning_da.classical.classifiers import ARTL, DTMKL, MEDA
 from lightning_da.classical.manifolds import CTC, DIP, DME, StatisticalManifold
+from lightning_da.classical.open_sets import ATI
 from lightning_da.classical.projections import ACA, BDA, DJPMMD, JDA, JGSA, TCA, TJM, VDA, Projection
 from lightning_da.classical.selection import FSSL, FSSP, SCL
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.classical.subspaces import CORAL, GFK, SA, SDA, SGF
+from lightning_da.classical.tensors import TAISL
 from lightning_da.classical.tradaboost import TrAdaBoost, TrAdaBoostR2
 from lightning_da.classical.transport import JDOT, OptimalTransport
 from lightning_da.classical.weights import KLIEP, KMM, InstanceWeighting, Weighted
@@ -14,6 +16,7 @@ from lightning_da.classical.weights import KLIEP, KMM, InstanceWeighting, Weight
 __all__ = [
     "ACA",
     "ARTL",
+    "ATI",
     "BDA",
     "CORAL",
     "CTC",
@@ -34,6 +37,7 @@ __all__ = [
     "SCL",
     "SDA",
     "SGF",
+    "TAISL",
     "TCA",
     "TJM",
     "VDA",
