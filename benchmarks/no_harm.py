@@ -28,11 +28,11 @@ from lightning_da.store import client
 
 METHODS = (
     *("source_only", "dan", "jan", "deep_coral", "dann", "adda"),
-    *("cmd", "domain_confusion", "cdan", "mcc", "shot"),
+    *("cmd", "domain_confusion", "cdan", "mcc", "shot", "dhn", "dlid"),
 )
 CLASSICAL = (
     *("nearest_neighbour", "logistic_regression", "subspace_alignment", "coral_linear", "gfk", "tca", "jda", "bda"),
-    *("tjm", "jgsa", "artl", "meda", "instance_weighting", "optimal_transport"),
+    *("tjm", "jgsa", "artl", "meda", "instance_weighting", "optimal_transport", "taisl"),
 )
 OF_VECTORS = ("surf", "mobilenetv2")
 ALLOWED = -0.01
