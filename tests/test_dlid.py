@@ -17,7 +17,8 @@ NORMED = partial(FeedForward, hidden=[6, 4], batch_norm=True)
 
 
 def dlid(**kwargs: Any) -> DLID:
-    found: DLID = testing.build(DLID, **({"backbone": NORMED, "points": 3, "optimizer": testing.ADAM} | kwargs))
+    given: dict[str, Any] = {"backbone": NORMED, "points": 3, "optimizer": testing.ADAM}
+    found: DLID = testing.build(DLID, **given | kwargs)
     return found
 
 

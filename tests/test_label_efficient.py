@@ -100,8 +100,8 @@ def test_each_part_has_its_own_gradient() -> None:
     expected = [entropy_of_cosines(target.layers[0], c, 0.1) for c in centroids]
     assert loss.item() == pytest.approx(domains.item() + 0.5 * sum(expected))
     own = list(model.discriminator.parameters())
-    for found, wanted in zip(testing.gradients(loss, own), testing.gradients(domains, own), strict=True):
-        torch.testing.assert_close(found, wanted)
+    for got, wanted in zip(testing.gradients(loss, own), testing.gradients(domains, own), strict=True):
+        torch.testing.assert_close(got, wanted)
     for batch in (source, target):
         read = [*batch.layers]
         found, reverse, near = (

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from scipy.linalg import solve
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, hstack, identity, kron
 from sklearn.base import BaseEstimator
@@ -94,7 +95,7 @@ def assigned(distances: Array, limit: float) -> Labels:
         Positions of classes, (n,); the number of classes for an outlier.
 
     Examples:
-        >>> assigned(np.array([[0.0, 1.0, 9.0], [5.0, 4.0, 9.0]]), 6.0).tolist()
+        >>> assigned(np.array([[0.0, 1.0, 12.0], [5.0, 4.0, 12.0]]), 6.0).tolist()
         [0, 1, 2]
     """
     number, n = distances.shape
@@ -103,7 +104,7 @@ def assigned(distances: Array, limit: float) -> Labels:
     filled = hstack([kron(identity(number), np.ones((1, n))), csr_array((number, n))], format="csr")
     costs = np.append(distances.ravel(), np.full(n, limit))
     found = linprog(costs, A_ub=-filled, b_ub=-np.ones(number), A_eq=once, b_eq=np.ones(n), method="highs-ds")
-    places: Labels = found.x.reshape(number + 1, n).argmax(axis=0)
+    places: Labels = np.asarray(found.x).reshape(number + 1, n).argmax(axis=0)
     return places
 
 
@@ -118,6 +119,6 @@ def transform(means: Array, target: Array, places: Labels, ridge: float) -> Arra
     """
     known = places < len(means)
     own, moved = means[places[known]], target[known] - means[places[known]]
-    width = means.shape[1]
-    change: Array = np.linalg.solve(own.T @ own + ridge * np.eye(width), own.T @ moved).T
-    return np.eye(width) + change
+    identical: Array = np.eye(means.shape[1])
+    change: Array = solve(own.T @ own + ridge * identical, own.T @ moved, assume_a="pos").T
+    return identical + change

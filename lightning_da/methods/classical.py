@@ -142,7 +142,7 @@ class Classical(TransferModule):
             if isinstance(error, ConfigError):
                 raise
             raise RunError(f"{type(self.adapter.estimator).__name__}: {first_line(error)}") from error
-        if max(self.adapter.estimator.classes_) >= self.num_classes:
+        if self.adapter.fitted and max(self.adapter.estimator.classes_) >= self.num_classes:
             name = type(self.adapter.estimator).__name__
             raise ConfigError(f"{name} answers `unknown` beside the classes of the source; set --data.class_sets open")
 

@@ -65,8 +65,8 @@ class LabelEfficient(AdaptationModule):
         return batch.layers[self.adapted.index("bottleneck")]
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:
-        layers = [torch.cat(batch.layers, dim=1) for batch in (source, target)]
-        adversarial = domain_classification(*(scale_gradient(x, -1) for x in layers), self.discriminator)
+        s, t = (scale_gradient(torch.cat(batch.layers, dim=1), -1) for batch in (source, target))
+        adversarial = domain_classification(s, t, self.discriminator)
         weight, temperature = self._semantic
         to_source, to_target = (
             similarity_entropy(self.embedded(target), class_means(x, y, self.num_classes), temperature)
