@@ -1,7 +1,7 @@
 """`lightning-da compare`: prints the runs of an experiment as a table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,17 +87,19 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         runs: The runs in the table, the latest first.
 
     Returns:
-        The table without the columns `answers`, `data` and `runs`.
+        The table without the columns `answers`, `data`, `runs` and `targets`.
     """
     for pair, group in table.groupby("pair", sort=False):
         print_table(f"{pair}, test split", as_text(group))
+        if any(of_domains for found in group["targets"] for of_domains in found):
+            print_table(f"{pair}, accuracy on each target", of_each_target(group))
         if (said := verdict_of(group)) is not None:
             print(describe(*said))
         if group["target rmse"].notna().any():
             print("no choice without target labels: its score needs classes, and the labels are numbers")
     for warning in warnings_of(runs):
         print(f"\nwarning: {warning}")
-    return table.drop(columns=["answers", "data", "runs"])
+    return table.drop(columns=["answers", "data", "runs", "targets"])
 
 
 def comparison(frame: pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +109,8 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
         frame: Rows of single runs, at least one, as from `rows_of`.
 
     Returns:
-        The table. Its column `runs` has the ids of the runs of a row, `answers` what their networks answer.
+        The table. Its column `runs` has the ids of the runs of a row, `answers` what their networks answer, and
+        `targets` their accuracies on each of several targets.
     """
     groups = frame.groupby(["pair", "configuration"], sort=False)
     means = summary(frame, ["pair", "configuration"], list(FORMATS))
@@ -117,6 +120,7 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
         table[column], table[f"{column} std"] = means[column, "mean"].to_numpy(), means[column, "std"].to_numpy()
     table["answers"] = [[own for own in found if own is not None] for found in groups["answers"].agg(list)]
     table["data"] = groups["data"].first().to_numpy()
+    table["targets"] = groups["targets"].agg(list).to_numpy()
     table["runs"] = groups["run"].agg(list).to_numpy()
     _tell_apart(table)
     return table
@@ -136,6 +140,21 @@ def as_text(group: pd.DataFrame) -> pd.DataFrame:
         spreads = group[f"{column} std"] if column not in ONE_NUMBER else [float("nan")] * len(group)
         pairs = zip(group[column], spreads, strict=True)
         text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
+    return text
+
+
+def of_each_target(group: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy on each of several targets, mean and standard deviation over seeds, as text.
+
+    Args:
+        group: Rows of `comparison`, of one pair.
+    """
+    means = [pd.DataFrame(found).agg(["mean", "std"]) for found in group["targets"]]
+    names = list(dict.fromkeys(name for own in means for name in own))
+    text = group[["method", "seeds"]].copy()
+    for name in names:
+        cells = [own.get(name, pd.Series({"mean": float("nan"), "std": float("nan")})) for own in means]
+        text[name] = [mean_and_spread(cell["mean"], cell["std"], ".3f") for cell in cells]
     return text
 
 
@@ -275,6 +294,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "target rmse": run.data.metrics.get("test/target/rmse"),
             "target r2": run.data.metrics.get("test/target/r2"),
             "seconds": run.data.metrics.get("fit/seconds"),
+            "targets": _of_domains(run.data.metrics),
             "answers": answers_of(run),
             "data": run.data.tags.get("data"),
             "run": run.info.run_id,
@@ -304,6 +324,12 @@ def answers_of(run: Run) -> Answers | None:
     except (OSError, MlflowException):
         return None
     return Answers(given["predicted"], given["neighbours"])
+
+
+def _of_domains(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The accuracy on each of several targets, by their names in metrics; empty if there is one target."""
+    parts = {tuple(key.split("/")): value for key, value in metrics.items() if key.startswith("test/target/")}
+    return {key[2]: value for key, value in parts.items() if len(key) == 4 and key[3] == "acc"}
 
 
 def _uneven(run: Run) -> bool:
