@@ -24,7 +24,7 @@ from lightning_da.data.class_sets import UNKNOWN_CLASS, ClassSets, joined, liste
 from lightning_da.data.datasets import UNKNOWN, DataError, Selection, TensorDomain, relabel, select
 from lightning_da.data.descriptions import Descriptions, read_descriptions
 from lightning_da.data.labels import draw_labelled
-from lightning_da.data.several import Mixture, Weights, WithDomain, join, proximity, shares, vectors
+from lightning_da.data.several import FOLDS, Mixture, Weights, WithDomain, join, proximity, shares, vectors
 from lightning_da.errors import check_range
 from lightning_da.inputs import Input, Numbers
 from lightning_da.names import joined_name, members, metric_names
@@ -899,6 +899,12 @@ class DomainPairDataModule(L.LightningDataModule):
         sizes = {domain: len(self._get(domain, "train")) for domain in domains}
         found: Mapping[str, float] = {"size": sizes, "equal": dict.fromkeys(domains, 1)}.get(self.source_weights, {})
         if self.source_weights == "proximity":
+            for domain in self._every(DOMAINS):
+                if (number := len(self._get(domain, "train"))) < FOLDS:
+                    raise DataError(
+                        f"domain {domain!r}: {number} training samples are too few for a proximity to the target; "
+                        f"give {FOLDS}, or another --data.source_weights"
+                    )
             target = torch.cat([self._compared(domain) for domain in self.named["target"]])
             found = {domain: proximity(self._compared(domain), target) for domain in domains}
             each = ", ".join(f"{own:.3f} of {domain!r}" for domain, own in found.items())

@@ -19,6 +19,8 @@ from lightning_da.inputs import Input
 Weights = Literal["size", "equal", "proximity"]
 """What the domains of the source have of a batch: as many samples as they are large, as many each, or the more the
 nearer they are to the target."""
+FOLDS = 5
+"""Parts of the samples in the cross-validation of the proximity: the fewest samples of a domain."""
 
 
 class Joined(Dataset[Any]):
@@ -280,6 +282,6 @@ def proximity(source: Tensor, target: Tensor) -> float:
     scaled = ((both - both.mean(dim=0)) / torch.where(deviation > 0, deviation, 1.0)).numpy()
     y: NDArray[np.int64] = np.repeat([0, 1], [len(source), len(target)])
     model = RidgeClassifier(alpha=float(both.shape[1]), class_weight="balanced")
-    wrong = cross_val_predict(model, scaled, y, cv=StratifiedKFold(5, shuffle=True, random_state=0)) != y
+    wrong = cross_val_predict(model, scaled, y, cv=StratifiedKFold(FOLDS, shuffle=True, random_state=0)) != y
     error = (wrong[y == 0].mean() + wrong[y == 1].mean()) / 2
     return float(min(2 * error, 1.0))
