@@ -290,6 +290,15 @@ def test_a_few_target_labels_are_drawn_from_all_targets() -> None:
     assert {data.domains_of("target", "train")[row] for row in rows.tolist()} == {"c", "d"}
 
 
+def test_training_images_of_open_sets_are_predicted_without_augmentation(tmp_path: Path) -> None:
+    fill(tmp_path / "art")
+    fill(tmp_path / "photo", classes=("bike", "mug", "pen"))
+    data = ImageFolders(str(tmp_path), "art", "photo", image_size=8, batch_size=4, num_workers=0, class_sets="open")
+    twice = [torch.cat(list(data.unlabelled_dataloader("target"))) for _ in range(2)]
+    assert torch.equal(*twice)
+    assert not torch.equal(*(data._get("photo", "train")[0][0] for _ in range(2))), "training draws"
+
+
 def test_image_folders_are_joined_and_read_without_augmentation(tmp_path: Path) -> None:
     for number, domain in enumerate(("art", "photo", "web")):
         fill(tmp_path / domain, number=10 + number)

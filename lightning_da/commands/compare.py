@@ -346,6 +346,8 @@ def _terms(run: Run) -> tuple[tuple[str, str], ...]:
     shared = ("seed", "source", "target", "batch_size", "max_steps", "max_epochs", "backbone", "bottleneck",
               "standardize", "precision")  # fmt: skip
     terms = {k: v for k, v in params_of(run).items() if k in shared or k.startswith(("backbone.", "bottleneck."))}
+    if (weights := run.data.params.get("source_weights", "size")) != "size":  # older runs do not have it
+        terms["source_weights"] = weights
     return tuple(sorted((terms | {"data": run.data.tags.get("data", "")}).items()))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule
+from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Selection
 from lightning_da.data.image_files import SUFFIXES, Listing, find_damaged, list_images, read_image
 from lightning_da.data.splits import SPLIT_FOLDERS, Indices, split_indices
 from lightning_da.errors import check_range, list_choices
@@ -183,9 +183,12 @@ class ImageFolders(DomainPairDataModule):
             self._domains[domain] = self._list(domain)
         return self._domains[domain][split]
 
-    def _evaluated(self, domain: str, split: str) -> ImageFiles:
-        plain: ImageFiles = copy.copy(self._get(domain, split))  # training images are not augmented
-        plain.transform = self._transform("test")
+    def _evaluated(self, domain: str, split: str) -> Any:
+        plain = copy.copy(self._get(domain, split))  # training images are not augmented
+        files = plain
+        if isinstance(plain, Selection):  # with labels of other class sets
+            files = plain.whole = copy.copy(plain.whole)
+        files.transform = self._transform("test")
         return plain
 
     def _list(self, domain: str) -> dict[str, ImageFiles]:
