@@ -75,7 +75,7 @@ def learned(rows: pd.DataFrame) -> pd.DataFrame:
             target = str(pair).split(" -> ")[1]
             others = [name for name in gains.index if name.split(" -> ")[1] != target]
             earlier = [Transfer(name, distance[name], gains.loc[name].to_dict()) for name in others]
-            best = expected(earlier, distance[pair], gains.columns)
+            best = expected(earlier, distance[str(pair)], gains.columns)
             if best is not None:
                 gain = own[best.method] if best.gain > 0 else 0.0
                 found.append({"group": group, "regret": max(own.max(), 0.0) - gain, "to source-only": gain})
