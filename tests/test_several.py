@@ -418,6 +418,20 @@ def test_the_class_sets_of_one_source_are_joined() -> None:
     )
 
 
+def test_several_domains_without_a_source_are_one_labelled_domain() -> None:
+    data = Four(None, ["a", "b"])
+    found = accuracy(fit(build("source_only", train_on="target"), 8, data), data)
+    assert {key.rpartition("/")[0] for key in found} == {"test/target", "test/target/a", "test/target/b"}
+
+    class Other(Four):
+        def dataset(self, domain: str, split: str) -> TensorDomain:
+            data = super().dataset(domain, split)
+            return TensorDomain(data.x, data.y, OTHERS if domain == "b" else NAMES)
+
+    with pytest.raises(DataError, match="'a' has 'class 2' alone, domain 'b' has 'x' alone"):
+        Other(None, ["a", "b"]).check(Roles(("target",), ()))
+
+
 def test_identities_of_several_files_are_refused() -> None:
     with pytest.raises(DataError, match=r"data\.source: name one domain, not 2: an identity of 'one\.npz'"):
         Identities(["one.npz", "two.npz"], "three.npz")

@@ -537,7 +537,7 @@ class DomainPairDataModule(L.LightningDataModule):
                 ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
             )
             raise DataError(f"the samples are {what}; set --model.backbone lightning_da.networks.{instead}")
-        if len(self.domains) > 1:
+        if len(self._every(self.domains)) > 1:
             self._check_classes(roles)
         for role in self.domains:
             for domain in self.named[role]:
