@@ -6,6 +6,7 @@
 For each score: the rank correlation with the target accuracy over the methods of a pair and a seed; the regret, which
 is the best accuracy less that of the chosen method; the difference of the chosen method to source-only, its mean and
 its worst; and how often source-only is chosen. Means over seeds and pairs, for each group and for all. Then the same of
+what is learned from the other pairs of a group (`transferability/earlier.py`), and of
 the verdict of `sweep`, and its estimate: the mean absolute difference to the target accuracy of the chosen method, and
 how often that lies in the range.
 """
@@ -18,6 +19,7 @@ import pandas as pd
 
 from lightning_da.commands.compare import answers_of, tested_runs
 from lightning_da.store import client
+from lightning_da.transferability.earlier import Transfer, expected
 from lightning_da.transferability.scores import SCORES
 from lightning_da.transferability.verdict import verdict
 
@@ -61,6 +63,25 @@ def choices(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def learned(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the other pairs of a group, with another target, name for a pair; a row for each pair, means over seeds."""
+    found = []
+    for group, part in rows.groupby("group"):
+        of_pairs = part.groupby(["pair", "method"])[["acc", "a_distance"]].mean()
+        accuracy = of_pairs["acc"].unstack().dropna(axis="columns")
+        distance = of_pairs["a_distance"].xs(BASELINE, level="method")
+        gains = accuracy.drop(columns=BASELINE).sub(accuracy[BASELINE], axis="index")
+        for pair, own in gains.iterrows():
+            target = str(pair).split(" -> ")[1]
+            others = [name for name in gains.index if name.split(" -> ")[1] != target]
+            earlier = [Transfer(name, distance[name], gains.loc[name].to_dict()) for name in others]
+            best = expected(earlier, distance[str(pair)], gains.columns)
+            if best is not None:
+                gain = own[best.method] if best.gain > 0 else 0.0
+                found.append({"group": group, "regret": max(own.max(), 0.0) - gain, "to source-only": gain})
+    return pd.DataFrame(found)
+
+
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     """The verdict over the methods of a pair and a seed, beside the target accuracies."""
     found = []
@@ -95,6 +116,11 @@ def main() -> None:
         table["worst"] = part.groupby("score")["to source-only"].min()
         print(f"{title}: {len(part) // found['score'].nunique()} choices")
         print(table.sort_values("regret").to_string(float_format="%.3f"), "\n")
+    if len(told := learned(rows)):
+        table = told.groupby("group").mean(numeric_only=True)
+        table["worst"] = told.groupby("group")["to source-only"].min()
+        table["pairs"] = told.groupby("group").size()
+        print("learned from the other pairs\n" + table.to_string(float_format="%.3f"), "\n")
     said = verdicts(rows)
     if len(said):
         table = said.groupby("group").mean(numeric_only=True)

@@ -27,8 +27,10 @@ from lightning_da.callbacks import (
 )
 from lightning_da.checkpoint_io import WholeCheckpointIO
 from lightning_da.data import DomainPairDataModule, Roles
+from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError, InterruptionError, RunError, check_range, loading_errors, one_line
 from lightning_da.methods import AdaptationModule, MarginEnsemble, TransferModule
+from lightning_da.names import joined_name, short_name
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.parser import MISSING, CommandParser, Parser
 from lightning_da.paths import CONF, find_method, with_found_configs
@@ -201,9 +203,9 @@ class TransferCLI(LightningCLI):
     def pair(self) -> str:
         """The domains in the name of a run; a folder that is the only domain is named once."""
         given = self.config.data.init_args
-        named = [given.get(role, role) for role in ("source", "target")]
-        names = [str(name) for name in named if name is not None] or [Path(given.root).absolute().name]
-        return "-".join(Path(name.rpartition(":")[2]).stem for name in names)  # a domain can be FILE:NAME
+        named = [given.get(role, role) for role in DOMAINS]
+        names = [joined_name(name) for name in named if name is not None] or [Path(given.root).absolute().name]
+        return "-".join(map(short_name, names))
 
     @property
     def run_name(self) -> str:

@@ -802,8 +802,8 @@ def check_domain_loss(loss: DomainLoss, skip: tuple[str, ...] = ()) -> None:
 
 
 def _trains_a_source(data: DomainPairDataModule) -> bool:
-    train: Any = data.dataset(data.source, "train")
-    return len(data.domains) > 1 and bool((torch.as_tensor(train.y) != UNKNOWN).any())
+    trains: list[Any] = [data.dataset(domain, "train") for domain in data.named["source"]]
+    return len(data.domains) > 1 and all((torch.as_tensor(train.y) != UNKNOWN).any() for train in trains)
 
 
 def _data_read(data: DomainPairDataModule) -> None:
@@ -812,8 +812,8 @@ def _data_read(data: DomainPairDataModule) -> None:
 
 
 def _data_splits(data: DomainPairDataModule) -> None:
-    for role in data.domains:
-        domain, seen = getattr(data, role), dict[str, str]()
+    for domain in (domain for role in data.domains for domain in data.named[role]):
+        seen = dict[str, str]()
         for split in SPLITS:
             found = dict.fromkeys(_identities(data.dataset(domain, split)), split)
             for sample in found.keys() & seen.keys():
@@ -832,12 +832,12 @@ def _identities(dataset: Any) -> list[str]:
 
 
 def _data_same(data: DomainPairDataModule) -> None:
-    for role in data.domains:
+    for domain in (domain for role in data.domains for domain in data.named[role]):
         for split in SPLITS:
-            one, other = (cast(Any, data.dataset(getattr(data, role), split)) for _ in range(2))
+            one, other = (cast(Any, data.dataset(domain, split)) for _ in range(2))
             if one.fingerprint() != other.fingerprint() or not np.array_equal(one.y, other.y):
                 raise AssertionError(
-                    f"same: the {split} split of domain {getattr(data, role)!r} is another one each time; draw it with "
+                    f"same: the {split} split of domain {domain!r} is another one each time; draw it with "
                     "a generator of its own and a fixed seed"
                 )
 

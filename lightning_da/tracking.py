@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_da.errors import InterruptionError, list_choices, one_line
 from lightning_da.mlflow_view import prepare_experiment
+from lightning_da.names import joined_name
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.outbox import STORE, WRITES, OutboxClient
 from lightning_da.paths import work_folder
@@ -226,6 +227,9 @@ def parameters(config: dict[str, Any], parts: tuple[str, ...] = ("model", "data"
         inner: dict[str, Any] = {}
         _flatten(config[part].get("init_args", {}), "", inner)
         found |= {f"{part}.{key}" if key in found else key: value for key, value in inner.items()}
+    for role in ("source", "target"):
+        if isinstance(found.get(role), list):
+            found[role] = joined_name(found[role])
     return {key: str(value) for key, value in found.items()}
 
 

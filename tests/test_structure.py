@@ -13,7 +13,7 @@ PACKAGE = PROJECT / "lightning_da"
 FLOORS = (
     {"errors"},
     {"yaml_files"},
-    {"paths", "process", "gather", "schedules", "signatures"},
+    {"names", "paths", "process", "gather", "schedules", "signatures"},
     {"classical", "logged_models", "losses", "pages", "speech", "store", "text"},
     {"networks", "outbox", "checkpoint_io", "inputs", "mlflow_view"},
     {"data", "served"},

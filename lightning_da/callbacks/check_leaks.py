@@ -60,7 +60,8 @@ def _learnt_by(run: str, kind: type[DomainPairDataModule]) -> dict[str, str]:
         if config["class_path"].rpartition(".")[2] == kind.__name__:
             data = kind(**config["init_args"])
             for role in filter(None, tags.get("trained_on", ", ".join(DOMAINS)).split(", ")):
-                learnt |= data.trained_on(getattr(data, role))
+                for domain in data.named[role]:
+                    learnt |= data.trained_on(domain)
         return learnt
     except ConfigError as error:
         rank_zero_warn(f"the training samples of {run!r} cannot be compared with the test split: {error}")

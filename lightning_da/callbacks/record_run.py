@@ -120,6 +120,8 @@ class RecordRun(SaveConfigCallback):
         data = getattr(trainer, "datamodule", None)
         if data is not None and data.class_sets != "closed":
             tags[CLASS_SETS] = data.setting
+        if data is not None and len(data.named["source"]) > 1 and "source" in tags["trained_on"]:
+            tags["source_weights"] = ", ".join(f"{name} {weight:.3f}" for name, weight in data.weights.items())
         for key, value in tags.items():
             logger.experiment.set_tag(logger.run_id, key, value)
         if data is not None:

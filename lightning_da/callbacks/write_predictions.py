@@ -16,6 +16,7 @@ class WritePredictions(BasePredictionWriter):
     """Writes predictions to a CSV file with the columns sample (file or index), split, class and probability.
 
     Of a network that embeds, the columns after split are the numbers of the embedding; of a regression it is `value`.
+    With several targets the column `domain` comes after split.
 
     Args:
         path: The CSV file; it appears only when it is complete.
@@ -60,12 +61,19 @@ class WritePredictions(BasePredictionWriter):
         order = {split: place for place, split in enumerate(data.predicted)}
         merged = sorted((row for share in shares for row in share), key=lambda row: (order[row[0]], row[1]))
         names = {split: data.names("target", split) for split in data.predicted}
+        several = len(data.named["target"]) > 1
+        domains = {
+            split: [(name,) for name in data.domains_of("target", split)] if several else [()] * len(own)
+            for split, own in names.items()
+        }
         with write_whole(self.path) as part, part.open("w", newline="", errors="surrogateescape") as file:
             writer = csv.writer(file)
             numbers = tuple(f"embedding_{place}" for place in range(len(merged[0]) - 2))
             columns = ("value",) if regresses else numbers if embeds else ("class", "probability")
-            writer.writerow(("sample", "split", *columns))
-            writer.writerows((names[split][index], split, *answer) for split, index, *answer in merged)
+            writer.writerow(("sample", "split", *(("domain",) if several else ()), *columns))
+            writer.writerows(
+                (names[split][index], split, *domains[split][index], *answer) for split, index, *answer in merged
+            )
         print(f"{len(merged)} predictions in {self.path}")
 
 

@@ -1,7 +1,7 @@
 """`lightning-da compare`: prints the runs of an experiment as a table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from lightning_da.callbacks.label_free_scores import ANSWERS
 from lightning_da.grids.tables import mean_and_spread, print_table, summary
 from lightning_da.mlflow_view import PRIMARY_METRIC
 from lightning_da.parser import CommandParser
-from lightning_da.store import search_runs
+from lightning_da.store import client, search_runs
 from lightning_da.tracking import CLASS_SETS, EXPERIMENT, artifact_file, find_experiment, pair_of, params_of
+from lightning_da.transferability.earlier import Expected, Transfer, expected
 from lightning_da.transferability.verdict import Answers, Verdict, verdict
 
 LOWER, UPPER = "source_only", "target_only"
@@ -38,6 +39,8 @@ ONE_NUMBER = ("published", "seconds")
 """Columns without a standard deviation."""
 CHOOSES = "neighbours"
 """The score that names a method without target labels: the one with the least regret in benchmarks/scores.py."""
+DISTANCE = "score/a_distance"
+"""The metric that says how far apart the domains of a pair are."""
 CLOSED_SET = (
     "a method for equal classes moves target samples to wrong classes, and the choice without target labels does not "
     "judge the answer `unknown`; osbp is for open sets, pada for partial ones"
@@ -87,17 +90,21 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         runs: The runs in the table, the latest first.
 
     Returns:
-        The table without the columns `answers`, `data` and `runs`.
+        The table without the columns `answers`, `data`, `runs` and `targets`.
     """
     for pair, group in table.groupby("pair", sort=False):
         print_table(f"{pair}, test split", as_text(group))
+        if any(of_domains for found in group["targets"] for of_domains in found):
+            print_table(f"{pair}, accuracy on each target", of_each_target(group))
         if (said := verdict_of(group)) is not None:
             print(describe(*said))
+            if (learned := learned_of(group, runs)) is not None:
+                print(describe_learned(learned))
         if group["target rmse"].notna().any():
             print("no choice without target labels: its score needs classes, and the labels are numbers")
     for warning in warnings_of(runs):
         print(f"\nwarning: {warning}")
-    return table.drop(columns=["answers", "data", "runs"])
+    return table.drop(columns=["answers", "data", "runs", "targets"])
 
 
 def comparison(frame: pd.DataFrame) -> pd.DataFrame:
@@ -107,7 +114,8 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
         frame: Rows of single runs, at least one, as from `rows_of`.
 
     Returns:
-        The table. Its column `runs` has the ids of the runs of a row, `answers` what their networks answer.
+        The table. Its column `runs` has the ids of the runs of a row, `answers` what their networks answer, and
+        `targets` their accuracies on each of several targets.
     """
     groups = frame.groupby(["pair", "configuration"], sort=False)
     means = summary(frame, ["pair", "configuration"], list(FORMATS))
@@ -117,6 +125,7 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
         table[column], table[f"{column} std"] = means[column, "mean"].to_numpy(), means[column, "std"].to_numpy()
     table["answers"] = [[own for own in found if own is not None] for found in groups["answers"].agg(list)]
     table["data"] = groups["data"].first().to_numpy()
+    table["targets"] = groups["targets"].agg(list).to_numpy()
     table["runs"] = groups["run"].agg(list).to_numpy()
     _tell_apart(table)
     return table
@@ -136,6 +145,21 @@ def as_text(group: pd.DataFrame) -> pd.DataFrame:
         spreads = group[f"{column} std"] if column not in ONE_NUMBER else [float("nan")] * len(group)
         pairs = zip(group[column], spreads, strict=True)
         text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
+    return text
+
+
+def of_each_target(group: pd.DataFrame) -> pd.DataFrame:
+    """The accuracy on each of several targets, mean and standard deviation over seeds, as text.
+
+    Args:
+        group: Rows of `comparison`, of one pair.
+    """
+    means = [pd.DataFrame(found).agg(["mean", "std"]) for found in group["targets"]]
+    names = list(dict.fromkeys(name for own in means for name in own))
+    text = group[["method", "seeds"]].copy()
+    for name in names:
+        cells = [own.get(name, pd.Series({"mean": float("nan"), "std": float("nan")})) for own in means]
+        text[name] = [mean_and_spread(cell["mean"], cell["std"], ".3f") for cell in cells]
     return text
 
 
@@ -183,6 +207,75 @@ def describe(found: Verdict, bound: str) -> str:
         f"{text}\nits target accuracy is about {found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}; this is "
         "estimated from how often it agrees with the other methods, and too high where all methods err alike"
     )
+
+
+def learned_of(group: pd.DataFrame, runs: Sequence[Run]) -> Expected | None:
+    """What the earlier pairs of the store say about the methods of a pair, without target labels of the pair.
+
+    Earlier pairs with a target of this pair, or with the same data, are left out: their labels are those of this pair.
+
+    Args:
+        group: Rows of `comparison`, of one pair.
+        runs: The runs in the table.
+    """
+    own = {run_id for ids in group["runs"] for run_id in ids}
+    here = [run for run in runs if run.info.run_id in own and not _reads_target_labels(run)]
+    targets = {target for run in here for target in run.data.params["target"].split("+")}
+    distances = [run.data.metrics.get(DISTANCE) for run in here if run.data.params["method"] == LOWER]
+    known = [distance for distance in distances if distance is not None]
+    if not known:
+        return None
+    stored = [run for experiment in client().search_experiments() for run in tested_runs(experiment.experiment_id)]
+    others = [
+        run
+        for run in stored
+        if PRIMARY_METRIC in run.data.metrics
+        and not _reads_target_labels(run)
+        and not targets & set(run.data.params.get("target", "").split("+"))
+        and run.data.tags.get("data") not in set(group["data"])
+    ]
+    methods = dict.fromkeys(run.data.params["method"] for run in here)
+    return expected(earlier_transfers(others), float(np.mean(known)), [name for name in methods if name != LOWER])
+
+
+def earlier_transfers(runs: Sequence[Run]) -> list[Transfer]:
+    """The gains over source-only on each pair, the mean over the runs with equal data, network and length.
+
+    Args:
+        runs: Tested runs without target labels in training.
+    """
+    alike: dict[Any, dict[str, list[Run]]] = {}
+    for run in runs:
+        terms = tuple(term for term in _terms(run) if term[0] != "seed")
+        alike.setdefault(terms, {}).setdefault(run.data.params["method"], []).append(run)
+    found = []
+    for methods in alike.values():
+        lower = [run for run in methods.pop(LOWER, []) if DISTANCE in run.data.metrics]
+        if lower and methods:
+            distance = float(np.mean([run.data.metrics[DISTANCE] for run in lower]))
+            accuracies = {
+                name: np.mean([run.data.metrics[PRIMARY_METRIC] for run in own]) for name, own in methods.items()
+            }
+            bound = np.mean([run.data.metrics[PRIMARY_METRIC] for run in lower])
+            gains = {name: float(accuracy - bound) for name, accuracy in accuracies.items()}
+            found.append(Transfer(pair_of(lower[0].data.params), distance, gains))
+    return found
+
+
+def describe_learned(found: Expected) -> str:
+    """What was learned from earlier pairs, in words."""
+    gain = f"{found.gain:+.3f} over {LOWER}, give or take {found.error:.3f}"
+    what = f"{found.method} is expected to gain {gain}"
+    if found.gain <= 0:
+        what = f"no method is expected to gain; the best is {found.method} with {gain}"
+    return (
+        f"learned from {found.number} earlier comparisons in this store: {what} (it gained {found.mean:+.3f} in the "
+        f"mean, and on {found.better} of them)"
+    )
+
+
+def _reads_target_labels(run: Run) -> bool:
+    return run.data.params.get("train_on", "source") != "source" or "oracle" in run.data.tags.get("selection", "")
 
 
 def warnings_of(runs: Sequence[Run]) -> list[str]:
@@ -275,6 +368,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "target rmse": run.data.metrics.get("test/target/rmse"),
             "target r2": run.data.metrics.get("test/target/r2"),
             "seconds": run.data.metrics.get("fit/seconds"),
+            "targets": _of_domains(run.data.metrics),
             "answers": answers_of(run),
             "data": run.data.tags.get("data"),
             "run": run.info.run_id,
@@ -296,14 +390,19 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 def answers_of(run: Run) -> Answers | None:
     """What the network answers for the target's sample; None if it has read target labels, or has not been asked."""
-    reads = run.data.params.get("train_on", "source") != "source" or "oracle" in run.data.tags.get("selection", "")
-    if reads or f"score/{CHOOSES}" not in run.data.metrics:
+    if _reads_target_labels(run) or f"score/{CHOOSES}" not in run.data.metrics:
         return None
     try:
         given = json.loads(artifact_file(run, ANSWERS).read_text())
     except (OSError, MlflowException):
         return None
     return Answers(given["predicted"], given["neighbours"])
+
+
+def _of_domains(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The accuracy on each of several targets, by their names in metrics; empty if there is one target."""
+    parts = {tuple(key.split("/")): value for key, value in metrics.items() if key.startswith("test/target/")}
+    return {key[2]: value for key, value in parts.items() if len(key) == 4 and key[3] == "acc"}
 
 
 def _uneven(run: Run) -> bool:
@@ -320,6 +419,8 @@ def _terms(run: Run) -> tuple[tuple[str, str], ...]:
     shared = ("seed", "source", "target", "batch_size", "max_steps", "max_epochs", "backbone", "bottleneck",
               "standardize", "precision")  # fmt: skip
     terms = {k: v for k, v in params_of(run).items() if k in shared or k.startswith(("backbone.", "bottleneck."))}
+    if (weights := run.data.params.get("source_weights", "size")) != "size":  # older runs do not have it
+        terms["source_weights"] = weights
     return tuple(sorted((terms | {"data": run.data.tags.get("data", "")}).items()))
 
 

@@ -93,7 +93,7 @@ def _reads_target(words: Sequence[str]) -> bool:
 
 def _number(data: DomainPairDataModule, wanted: str) -> int:
     """How many labels of the target `wanted` are."""
-    y = data.dataset(data.target, "train").y  # type: ignore[attr-defined]
+    y = data.training_labels("target")
     y = y[y != UNKNOWN]
     return len(y) if wanted == "all" else len(draw_labelled(y, wanted, 0, "--labels"))
 

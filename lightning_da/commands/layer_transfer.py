@@ -11,7 +11,6 @@ https://arxiv.org/abs/1411.1792
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
@@ -23,6 +22,7 @@ from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_g
 from lightning_da.grids.layers import HEAD, TREATMENTS, Layers, report
 from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.methods import FineTune
+from lightning_da.names import short_name
 from lightning_da.parser import CommandParser
 
 EXPERIMENT = "layer_transfer"
@@ -57,7 +57,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     cells = setting.plan(given.seeds, [_number(value) for value in given.labels], depths, given.treatments)
     _check_data(cli, cells, given.across_domains)
     domains = DOMAINS if given.across_domains else DOMAINS[:1]
-    name = given.name or "-".join(["layer-transfer", *(Path(getattr(cli.datamodule, role)).stem for role in domains)])
+    name = given.name or "-".join(["layer-transfer", *(short_name(getattr(cli.datamodule, role)) for role in domains)])
     same = digest(setting.config, setting.task_a, given.across_domains, cli.datamodule.fingerprint())
     return run_grid(Grid(name, setting.config, same, cells, partial(report, setting, name)), cli, workers)
 
@@ -122,7 +122,7 @@ def _setting(cli: TransferCLI, given: argparse.Namespace) -> Layers:
     if not given.across_domains and not 2 <= size <= len(classes) - 2:
         raise ConfigError(f"task_a: each of the two tasks needs at least two of the {len(classes)} classes")
     task_a = sorted(set(given.task_a), key=classes.index) if given.task_a else None
-    of_target = cli.datamodule.classes_of(cli.datamodule.target) if given.across_domains else None
+    of_target = cli.datamodule.classes_in("target") if given.across_domains else None
     layers = [*backbone.layers, HEAD] if of_target == classes else backbone.layers
     return Layers(config, classes, layers, task_a, of_target)
 

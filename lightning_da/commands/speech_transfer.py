@@ -9,7 +9,6 @@ Source: Huang et al., CCPR 2016, tables 2 and 3.
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
@@ -21,6 +20,7 @@ from lightning_da.grids.engine import Cell, Grid, check_trainable, digest, run_g
 from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.speech import SOURCE_TASKS, plan, report
 from lightning_da.methods import FineTune
+from lightning_da.names import short_name
 from lightning_da.networks import FeedForward
 from lightning_da.parser import CommandParser
 from lightning_da.paths import with_found_configs
@@ -62,7 +62,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
             raise ConfigError(f"data.{key}: speech-transfer sets it for each training; leave it out")
     cells = plan(config, given.seeds, given.source_tasks, sizes)
     _check_data(cells)
-    pair = (Path(getattr(cli.datamodule, role)).stem for role in ("source", "target"))
+    pair = (short_name(getattr(cli.datamodule, role)) for role in ("source", "target"))
     name = given.name or "-".join(["speech-transfer", *pair])
     same = digest(config, sizes, fingerprint(cli.datamodule))
     return run_grid(Grid(name, config, same, cells, partial(report, name)), cli, workers)

@@ -40,7 +40,8 @@ def _tables(metrics: Mapping[str, float], names: Mapping[str, str]) -> list[tupl
     for key, value in metrics.items():
         _, domain, *name = key.split("/")
         if name:
-            of_domains.setdefault(name[0], {})[f"{domain} ({names[domain]})"] = f"{value:.4f}"
+            column = f"{domain} ({names[domain]})" if len(name) == 1 else f"{domain} {name[0]}"
+            of_domains.setdefault(name[-1], {})[column] = f"{value:.4f}"
         else:
             others.append((key, f"{value:.4f}"))
     by_domain = pd.DataFrame.from_dict(of_domains, orient="index").rename_axis("metric").reset_index()

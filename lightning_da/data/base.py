@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +21,31 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_w
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_da.data.class_sets import UNKNOWN_CLASS, ClassSets, joined, listed, only, setting
+from lightning_da.data.datasets import UNKNOWN, DataError, Selection, TensorDomain, relabel, select
 from lightning_da.data.descriptions import Descriptions, read_descriptions
 from lightning_da.data.labels import draw_labelled
-from lightning_da.errors import ConfigError, check_range
-from lightning_da.inputs import Images, Input, Numbers, Texts
+from lightning_da.data.several import FOLDS, Mixture, Weights, WithDomain, join, proximity, shares, vectors
+from lightning_da.errors import check_range
+from lightning_da.inputs import Input, Numbers
+from lightning_da.names import joined_name, members, metric_names
+
+__all__ = [
+    "DOMAINS",
+    "SPLITS",
+    "UNKNOWN",
+    "DataError",
+    "DomainPairDataModule",
+    "Roles",
+    "Selection",
+    "TensorDomain",
+    "relabel",
+    "select",
+]
 
 DOMAINS = ("source", "target")
 SPLITS = ("train", "val", "test")
-
-UNKNOWN = -1
-"""Label of a sample with an unknown class: losses and metrics ignore it."""
+COMPARED = 500
+"""The most samples of a domain from which its proximity to the target is computed."""
 
 
 class Roles(NamedTuple):
@@ -70,141 +85,6 @@ class Roles(NamedTuple):
             getattr(module, "reads_words", None),
             getattr(module, "tasks_differ", False),
         )
-
-
-class DataError(ConfigError):
-    """Unusable data; the message names the file, domain or value and the remedy."""
-
-
-class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
-    """One split of one domain, held in memory.
-
-    Args:
-        x: Samples, shape (n, ...), floating point, uint8 or int64. Images of uint8 are scaled to floats in [0, 1]; the
-            words of sentences stay int64.
-        y: Labels, shape (n,), integers; `UNKNOWN` (-1) where the class is unknown.
-        classes: Class names in the order of the labels.
-        names: Name of each sample, for the CSV file of predictions; None uses the indices.
-        reads: How a model outside of this project reads a sample; None takes image files for grey and colour images of
-            uint8, texts for sentences (int64, shape (n, length)), otherwise the numbers that the network reads.
-        numbers: The number that each label stands for, for regression, shape (number of labels,), floating point. A
-            batch then has these numbers, float32, in place of labels, NaN for `UNKNOWN`, and there are no classes.
-    """
-
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        classes: Sequence[str],
-        names: Sequence[str] | None = None,
-        reads: Input | None = None,
-        numbers: Tensor | None = None,
-    ) -> None:
-        self.numbers = None if numbers is None else torch.cat([numbers.float(), torch.tensor([torch.nan])])
-        self.x, self.y, self.classes = x, y.long(), list(classes)
-        images = x.dtype == torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
-        own: Input = Images((x.shape[2], x.shape[3]), x.shape[1]) if images else Numbers(tuple(x.shape[1:]))
-        if x.dtype == torch.int64 and x.ndim == 2:
-            own = Texts(x.shape[1])
-        self.reads = reads or own
-        self.names = list(names) if names is not None else [str(i) for i in range(len(x))]
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        x = self.x[indices]
-        if x.dtype != torch.int64:
-            x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-        y = self.y[indices]
-        return x, y if self.numbers is None else self.numbers[y]  # the index -1 is the last
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x, y = self.__getitems__([index])
-        return x[0], y[0]
-
-    def unscaled(self, index: int) -> Tensor:
-        """A sample as `reads` gives it."""
-        return self.x[index] if isinstance(self.reads, Images) else self[index][0]
-
-    def fingerprint(self) -> str:
-        """A digest of the content."""
-        digest = hashlib.sha256()
-        for part in (self.x, self.y) if self.numbers is None else (self.x, self.y, self.numbers):
-            digest.update(part.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-
-class Selection(Dataset[Any]):
-    """A subset of a dataset with new labels.
-
-    Args:
-        whole: A dataset from `DomainPairDataModule.dataset`.
-        indices: Indices of the samples, shape (n,).
-        y: New labels of the samples, shape (n,).
-        classes: Class names in the order of the new labels.
-    """
-
-    def __init__(self, whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> None:
-        self.whole, self.indices, self.y, self.classes = whole, indices, y, list(classes)
-
-    @property
-    def names(self) -> list[str]:
-        """Name of each sample."""
-        names = self.whole.names
-        return [names[index] for index in self.indices.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.whole[int(self.indices[index])][0], self.y[index]
-
-    @property
-    def reads(self) -> Input | None:
-        """How a model outside of this project reads a sample."""
-        found: Input | None = getattr(self.whole, "reads", None)
-        return found
-
-    def unscaled(self, index: int) -> Tensor:
-        """A sample as `reads` gives it."""
-        found: Tensor = self.whole.unscaled(int(self.indices[index]))
-        return found
-
-    def fingerprint(self) -> str:
-        """A digest of the whole dataset and the selection."""
-        chosen = f"{self.whole.fingerprint()} {self.indices.tolist()} {self.y.tolist()}"
-        return hashlib.sha256(chosen.encode()).hexdigest()
-
-
-def select(whole: Any, indices: Tensor, y: Tensor, classes: Sequence[str]) -> TensorDomain | Selection:
-    """A subset of a dataset with new labels; in memory if the dataset is. For the arguments see `Selection`."""
-    if not isinstance(whole, TensorDomain):
-        return Selection(whole, indices, y, classes)
-    names = [whole.names[index] for index in indices.tolist()]
-    return TensorDomain(whole.x[indices], y, classes, names, whole.reads)
-
-
-def relabel(whole: Any, classes: Sequence[str]) -> TensorDomain | Selection:
-    """A dataset with the same samples, whose labels count a longer list of classes.
-
-    Args:
-        whole: A dataset from `DomainPairDataModule.dataset`.
-        classes: Class names in the order of the new labels; those of the dataset are among them, or are `unknown`.
-
-    Raises:
-        DataError: If a label is out of range.
-    """
-    known = [classes.index(name if name in classes else UNKNOWN_CLASS) for name in whole.classes]
-    y = torch.as_tensor(whole.y)
-    if ((y < UNKNOWN) | (y >= len(known))).any():
-        raise DataError(
-            f"a label is out of range; the {len(known)} classes {whole.classes} are labelled 0 to {len(known) - 1}"
-        )
-    y = torch.tensor([*known, UNKNOWN])[y]  # the index -1 is the last
-    if isinstance(whole, TensorDomain):
-        return TensorDomain(whole.x, y, classes, whole.names, whole.reads)
-    return Selection(whole, torch.arange(len(whole)), y, classes)
 
 
 def _permutation(number: int, seed: int) -> Tensor:
@@ -248,6 +128,19 @@ class _Shuffle(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         return self.length * self.batch_size
+
+
+class _Mixed(_Shuffle):
+    """This process's share of the batches of a mixture (see `Mixture`), continued from the current training step."""
+
+    def __init__(self, mixture: Mixture, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.mixture = mixture
+
+    def __iter__(self) -> Iterator[int]:
+        read = self.batches_read()
+        for number in range(read, (read // self.length + 1) * self.length):
+            yield from self.mixture.batch(number)[self.rank :: self.num_replicas].tolist()
 
 
 class _Drawn(Dataset[Any]):
@@ -303,8 +196,8 @@ class _Share(DistributedSampler[Any]):
 
 
 def _collate(batch: Any, labels: bool) -> Any:
-    x, y = batch if isinstance(batch, tuple) else default_collate(batch)
-    return (x, y) if labels else x
+    parts = batch if isinstance(batch, tuple) else tuple(default_collate(batch))
+    return parts if labels else parts[0]
 
 
 def _in_chunks(dataset: Any, indices: range) -> Iterator[tuple[Tensor, Tensor]]:
@@ -321,10 +214,14 @@ class DomainPairDataModule(L.LightningDataModule):
     `{"source": (x, y), "target": x}`: a domain has labels only if the method lists it in `supervised`. Validation, test
     and prediction read one domain at a time.
 
+    The source and the target can be several domains each, with the same classes and shapes. Then `source` and `target`
+    name all of them, `art+photo` for example. A method sees one source and one target. Validation and test have a third
+    part in a batch, the place of each sample's domain in `named`.
+
     Args:
-        source: Name of the domain with labels.
-        target: Name of the domain to transfer to. If one of the two is None, the other is the only domain: `source` and
-            `target` both name it, and it is validated and tested once, as target.
+        source: Name of the domain with labels, or a list of names.
+        target: Name of the domain to transfer to, or a list of names. If one of the two is None, the other is the only
+            one: `source` and `target` both name it, and it is validated and tested once, as target.
         batch_size: Samples per batch and domain, on each process.
         target_labels: How many training labels of the target are read, for example 10, or `3/class`; the other samples
             stay as unlabelled ones. They are drawn with the seed of the run, evenly over the classes as far as each has
@@ -332,14 +229,20 @@ class DomainPairDataModule(L.LightningDataModule):
         descriptions: File with a description of each class, for zero-shot learning (see `read_descriptions`).
         class_sets: Whether the domains may have different classes. `closed` refuses that. With `partial` the source may
             have classes that the target lacks. With `open` the target may have classes, too, that the source lacks:
-            all of them are one class, `unknown`, the last one. It is there even if the target names no class.
+            all of them are one class, `unknown`, the last one. It is there even if the target names no class. Several
+            domains of one role may then differ, too: their classes are joined.
+        source_weights: What each of several source domains has of a training batch. `size`: all samples are read
+            equally often. `equal`: as many samples of each domain. `proximity`: the more, the nearer a domain is to the
+            target, by their samples without labels (see `several.proximity`). Every domain has one sample at least.
+            Several target domains are always read by size.
 
     Attributes:
-        domains: The domains that are validated and tested, `source` or `target`.
+        domains: The roles that are validated and tested, `source` or `target`.
         left_out: Number of damaged samples that are left out, by the name of the domain.
 
     Raises:
-        ConfigError: If both are None, the batch size is less than 1, or there are not so many labels.
+        ConfigError: If both are None, a list is empty or names a domain twice, the batch size is less than 1, there are
+            not so many labels, or `source_weights` are given for one domain.
     """
 
     num_workers = 0
@@ -353,21 +256,29 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: str | None,
-        target: str | None,
+        source: str | Sequence[str] | None,
+        target: str | Sequence[str] | None,
         batch_size: int = 64,
         target_labels: int | str | None = None,
         descriptions: str | None = None,
         class_sets: ClassSets = "closed",
+        source_weights: Weights = "size",
     ) -> None:
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
-        if "" in (source, target):
-            raise DataError(f"data.{'source' if source == '' else 'target'}: the name is empty; name a domain")
+        for role, given in zip(DOMAINS, (source, target), strict=True):
+            _check_names(role, given)
         if source is None and target is None:
             raise DataError("data: no domain is given; set --data.source and --data.target, or one of them")
-        self.source, self.target, self.batch_size = str(source or target), str(target or source), batch_size
-        if target_labels is not None and source == target:
+        self.source, self.target = joined_name(source or target or ""), joined_name(target or source or "")
+        self._joined = {joined_name(given): members(given) for given in (source, target) if given is not None}
+        self.batch_size, self.source_weights = batch_size, source_weights
+        if source_weights != "size" and len(members(source)) < 2:
+            raise DataError(
+                f"data.source_weights: {source_weights} is for several source domains, and there is one, "
+                f"{self.source!r}; leave it out"
+            )
+        if target_labels is not None and members(source) == members(target):
             raise DataError("data.target_labels: source and target have the same name, so their labels are the same")
         self.target_labels, self.descriptions, self.class_sets = target_labels, descriptions, class_sets
         self.domains = DOMAINS if source is not None and target is not None else ("target",)
@@ -395,6 +306,11 @@ class DomainPairDataModule(L.LightningDataModule):
         raise NotImplementedError
 
     @property
+    def named(self) -> dict[str, tuple[str, ...]]:
+        """The names of the domains of `source` and of `target`."""
+        return {role: self._members(getattr(self, role)) for role in DOMAINS}
+
+    @property
     def reads(self) -> Input:
         """How a model outside of this project reads a sample."""
         return getattr(self._get(self.target, "test"), "reads", None) or Numbers(self.input_shape)
@@ -418,6 +334,15 @@ class DomainPairDataModule(L.LightningDataModule):
     def names(self, role: str, split: str) -> list[str]:
         """Names of the samples in a split of the source or the target."""
         return list(self._get(getattr(self, role), split).names)
+
+    def metric_names(self, role: str) -> list[str]:
+        """The names of the domains of the source or the target in metrics; none if there is one domain."""
+        return metric_names(self.named[role]) if len(self.named[role]) > 1 else []
+
+    def domains_of(self, role: str, split: str) -> list[str]:
+        """The domain of each sample in a split of the source or the target."""
+        sizes = {domain: len(self._get(domain, split)) for domain in self.named[role]}
+        return [domain for domain, size in sizes.items() for _ in range(size)]
 
     def training_samples(self, roles: Iterable[str]) -> Iterator[Tensor]:
         """All training samples of the given domains (`source`, `target`), in chunks of shape (b, ...)."""
@@ -452,13 +377,20 @@ class DomainPairDataModule(L.LightningDataModule):
         """Class names of a domain; empty if no label is known."""
         return list(self._own(domain, "train").classes)
 
+    def classes_in(self, role: str) -> list[str]:
+        """Class names of the source or the target: those of its first domain, then those that another adds."""
+        return self._classes_of_all(self.named[role])
+
+    def _classes_of_all(self, domains: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(name for domain in domains for name in self.classes_of(domain)))
+
     @property
     def classes(self) -> list[str]:
         """Class names in the order of the labels (see `joined`).
 
         If the target names none, all described classes may be in it.
         """
-        source, target = self.classes_of(self.source), self.classes_of(self.target)
+        source, target = (self.classes_in(role) for role in DOMAINS)
         if not target and self.described is not None:
             target = self.described.classes
         return joined(source, target, self.class_sets)
@@ -469,7 +401,7 @@ class DomainPairDataModule(L.LightningDataModule):
 
         It comes from the names of the classes, and not from the labels of training samples.
         """
-        source, target = self.classes_of(self.source), self.classes_of(self.target)
+        source, target = (self.classes_in(role) for role in DOMAINS)
         if not (source and target and (kind := setting(source, target))):
             return ""
         alone = {self.source: only(source, target), self.target: only(target, source)}
@@ -539,8 +471,8 @@ class DomainPairDataModule(L.LightningDataModule):
         parts += [(role, "test", "test") for role in self.domains]
         contexts: dict[tuple[str, str], list[str]] = {}
         for role, split, use in parts:
-            domain = getattr(self, role)
-            contexts.setdefault((domain, self._fingerprint(domain, split)[:16]), []).append(f"{role}/{use}")
+            for domain in self.named[role]:
+                contexts.setdefault((domain, self._fingerprint(domain, split)[:16]), []).append(f"{role}/{use}")
         return [(*key, ", ".join(uses)) for key, uses in contexts.items()]
 
     def state_dict(self) -> dict[str, Any]:
@@ -577,9 +509,9 @@ class DomainPairDataModule(L.LightningDataModule):
             if self._checked != self._roles():
                 self.check(self._roles())
             return
-        for role in self.domains:
+        for domain in self._every(self.domains):
             for split in {"validate": ("val",), "test": ("test",)}.get(stage, ()):
-                self._check_size(getattr(self, role), split)
+                self._check_size(domain, split)
         self._check_classes(self._roles())
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008  # a NamedTuple does not change
@@ -589,10 +521,10 @@ class DomainPairDataModule(L.LightningDataModule):
             roles: The domains that training reads.
 
         Raises:
-            DataError: If source and target are the same data, a method that reads two domains gets one, the network
+            DataError: If two domains are the same data, a method that reads source and target gets one, the network
                 reads sentences and the samples are none or the other way round, a split is empty or smaller than a
                 batch, the classes, shapes or value ranges differ, a label is out of range, a supervised domain has no
-                labels, or a value is not finite.
+                labels, or a value is not finite. The message names the domain, one of several too.
         """
         read = roles.supervised + roles.unlabelled
         if len(self.domains) < 2 <= len(read):
@@ -605,23 +537,22 @@ class DomainPairDataModule(L.LightningDataModule):
                 ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
             )
             raise DataError(f"the samples are {what}; set --model.backbone lightning_da.networks.{instead}")
-        if len(self.domains) > 1:
+        if len(self._every(self.domains)) > 1:
             self._check_classes(roles)
         for role in self.domains:
-            for split in SPLITS:
-                in_batches = split == "train" and (role in read or len(self.domains) < 2)
-                self._check_size(getattr(self, role), split, roles.processes if in_batches else 0)
+            for domain in self.named[role]:
+                for split in SPLITS:
+                    self._check_size(domain, split)
+            if role in read or len(self.domains) < 2:
+                self._check_batch(role, roles.processes)
         if read and self.batch_size < roles.fewest_samples:
             raise DataError(
                 f"data.batch_size: {self.batch_size} is fewer than the {roles.fewest_samples} samples that batch norm "
                 "or the domain loss needs; give more"
             )
-        for role in self.domains:
-            self._warn_of_missing_classes(getattr(self, role))
-        if len(self.domains) < 2:
-            self._look_at("target", supervised=True)
-        else:
-            self.check_inputs(roles)
+        for domain in self._every(self.domains):
+            self._warn_of_missing_classes(domain)
+        self.check_inputs(roles)
         if ("target" in roles.supervised or len(self.domains) < 2) and getattr(self, "protocol", "split") == "all":
             rank_zero_warn(
                 "protocol `all`: the labels of the target are trained on and tested, so its accuracy is that of "
@@ -648,6 +579,9 @@ class DomainPairDataModule(L.LightningDataModule):
                     f"domain {getattr(self, role)!r}: {len(rows)} training samples with a label are fewer than the "
                     f"{roles.processes} processes"
                 )
+            if rows is not None:
+                size = min(self.batch_size, len(rows) // roles.processes)
+                self.counts_in_batch(role, roles.processes * size, rows)
         if self.target_labels is None:
             return
         y, rows = torch.as_tensor(self._get(self.target, "train").y), self._rows("target")
@@ -661,48 +595,72 @@ class DomainPairDataModule(L.LightningDataModule):
             rank_zero_warn("target_labels: the method reads no label of the target; set --model.train_on both")
 
     def check_inputs(self, roles: Roles) -> None:
-        """Checks that one network can read both domains, whatever their classes are.
+        """Checks that one network can read all domains, whatever their classes are.
 
         Args:
             roles: The domains that training reads.
 
         Raises:
-            DataError: If source and target are the same data, a sample or label is wrong, or shapes or value ranges
-                differ.
+            DataError: If two domains are the same data, a sample or label is wrong, or shapes or value ranges differ.
         """
-        self._check_pair()
-        source, target = (self._look_at(role, role in roles.supervised) for role in DOMAINS)
-        if source.shape != target.shape:
-            raise DataError(
-                f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, "
-                f"{target.shape} in domain {self.target!r}; give both domains the same shape"
-            )
-        if not (roles.units_differ or self.words):
-            self._check_ranges(source.reach, target.reach)
+        alone = len(self.domains) < 2
+        if not alone:
+            self._check_pair()
+        looks = {
+            role: {domain: self._look_at(domain, role in roles.supervised or alone) for domain in self.named[role]}
+            for role in self.domains
+        }
+        (first, (shape, _)), *others = [look for own in looks.values() for look in own.items()]
+        for domain, look in others:
+            if look.shape != shape:
+                raise DataError(
+                    f"samples differ in shape (channels first): {shape} in domain {first!r}, "
+                    f"{look.shape} in domain {domain!r}; give both domains the same shape"
+                )
+        if self.words:
+            return
+        for own in looks.values():
+            self._check_ranges(own, "")
+        if not roles.units_differ:
+            together = {domain: look for own in looks.values() for domain, look in own.items()}
+            self._check_ranges(together, ", or each by itself with --model.standardize per_domain")
 
     def _check_pair(self) -> None:
-        """Refuses identical source and target data, also under two names."""
-        train = [self._get(getattr(self, role), "train") for role in DOMAINS]
-        if self.source == self.target or _same_samples(*train):
+        """Refuses identical data in two domains, also under two names."""
+        every = [(role, domain) for role in DOMAINS for domain in self.named[role]]
+        for (role, domain), (other_role, other) in itertools.combinations(every, 2):
+            if domain == other or _same_samples(self._get(domain, "train"), self._get(other, "train")):
+                raise DataError(
+                    f"{role} {domain!r} and {other_role} {other!r} are the same data, so there is nothing to "
+                    "transfer; choose two different domains"
+                )
+
+    def _check_ranges(self, looks: Mapping[str, "_Look"], remedy: str) -> None:
+        """Refuses domains of which one has values that are many times as large.
+
+        Args:
+            looks: What was seen of each domain.
+            remedy: What else can be done about it.
+        """
+        small, large = (best(looks, key=lambda domain: looks[domain].reach) for best in (min, max))
+        if looks[large].reach > 50 * looks[small].reach:
+            both = " and ".join(
+                f"{looks[name].reach:.4g} in domain {name!r}" for name in looks if name in (small, large)
+            )
             raise DataError(
-                f"source {self.source!r} and target {self.target!r} are the same data, so there is nothing to "
-                "transfer; choose two different domains"
+                f"value ranges differ: the largest value is {both}; scale both domains equally (is one 0..1 and the "
+                f"other 0..255?){remedy}"
             )
 
-    def _check_ranges(self, source: float, target: float) -> None:
-        low, high = sorted((source, target))
-        if high > 50 * low:
-            raise DataError(
-                f"value ranges differ: the largest value is {source:.4g} in domain {self.source!r} and {target:.4g} in "
-                f"domain {self.target!r}; scale both domains equally (is one 0..1 and the other 0..255?), or "
-                "each by itself with --model.standardize per_domain"
-            )
-
-    def _check_size(self, domain: str, split: str, processes: int = 0) -> None:
-        """Refuses an empty split, and a split that does not fill one batch per process."""
-        size = len(self._get(domain, split))
-        if size == 0:
+    def _check_size(self, domain: str, split: str) -> None:
+        """Refuses an empty split."""
+        if not len(self._get(domain, split)):
             raise _empty(domain, split)
+
+    def _check_batch(self, role: str, processes: int) -> None:
+        """Refuses training samples that do not fill one batch per process."""
+        domain = getattr(self, role)
+        size = len(self._get(domain, "train"))
         if size < processes:
             raise DataError(f"domain {domain!r}: {size} training samples are fewer than the {processes} processes")
         if size < processes * self.batch_size:
@@ -710,29 +668,53 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"domain {domain!r}: {size} training samples are fewer than a batch of {self.batch_size} on each of "
                 f"{processes} process(es); set --data.batch_size to at most {size // processes}"
             )
+        self.counts_in_batch(role, processes * self.batch_size)
 
     def _check_classes(self, roles: Roles) -> None:
-        source, target = self.classes_of(self.source), self.classes_of(self.target)
+        source, target = (self.classes_in(role) for role in DOMAINS)
         allowed = "" if self.class_sets == "closed" else f"data.class_sets: {self.class_sets}"
         if allowed and roles.tasks_differ:
             raise DataError(f"{allowed} is for one task; the method has a task for each domain, so leave it at closed")
-        if self.class_sets == "open" and UNKNOWN_CLASS in source:
-            raise DataError(f"{allowed}: domain {self.source!r} has a class {UNKNOWN_CLASS!r}; give it another name")
-        if not (source and target) or source == target or roles.tasks_differ:
+        if self.class_sets == "open":
+            for domain in self.named["source"]:
+                if UNKNOWN_CLASS in self.classes_of(domain):
+                    raise DataError(f"{allowed}: domain {domain!r} has a class {UNKNOWN_CLASS!r}; give it another name")
+        groups = [self.named[role] for role in DOMAINS] if roles.tasks_differ else [self._every(DOMAINS)]
+        for domains in groups if not allowed else ():
+            self._check_same_classes([domain for domain in domains if self.classes_of(domain)])
+        if not (source and target) or roles.tasks_differ or not allowed:
             return
-        shared, kind = [name for name in source if name in target], setting(source, target)
-        if allowed and not shared:
-            raise DataError(f"{allowed}: no class of {self.source!r}, {listed(source)}, is in {self.target!r}")
-        if not allowed or (self.class_sets == "partial" and only(target, source)):
-            wanted = "open" if only(target, source) else "partial"
-            raise DataError(
-                f"classes differ: domain {self.source!r} has {_only(source, target)}, domain {self.target!r} has "
-                f"{_only(target, source)}; both need the same class names in the same order. Two tasks with "
-                "classes of their own are for --config method/multi_task.yaml"
-                + (f", one task on {kind} classes for --data.class_sets {wanted}" if kind and shared else "")
-            )
-        if kind:
+        for domain in self.named["target"]:
+            own = self.classes_of(domain)
+            if own and not set(own) & set(source):
+                raise DataError(f"{allowed}: no class of {self.source!r}, {listed(source)}, is in {domain!r}")
+            if self.class_sets == "partial" and only(own, source):
+                raise self._differing(self.source, source, domain, own)
+        if self.setting:
             rank_zero_info(f"class_sets: {self.setting}")
+
+    def _check_same_classes(self, domains: Sequence[str]) -> None:
+        """Refuses domains with other classes than the first, or in another order."""
+        for domain in domains[1:]:
+            first, own = self.classes_of(domains[0]), self.classes_of(domain)
+            if own != first:
+                raise self._differing(domains[0], first, domain, own)
+
+    def _differing(self, first: str, classes: Sequence[str], domain: str, own: Sequence[str]) -> DataError:
+        """The error for two domains with other classes."""
+        source, target = (self.classes_in(role) for role in DOMAINS)
+        wanted, kind = "open" if only(target, source) else "partial", setting(source, target) or "other"
+        shared = [name for name in classes if name in own]
+        return DataError(
+            f"classes differ: domain {first!r} has {_only(classes, own)}, domain {domain!r} has {_only(own, classes)}; "
+            "both need the same class names in the same order. Two tasks with classes of their own are for --config "
+            "method/multi_task.yaml"
+            + (
+                f", one task on {kind} classes for --data.class_sets {wanted}"
+                if set(own) != set(classes) and shared
+                else ""
+            )
+        )
 
     def _warn_of_missing_classes(self, domain: str) -> None:
         """Warns of classes without a sample in a split that has labels."""
@@ -747,10 +729,9 @@ class DomainPairDataModule(L.LightningDataModule):
             more = f" and {len(lacking) - 5} more classes" if len(lacking) > 5 else ""
             rank_zero_warn(f"domain {domain!r}: there is no sample of class {', '.join(named)}{more}")
 
-    def _look_at(self, role: str, supervised: bool) -> "_Look":
+    def _look_at(self, domain: str, supervised: bool) -> "_Look":
         """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""
-        domain, reach = getattr(self, role), 0.0
-        shape: tuple[int, ...] = (0,)
+        reach, shape = 0.0, tuple[int, ...]((0,))
         for split in SPLITS:
             dataset = self._get(domain, split)
             step = 1 if isinstance(dataset, TensorDomain) else max(len(dataset) // 32, 1)
@@ -770,7 +751,7 @@ class DomainPairDataModule(L.LightningDataModule):
                     )
                 shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
                 start += step * len(x)
-        if supervised and not len(self._rows(role)):
+        if supervised and not (torch.as_tensor(self._get(domain, "train").y) != UNKNOWN).any():
             raise DataError(
                 f"domain {domain!r}: its training labels are needed, but no sample has one; add labels, or choose "
                 "another domain to train on with --model.train_on"
@@ -779,19 +760,40 @@ class DomainPairDataModule(L.LightningDataModule):
 
     # ---------------------------------------------------------------- loaders
 
+    def _every(self, roles: Iterable[str]) -> list[str]:
+        """The domains of some roles, each once."""
+        return list(dict.fromkeys(domain for role in roles for domain in self.named[role]))
+
+    def _members(self, domain: str) -> tuple[str, ...]:
+        """The domains that a name stands for: those of a role, or the domain itself."""
+        return self._joined.get(domain, (domain,))
+
     def _own(self, domain: str, split: str) -> Any:
         """A split with the labels of its domain."""
         if (domain, split) not in self._datasets:
-            self._datasets[domain, split] = self.dataset(domain, split)
+            parts = self._members(domain)
+            if len(parts) > 1:
+                classes = self._classes_of_all(parts)
+                owns = {part: self._own(part, split) for part in parts}
+                found: Any = join({part: relabel(own, classes) if own.classes else own for part, own in owns.items()})
+            else:
+                found = self.dataset(parts[0], split)
+            self._datasets[domain, split] = found
         return self._datasets[domain, split]
 
     def _get(self, domain: str, split: str) -> Any:
         """A split with the labels of the pair, see `classes`."""
-        own = self._own(domain, split)
-        if not own.classes or own.classes == self.classes:
+        parts = self._members(domain)
+        own = self._own(domain, split) if len(parts) == 1 else None
+        if own is not None and (not own.classes or own.classes == self.classes):
             return own
         if (domain, split) not in self._relabelled:
-            self._relabelled[domain, split] = relabel(own, self.classes)
+            found = (
+                relabel(own, self.classes)
+                if own is not None
+                else join({part: self._get(part, split) for part in parts})
+            )
+            self._relabelled[domain, split] = found
         return self._relabelled[domain, split]
 
     def _roles(self) -> Roles:
@@ -817,7 +819,8 @@ class DomainPairDataModule(L.LightningDataModule):
         return self._loader(role, "train", labels=False)
 
     def _loader(self, role: str, split: str, labels: bool = True) -> DataLoader[Any]:
-        dataset = self._evaluated(getattr(self, role), split)
+        parts = {domain: self._evaluated(domain, split) for domain in self.named[role]}
+        dataset = WithDomain(join(parts)) if len(parts) > 1 else next(iter(parts.values()))
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batch_size = _even_batch(len(dataset), world, self.batch_size)
         return self._load(dataset, _Share(dataset, world, rank), batch_size, labels)
@@ -830,8 +833,15 @@ class DomainPairDataModule(L.LightningDataModule):
         if rows is not None:
             length = max(len(dataset) // world // self.batch_size, 1)
             dataset, batch_size, y = Subset(dataset, rows.tolist()), min(batch_size, len(rows) // world), y[rows]
-        order = functools.partial(self.reading_order, y if labels else torch.full_like(y, UNKNOWN))
-        sampler = _Shuffle(dataset, world, rank, _seed(), batch_size, self._batches_read, length, order)
+        read = y if labels else torch.full_like(y, UNKNOWN)
+        arguments = (dataset, world, rank, _seed(), batch_size, self._batches_read, length)
+        sampler = _Shuffle(*arguments, functools.partial(self.reading_order, read))
+        if counts := self.counts_in_batch(role, world * batch_size, rows):
+            domain = self._domain_of(role, rows)
+            if self.trainer:
+                counts = self.trainer.strategy.broadcast(counts)
+            mixture = Mixture(domain, counts, _seed(), lambda own, seed: self.reading_order(read[own], seed))
+            sampler = _Mixed(mixture, *arguments)
         return self._load(_Drawn(dataset, _seed(), DOMAINS.index(role)), sampler, batch_size, labels)
 
     def reading_order(self, y: Tensor, seed: int) -> Tensor:
@@ -848,6 +858,67 @@ class DomainPairDataModule(L.LightningDataModule):
             Indices, shape (n,), int64.
         """
         return _permutation(len(y), seed)
+
+    def _domain_of(self, role: str, rows: Tensor | None) -> Tensor:
+        """The place of each training sample's domain, shape (n,); of the samples `rows` alone, if given."""
+        domain: Tensor = self._get(getattr(self, role), "train").domain
+        return domain if rows is None else domain[rows]
+
+    def counts_in_batch(self, role: str, number: int, rows: Tensor | None = None) -> list[int]:
+        """How many samples of a training batch are of each domain of a role; none if they are read by size.
+
+        Args:
+            role: `source` or `target`.
+            number: Samples in a batch, on all processes together.
+            rows: The training samples that are read, if these are not all.
+
+        Raises:
+            DataError: If a batch has fewer samples than there are domains, or more of a domain than the domain has.
+        """
+        domains = self.named[role]
+        if len(domains) < 2 or role == "target" or self.source_weights == "size":
+            return []
+        if number < len(domains):
+            raise DataError(
+                f"data.batch_size: {number} samples are fewer than the {len(domains)} domains of the {role}"
+            )
+        found = shares(list(self.weights.values()), number)
+        sizes = torch.bincount(self._domain_of(role, rows), minlength=len(domains)).tolist()
+        for domain, wanted, size in zip(domains, found, sizes, strict=True):
+            if size < wanted:
+                raise DataError(
+                    f"domain {domain!r}: {size} training samples are fewer than its {wanted} in a batch of {number}; "
+                    "set a smaller --data.batch_size, or --data.source_weights size"
+                )
+        return found
+
+    @functools.cached_property
+    def weights(self) -> dict[str, float]:
+        """The weight of each source domain in a training batch; together they are 1."""
+        domains = self.named["source"]
+        sizes = {domain: len(self._get(domain, "train")) for domain in domains}
+        found: Mapping[str, float] = {"size": sizes, "equal": dict.fromkeys(domains, 1)}.get(self.source_weights, {})
+        if self.source_weights == "proximity":
+            for domain in self._every(DOMAINS):
+                if (number := len(self._get(domain, "train"))) < FOLDS:
+                    raise DataError(
+                        f"domain {domain!r}: {number} training samples are too few for a proximity to the target; "
+                        f"give {FOLDS}, or another --data.source_weights"
+                    )
+            target = torch.cat([self._compared(domain) for domain in self.named["target"]])
+            found = {domain: proximity(self._compared(domain), target) for domain in domains}
+            each = ", ".join(f"{own:.3f} of {domain!r}" for domain, own in found.items())
+            rank_zero_info(f"source_weights: proximity to {self.target!r}, from 0 to 1: {each}")
+        total = sum(found.values())
+        return {domain: own / total if total else 1 / len(found) for domain, own in found.items()}
+
+    def _compared(self, domain: str) -> Tensor:
+        """Some training samples of a domain as vectors, without labels and without augmentation."""
+        dataset = self._evaluated(domain, "train")
+        rows = _permutation(len(dataset), 0)[:COMPARED].tolist()
+        with isolate_rng():
+            fetch = getattr(dataset, "__getitems__", lambda wanted: [dataset[i] for i in wanted])
+            return vectors(_collate(fetch(rows), labels=False))
 
     def _load(self, dataset: Any, sampler: DistributedSampler[Any], batch_size: int, labels: bool) -> DataLoader[Any]:
         return _Loader(
@@ -931,6 +1002,15 @@ class DomainPairDataModule(L.LightningDataModule):
 def _seed() -> int:
     """The seed of the run."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def _check_names(role: str, given: str | Sequence[str] | None) -> None:
+    """Refuses a list without a domain, an empty name, and a name that is there twice."""
+    names = members(given)
+    if given is not None and (not names or not all(names)):
+        raise DataError(f"data.{role}: {'the list' if not names else 'the name'} is empty; name a domain")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"data.{role}: domain {repeated[0]!r} is named twice")
 
 
 class _Look(NamedTuple):

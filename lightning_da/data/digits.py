@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lightning_da.data.base import DataError, DomainPairDataModule, TensorDomain
+from lightning_da.data.base import DOMAINS, DataError, DomainPairDataModule, TensorDomain
 from lightning_da.errors import check_range, list_choices
 from lightning_da.paths import cache_folder, write_whole
 
@@ -63,8 +63,8 @@ class Digits(DomainPairDataModule):
     only, and so is a digit in the blended domains.
 
     Args:
-        source: Domain with labels.
-        target: Domain to transfer to.
+        source: Domain with labels, or several.
+        target: Domain to transfer to, or several.
         batch_size: Samples per batch and domain, on each process.
         num_typeset: Number of typeset digits, over all splits.
         root: Folder of torchvision's data sets.
@@ -76,8 +76,8 @@ class Digits(DomainPairDataModule):
 
     def __init__(
         self,
-        source: Digit = "typeset",
-        target: Digit = "handwritten",
+        source: Digit | list[Digit] = "typeset",
+        target: Digit | list[Digit] = "handwritten",
         batch_size: int = 64,
         num_typeset: int = 6000,
         root: str = "data",
@@ -98,8 +98,8 @@ class Digits(DomainPairDataModule):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(1, 28, 28), or (3, 28, 28) if one of the two domains has colour."""
-        return (3 if {self.source, self.target} & {"photo", "mnist-m", "svhn"} else 1, SIDE, SIDE)
+        """(1, 28, 28), or (3, 28, 28) if one of the domains has colour."""
+        return (3 if {"photo", "mnist-m", "svhn"} & set(self._every(DOMAINS)) else 1, SIDE, SIDE)
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
         if domain not in get_args(Digit):

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_svmlight_files
 
-from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
+from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.data.tables import encode_labels, encode_numbers
 from lightning_da.errors import list_choices, one_line
+from lightning_da.names import Names
 
 SUFFIXES = (".npz", ".mat", ".npy", ".csv", ".svmlight", ".libsvm")
 SVMLIGHT = (".svmlight", ".libsvm")
@@ -22,7 +23,7 @@ Array = NDArray[Any]
 
 
 class FeatureTables(DomainPairDataModule):
-    """Two domains of feature vectors or small images, one file each, or one domain with labels, held in memory.
+    """Domains of feature vectors or small images, one file each, held in memory: a pair, or one with labels.
 
     The suffix of a file determines how it is read:
 
@@ -43,8 +44,9 @@ class FeatureTables(DomainPairDataModule):
     split with `seed`, stratified by class. With `labels: numbers` they are the numbers to predict.
 
     Args:
-        source: File of the domain with labels, which self-taught learning does not read; None if there is one domain.
-        target: File of the domain to transfer to; None if there is one domain.
+        source: File of the domain with labels, which self-taught learning does not read, or several files; None if
+            there is one domain.
+        target: File of the domain to transfer to, or several files; None if there is one domain.
         batch_size: Samples per batch and domain, on each process.
         root: Folder that `source` and `target` are relative to.
         x_key: Name of the samples in `.npz` and `.mat` files.
@@ -66,8 +68,8 @@ class FeatureTables(DomainPairDataModule):
 
     def __init__(
         self,
-        source: str | None = None,
-        target: str | None = None,
+        source: Names | None = None,
+        target: Names | None = None,
         batch_size: int = 64,
         root: str = ".",
         x_key: str = "x",
@@ -93,25 +95,23 @@ class FeatureTables(DomainPairDataModule):
         return self._read(domain)[split]
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
-        """Checks that two `.csv` files have the same feature columns, then runs the checks of the base class.
+        """Checks that `.csv` files have the same feature columns, then runs the checks of the base class.
 
         Raises:
             DataError: If the names or the order of the columns differ, or a check of the base class fails.
         """
-        for domain in (self.source, self.target):
+        domains = self._every(DOMAINS)
+        for domain in domains:
             self._read(domain)
         if self._no_labels is not None and "source" in roles.supervised:
             raise self._no_labels
-        paths = [self._path(domain)[0] for domain in (self.source, self.target)]
-        if all(path.suffix.lower() == ".csv" for path in paths):
-            source, target = (
-                [column for column in pd.read_csv(path, nrows=0).columns if column != self.label_column]
-                for path in paths
-            )
-            alone = set(source) ^ set(target)
-            if source != target:
+        paths = [path for path, _ in map(self._path, domains) if path.suffix.lower() == ".csv"]
+        columns = [[name for name in pd.read_csv(path, nrows=0).columns if name != self.label_column] for path in paths]
+        for path, own in zip(paths, columns, strict=True):
+            if own != columns[0]:
+                alone = set(columns[0]) ^ set(own)
                 what = f"{min(alone)!r} is in one of them only" if alone else "put them in the same order"
-                raise DataError(f"{paths[0]} and {paths[1]} need the same feature columns: {what}")
+                raise DataError(f"{paths[0]} and {path} need the same feature columns: {what}")
         super().check(roles)
 
     def _read(self, domain: str) -> dict[str, TensorDomain]:
@@ -139,7 +139,7 @@ class FeatureTables(DomainPairDataModule):
                 numbers = torch.tensor(values)
             else:
                 y, classes = encode_labels(path, table.y_key, labels)
-            if domain == self.source and (y == UNKNOWN).all():
+            if domain in self.named["source"] and (y == UNKNOWN).all():
                 self._no_labels = DataError(
                     f"{path}: the source needs labels, but there are none in {table.y_key!r}; "
                     f"{list_choices(table.y_key, table.names)} (--data.y_key or --data.label_column)"
@@ -219,7 +219,7 @@ class FeatureTables(DomainPairDataModule):
             if suffix == ".npy":
                 return _open_npy(path)
             if suffix in SVMLIGHT:
-                return _open_svmlight(path, [self.root / self.source, self.root / self.target])
+                return _open_svmlight(path, [self.root / domain for domain in self._every(DOMAINS)])
             keys = (self.x_key + name, self.y_key + name)
             wanted = [key + part for key in keys for part in ("", "_train", "_val", "_test")]
             entries, names = (_open_npz if suffix == ".npz" else _open_mat)(path, wanted)
@@ -265,7 +265,7 @@ def _svmlight_parts(path: Path) -> dict[str, Path]:
 
 
 def _open_svmlight(path: Path, domains: list[Path]) -> _Table:
-    # both domains at once: a sparse file alone does not contain the number of features
+    # all domains at once: a sparse file alone does not contain the number of features
     parts = _svmlight_parts(path)
     every = [file for domain in domains for file in _svmlight_parts(domain).values()]
     loaded = load_svmlight_files([*parts.values(), *every])

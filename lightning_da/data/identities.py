@@ -13,6 +13,7 @@ from lightning_da.data.features import FeatureTables
 from lightning_da.data.sketches import LIGHTS, draw_faces
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.errors import check_metric_learning, check_range
+from lightning_da.names import Names
 
 FEWEST = 3
 """Identities with two samples that a split needs: of fewer there are no pairs to verify in two folds."""
@@ -40,15 +41,15 @@ class Identities(FeatureTables):
 
     Raises:
         ConfigError: If pytorch-metric-learning is not installed.
-        DataError: If `batch_size` is no multiple of `samples_per_identity`, or `protocol` is `all`. When a file is
-            read: if an identity is in two predefined splits, or a split has fewer than three identities with two
-            samples.
+        DataError: If there are several sources or targets, `batch_size` is no multiple of `samples_per_identity`, or
+            `protocol` is `all`. When a file is read: if an identity is in two predefined splits, or a split has fewer
+            than three identities with two samples.
     """
 
     def __init__(
         self,
-        source: str | None = None,
-        target: str | None = None,
+        source: Names | None = None,
+        target: Names | None = None,
         batch_size: int = 64,
         samples_per_identity: int = 4,
         seed: int = 0,
@@ -58,6 +59,12 @@ class Identities(FeatureTables):
     ) -> None:
         super().__init__(source, target, batch_size, seed=seed, val_share=val_share, test_share=test_share, **kwargs)
         check_metric_learning("data.Identities")
+        for role, domains in self.named.items():
+            if len(domains) > 1:
+                raise DataError(
+                    f"data.{role}: name one domain, not {len(domains)}: an identity of {domains[0]!r} would be that of "
+                    f"the same name in {domains[1]!r}; join the files, with names of their own"
+                )
         check_range("data.samples_per_identity", samples_per_identity, 2)
         if batch_size % samples_per_identity:
             raise DataError(

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule
+from lightning_da.data.base import SPLITS, UNKNOWN, DataError, DomainPairDataModule, Selection
 from lightning_da.data.image_files import SUFFIXES, Listing, find_damaged, list_images, read_image
 from lightning_da.data.splits import SPLIT_FOLDERS, Indices, split_indices
 from lightning_da.errors import check_range, list_choices
 from lightning_da.inputs import Images
+from lightning_da.names import Names
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
@@ -111,8 +112,8 @@ class ImageFolders(DomainPairDataModule):
 
     Args:
         root: Folder of the domains.
-        source: Folder of the domain with labels, below `root`; None if there is one domain.
-        target: Folder of the domain to transfer to, below `root`; None if there is one domain.
+        source: Folder of the domain with labels, below `root`, or several folders; None if there is one domain.
+        target: Folder of the domain to transfer to, below `root`, or several folders; None if there is one domain.
         batch_size: Samples per batch and domain, on each process.
         image_size: Height and width of a sample in pixels.
         resize: Length of the shorter side after scaling; None means 8/7 of `image_size`, for example 256 for 224.
@@ -135,8 +136,8 @@ class ImageFolders(DomainPairDataModule):
     def __init__(
         self,
         root: str,
-        source: str | None = None,
-        target: str | None = None,
+        source: Names | None = None,
+        target: Names | None = None,
         batch_size: int = 32,
         image_size: int = 224,
         resize: int | None = None,
@@ -182,9 +183,12 @@ class ImageFolders(DomainPairDataModule):
             self._domains[domain] = self._list(domain)
         return self._domains[domain][split]
 
-    def _evaluated(self, domain: str, split: str) -> ImageFiles:
-        plain: ImageFiles = copy.copy(self._get(domain, split))  # training images are not augmented
-        plain.transform = self._transform("test")
+    def _evaluated(self, domain: str, split: str) -> Any:
+        plain = copy.copy(self._get(domain, split))  # training images are not augmented
+        files = plain
+        if isinstance(plain, Selection):  # with labels of other class sets
+            files = plain.whole = copy.copy(plain.whole)
+        files.transform = self._transform("test")
         return plain
 
     def _list(self, domain: str) -> dict[str, ImageFiles]:

@@ -12,6 +12,7 @@ from lightning_da.data.base import SPLITS, DataError, DomainPairDataModule, Role
 from lightning_da.data.splits import SPLIT_FOLDERS, split_indices
 from lightning_da.data.tables import encode_labels, read_table
 from lightning_da.errors import check_range, list_choices
+from lightning_da.names import Names
 from lightning_da.text.synthesis import GOODS, write_reviews
 from lightning_da.text.words import encode
 
@@ -52,8 +53,8 @@ class Sentences(DomainPairDataModule):
     `lightning_da.text.words`), int64, shape (max_length,), with 0 after its end. The vocabulary is part of the network.
 
     Args:
-        source: The domain with labels; None if there is one domain.
-        target: The domain to transfer to; None if there is one domain.
+        source: The domain with labels, or several; None if there is one domain.
+        target: The domain to transfer to, or several; None if there is one domain.
         batch_size: Samples per batch and domain, on each process.
         root: Folder that `source` and `target` are relative to.
         max_length: Largest number of words of a text; the later ones are not read.
@@ -72,8 +73,8 @@ class Sentences(DomainPairDataModule):
 
     def __init__(
         self,
-        source: str | None = None,
-        target: str | None = None,
+        source: Names | None = None,
+        target: Names | None = None,
         batch_size: int = 32,
         root: str = ".",
         max_length: int = 100,
@@ -107,12 +108,13 @@ class Sentences(DomainPairDataModule):
             return
         read = [role for role in self.domains if role in roles.supervised + roles.unlabelled or len(self.domains) < 2]
         trained = {row.tobytes() for role in read for row in self._get(getattr(self, role), "train").x.numpy()}
-        tested = [row.tobytes() for row in self._get(self.target, "test").x.numpy()]
-        if number := sum(row in trained for row in tested):
-            rank_zero_warn(
-                f"{number} of the {len(tested)} test sentences of {self.target!r} are training sentences, too; remove "
-                "them from one of the two"
-            )
+        for domain in self.named["target"]:
+            tested = [row.tobytes() for row in self._get(domain, "test").x.numpy()]
+            if number := sum(row in trained for row in tested):
+                rank_zero_warn(
+                    f"{number} of the {len(tested)} test sentences of {domain!r} are training sentences, too; remove "
+                    "them from one of the two"
+                )
 
     def _encoded(self, domain: str, texts: _Texts) -> dict[str, TensorDomain]:
         """The three splits of a domain."""
@@ -128,7 +130,7 @@ class Sentences(DomainPairDataModule):
                 "the others of their words are not read"
             )
         y, classes = encode_labels(place, "label", table["label"].to_numpy(dtype=object))
-        if domain == self.source and not classes:
+        if domain in self.named["source"] and not classes:
             raise DataError(
                 f"{place}: the source needs labels, but there are none; add a column 'label' or class folders"
             )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lightning_da.data.base import SPLITS, DataError, DomainPairDataModule, TensorDomain
 from lightning_da.data.descriptions import Descriptions
 from lightning_da.errors import check_range, list_choices
+from lightning_da.names import Names
 
 SIDE = 20
 FORMS = ("disc", "square", "cross")
@@ -38,8 +39,8 @@ class Shapes(DomainPairDataModule):
 
     def __init__(
         self,
-        source: str = "seen",
-        target: str = "unseen",
+        source: Names = "seen",
+        target: Names = "unseen",
         batch_size: int = 64,
         number: int = 100,
         noise: float = 0.1,

@@ -16,6 +16,7 @@ from lightning_da.data.splits import Indices, check_apart, split_indices
 from lightning_da.data.tables import read_table
 from lightning_da.errors import list_choices
 from lightning_da.inputs import Sounds
+from lightning_da.names import Names
 from lightning_da.paths import cache_folder
 from lightning_da.speech.audio import SUFFIXES
 from lightning_da.speech.bandwidth import bandwidth, common_rate
@@ -124,8 +125,8 @@ class SpeechCorpora(DomainPairDataModule):
     folder `lightning_da` of `$XDG_CACHE_HOME` or ~/.cache.
 
     Args:
-        source: Corpus of the source domain.
-        target: Corpus of the target domain.
+        source: Corpus of the source domain, or several.
+        target: Corpus of the target domain, or several.
         task: The label to predict. The source defines the classes, or the target if the source has no such labels. For
             `speaker` and `gender`, a target with other classes than the source is unlabelled.
         features: `functionals`, the built-in set, or an openSMILE set: IS09, IS10, IS11, IS12 (used in the paper),
@@ -146,13 +147,13 @@ class SpeechCorpora(DomainPairDataModule):
         **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
 
     Raises:
-        DataError: If fewer than two emotions are given, or one twice.
+        DataError: If fewer than two emotions are given, or one twice, or recordings beside several targets.
     """
 
     def __init__(
         self,
-        source: str = "synthetic-speakers",
-        target: str = "synthetic-emotions",
+        source: Names = "synthetic-speakers",
+        target: Names = "synthetic-emotions",
         task: Label = "emotion",
         features: str = "functionals",
         rate: int = 16000,
@@ -186,6 +187,8 @@ class SpeechCorpora(DomainPairDataModule):
         self._features: dict[str, NDArray[np.float32]] = {}
         if recordings is not None:
             self.predicted = (NEW,)
+            if len(self.named["target"]) > 1:
+                raise DataError(f"recordings: they are read in place of one target, not of {self.target!r}; name one")
         if emotions is not None and len(set(emotions)) < max(2, len(emotions)):
             raise DataError(f"emotions: name at least two, and each once, not {emotions}")
         self._named = emotions if task == "emotion" else None
@@ -207,7 +210,8 @@ class SpeechCorpora(DomainPairDataModule):
             DataError: If there are fewer than two.
         """
         if not self.classes:
-            known = {name for role in DOMAINS for name in LABELS if self._read(getattr(self, role)).table[name].any()}
+            every = self._every(DOMAINS)
+            known = {name for domain in every for name in LABELS if self._read(domain).table[name].any()}
             raise DataError(
                 f"task {self.task!r}: neither {self.source!r} nor {self.target!r} has two classes; there are labels "
                 f"for: {', '.join(sorted(known)) or 'nothing'}"
@@ -227,8 +231,9 @@ class SpeechCorpora(DomainPairDataModule):
             return list(self._named) if len(set(known) & set(self._named)) > 1 else []
         if len(known) < 2:
             return []
-        strangers = self.task != "emotion" and domain != self.source and known != self.classes_of(self.source)
-        return [] if strangers else known
+        if self.task == "emotion" or domain in self.named["source"]:
+            return known
+        return known if known == self.classes_in("source") else []
 
     def dataset(self, domain: str, split: str) -> TensorDomain:
         if split == NEW:
@@ -263,14 +268,14 @@ class SpeechCorpora(DomainPairDataModule):
             DataError: If a sound is missing, a label is misspelled, a speaker is in several splits, a sound or speaker
                 is in both training and test, or a check of the base class fails.
         """
-        there = {name for role in DOMAINS for name in self._read(getattr(self, role)).table["emotion"]} - {""}
+        there = {name for domain in self._every(DOMAINS) for name in self._read(domain).table["emotion"]} - {""}
         for name in self._named or ():
             if name not in there:
                 raise DataError(f"emotions: no sound is labelled {name!r}; {list_choices(name, there)}")
-        read = [getattr(self, role) for role in DOMAINS if role in roles.supervised + roles.unlabelled]
-        for domain in dict.fromkeys((*read, self.target)):
+        read = self._every(role for role in DOMAINS if role in roles.supervised + roles.unlabelled)
+        for domain in dict.fromkeys((*read, *self.named["target"])):
             self._check_corpus(domain)
-        tested, labelled = self.tested(), [getattr(self, role) for role in roles.supervised]
+        tested, labelled = self.tested(), self._every(roles.supervised)
         for domain in read:
             trained = self.trained_on(domain)
             how = f"of {domain!r} is trained on"
@@ -278,28 +283,29 @@ class SpeechCorpora(DomainPairDataModule):
             if domain in labelled:
                 own = _sounds(self._read(domain), self._splits(domain)["test"])
                 check_apart(trained, own, how, "in its test split; remove one of them")
-        if self.test_speakers is None and self.source in read and (shared := self._left_out(self.source)):
-            rank_zero_warn(
-                f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
-                f"{self.source!r}, which has speakers with the same names; rename them if they are different people"
-            )
+        for domain in self.named["source"] if self.test_speakers is None else ():
+            if domain in read and (shared := self._left_out(domain)):
+                rank_zero_warn(
+                    f"{', '.join(map(repr, shared))}: tested in {self.target!r}, and therefore not trained on in "
+                    f"{domain!r}, which has speakers with the same names; rename them if they are different people"
+                )
         super().check(roles)
         self._check_bandwidths()
-        for domain in dict.fromkeys((self.source, self.target)):
+        for domain in self._every(DOMAINS):
             rank_zero_info(f"{domain!r}, {self.task}: {self._counts(domain)}")
 
     def _check_bandwidths(self) -> None:
-        """Warns if one corpus has sound at frequencies where the other, telephone speech for example, has none."""
-        files = [[file for file in self._read(getattr(self, role)).files if file.is_file()] for role in DOMAINS]
-        if self.source == self.target or not all(files):
+        """Warns if one corpus has sound at frequencies where another, telephone speech for example, has none."""
+        files = {name: [file for file in self._read(name).files if file.is_file()] for name in self._every(DOMAINS)}
+        if len(files) < 2 or not all(files.values()):
             return
-        ends = [bandwidth(of_corpus, self.rate) for of_corpus in files]
-        low, high = sorted(ends)
+        ends = {name: bandwidth(of_corpus, self.rate) for name, of_corpus in files.items()}
+        low, high = min(ends.values()), max(ends.values())
         if 0 < low < NARROWER * high:
-            first, second = (f"{getattr(self, role)!r} to {end} Hz" for role, end in zip(DOMAINS, ends, strict=True))
+            each = ", and of ".join(f"{name!r} to {end} Hz" for name, end in ends.items())
             rank_zero_warn(
-                f"the sounds reach, of {first}, and of {second}: the features tell the corpora apart by that; add "
-                f"--data.rate {common_rate(low)}, which leaves out what only one of them has"
+                f"the sounds reach, of {each}: the features tell the corpora apart by that; add --data.rate "
+                f"{common_rate(low)}, which leaves out what only one of them has"
             )
 
     def _counts(self, domain: str) -> str:
@@ -332,14 +338,15 @@ class SpeechCorpora(DomainPairDataModule):
                 f"{corpus.place}: speaker {shared!r} is in several splits, so the test does not measure new voices; "
                 "put all sounds of a speaker into one split"
             )
-        if self.source == self.target and len(set(self.folders)) > 1 and corpus.place.is_dir():
+        twice = all(domain in self.named[role] for role in DOMAINS)
+        if twice and len(set(self.folders)) > 1 and corpus.place.is_dir():
             raise DataError(
                 f"{corpus.place} is source and target; set --data.source_folders and --data.target_folders to the same "
                 "label"
             )
 
-    def _check_ranges(self, source: float, target: float) -> None:
-        """No check: both corpora have the same features, and one unusual sound may have extreme values."""
+    def _check_ranges(self, *_: Any) -> None:
+        """No check: all corpora have the same features, and one unusual sound may have extreme values."""
 
     def trained_on(self, domain: str) -> dict[str, str]:
         """Speakers and sounds in the training split of a corpus: text for messages, by identity."""
@@ -348,15 +355,17 @@ class SpeechCorpora(DomainPairDataModule):
 
     def tested(self) -> dict[str, str]:
         """Speakers and sounds in the target's test split for every task: text for messages, by identity."""
-        corpus = self._read(self.target)
-        rows = self._whole_splits(self.target)["test"]
-        return (_speakers(corpus, rows) if _shared_speaker(corpus.table) is None else {}) | _sounds(corpus, rows)
+        found: dict[str, str] = {}
+        for domain in self.named["target"]:
+            corpus, rows = self._read(domain), self._whole_splits(domain)["test"]
+            found |= (_speakers(corpus, rows) if _shared_speaker(corpus.table) is None else {}) | _sounds(corpus, rows)
+        return found
 
     # ---------------------------------------------------------------- splits
 
     def _read(self, domain: str) -> Corpus:
         if domain not in self._corpora:
-            self._corpora[domain] = self._open(domain, self.folders[domain == self.target])
+            self._corpora[domain] = self._open(domain, self.folders[domain in self.named["target"]])
         return self._corpora[domain]
 
     def _open(self, name: str, folders: Label) -> Corpus:
@@ -387,7 +396,7 @@ class SpeechCorpora(DomainPairDataModule):
             return whole
         table = self._read(domain).table
         speakers = table["speaker"]
-        held_out = domain == self.target or table["split"].any() or self._left_out(domain)
+        held_out = domain in self.named["target"] or table["split"].any() or self._left_out(domain)
         if held_out and set(speakers.iloc[whole["test"]]) <= set(speakers.iloc[whole["train"]]):
             return whole
         pool = whole["train"] if held_out else np.arange(len(speakers))
@@ -436,15 +445,17 @@ class SpeechCorpora(DomainPairDataModule):
         """Speakers reserved for the test split: `test_speakers`, or, in the source, the target's test speakers."""
         own = set(self._read(domain).table["speaker"]) - {""}
         if self.test_speakers is not None:
-            known = {name for role in DOMAINS for name in self._read(getattr(self, role)).table["speaker"]} - {""}
+            known = {name for every in self._every(DOMAINS) for name in self._read(every).table["speaker"]} - {""}
             for name in self.test_speakers:
                 if name not in known:
                     raise DataError(f"test_speakers: no speaker {name!r}; {list_choices(name, known)}")
             return [name for name in self.test_speakers if name in own]
-        if domain == self.target or self._read(domain).table["split"].any():
+        if domain in self.named["target"] or self._read(domain).table["split"].any():
             return []
-        tested = self._read(self.target).table["speaker"].iloc[self._whole_splits(self.target)["test"]]
-        return sorted(own & set(tested))
+        tested: set[str] = set()
+        for name in self.named["target"]:
+            tested |= set(self._read(name).table["speaker"].iloc[self._whole_splits(name)["test"]])
+        return sorted(own & tested)
 
 
 def _counts_of(groups: Indices, emotions: pd.Series) -> NDArray[np.float64]:

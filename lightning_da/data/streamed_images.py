@@ -9,6 +9,7 @@ from lightning_da.data.image_files import Listing
 from lightning_da.data.image_folders import ImageFiles, ImageFolders
 from lightning_da.data.shards import Shards
 from lightning_da.data.splits import Indices
+from lightning_da.names import Names
 
 
 class ShardedFiles(ImageFiles):
@@ -36,12 +37,12 @@ class StreamedImages(ImageFolders):
 
     Args:
         root: Folder of the domains, or the shards of one domain.
-        source: Folder of the domain with labels, below `root`; None if there is one domain.
-        target: Folder of the domain to transfer to, below `root`; None if there is one domain.
+        source: Folder of the domain with labels, below `root`, or several folders; None if there is one domain.
+        target: Folder of the domain to transfer to, below `root`, or several folders; None if there is one domain.
         **kwargs: Arguments of `ImageFolders`, but for `damaged`: no damaged file gets into shards.
     """
 
-    def __init__(self, root: str, source: str | None = None, target: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, root: str, source: Names | None = None, target: Names | None = None, **kwargs: Any) -> None:
         super().__init__(root, source, target, damaged="refuse", **kwargs)
         self._shards: dict[str, Shards] = {}
 

@@ -40,7 +40,7 @@ class Task(DomainPairDataModule):
         super().__init__(None, name, batch_size)
         self.data, self._chosen, self.labels, self.seed = data, classes, labels, seed
         self.num_workers, self.predicted, self.words = data.num_workers, data.predicted, data.words
-        self._known = data.classes_of(name)
+        self._known = data.classes_in(domain)
         for wanted in classes or []:
             if wanted not in self._known:
                 raise DataError(f"classes: no class {wanted!r}; {list_choices(wanted, self._known)}")

@@ -12,15 +12,20 @@ class Template(DomainPairDataModule):  # EDIT: the name, here and in the YAML
     """Points in the plane; the domain `evening` is `morning` rotated and shifted.  EDIT: describe your domains.
 
     Args:
-        source: Domain with labels.
-        target: Domain to transfer to.
+        source: Domain with labels, or several.
+        target: Domain to transfer to, or several.
         batch_size: Samples per batch and domain, on each process.
         noise: Standard deviation within a class.  EDIT: the settings of your data.
         **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
     """
 
     def __init__(
-        self, source: str = "morning", target: str = "evening", batch_size: int = 32, noise: float = 0.5, **kwargs: Any
+        self,
+        source: str | list[str] = "morning",
+        target: str | list[str] = "evening",
+        batch_size: int = 32,
+        noise: float = 0.5,
+        **kwargs: Any,
     ) -> None:
         super().__init__(source, target, batch_size, **kwargs)
         self.noise = noise

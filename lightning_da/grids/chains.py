@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lightning_da.grids.engine import Cell, Result
 from lightning_da.grids.tables import bars, mean_and_spread, print_table, summary, table
+from lightning_da.names import short_name
 from lightning_da.store import client
 
 ACCURACY = "test/target/acc"
@@ -32,7 +32,7 @@ def chains_of(source: str, through: Sequence[str], target: str, longest: int) ->
 
 def text_of(chain: Chain) -> str:
     """The short names of the domains, for example `typeset > handwritten > photo`."""
-    return " > ".join(Path(domain.rpartition(":")[2]).stem for domain in chain)
+    return " > ".join(map(short_name, chain))
 
 
 def plan(configs: Mapping[str, dict[str, Any]], chains: Sequence[Chain], seeds: Sequence[int]) -> list[Cell]:

@@ -122,6 +122,11 @@ class Classical(TransferModule):
                 f"trainer.devices: a classical method fits in one process, not in {self.trainer.world_size}; set "
                 "--trainer.devices 1"
             )
+        weights = self.trainer.datamodule.source_weights if stage == "fit" else "size"  # type: ignore[attr-defined]
+        if weights != "size":
+            raise ConfigError(
+                f"data.source_weights: a classical method reads all samples at once, not {weights}; leave it out"
+            )
         super().setup(stage)
 
     @torch.no_grad()

@@ -19,11 +19,12 @@ class Classifier(L.LightningModule):
 
     A subclass that overrides a hook of this class must call it with `super()`, otherwise a TypeError is raised.
 
-    After each validation or test epoch it logs four metrics for each domain with labels: `acc`, `class_acc` (mean
-    recall over classes, the unweighted average recall), `class_precision` (mean precision over classes, called MAP in
-    emotion recognition challenges; a class that is never predicted has precision 0) and `imbalance` (samples in the
-    largest class, divided by the mean over classes: 1 if all classes have the same size). With `class_sets: open` the
-    target has four more (see `open_set_scores`).
+    After each validation or test epoch it logs four metrics for source and target, if they have labels: `acc`,
+    `class_acc` (mean recall over classes, the unweighted average recall), `class_precision` (mean precision over
+    classes, called MAP in emotion recognition challenges; a class that is never predicted has precision 0) and
+    `imbalance` (samples in the largest class, divided by the mean over classes: 1 if all classes have the same size).
+    With `class_sets: open` the target has four more (see `open_set_scores`). If source or target are several domains,
+    each of these has the metrics, too, with its name: `test/target/photo/acc` beside `test/target/acc`.
 
     If the labels are numbers, the metrics are `rmse`, `mae` and `r2` instead (see `RegressionScores`).
 
@@ -96,6 +97,11 @@ class Classifier(L.LightningModule):
         domains: tuple[str, ...] = getattr(getattr(self._trainer, "datamodule", None), "domains", DOMAINS)
         return domains
 
+    def named(self, role: str) -> list[str]:
+        """The names, in metrics, of the domains of the source or the target; none if there is one."""
+        data = getattr(self._trainer, "datamodule", None)
+        return [] if data is None else list(data.metric_names(role))
+
     def new_metric(self) -> nn.Module:
         """What counts the answers for a domain in an epoch."""
         if self.regresses:
@@ -103,11 +109,11 @@ class Classifier(L.LightningModule):
         return MulticlassConfusionMatrix(self.num_classes, ignore_index=UNKNOWN)
 
     def counted(self, stage: str, domain: str) -> Any:
-        """The metric of a domain for the stage `val` or `test`."""
+        """The metric for the stage `val` or `test` of a role, or of one of its domains, `target/0` for example."""
         return self._counted[f"{stage}_{domain}"]
 
     def confusion(self, stage: str, domain: str) -> MulticlassConfusionMatrix:
-        """Confusion matrix of a domain for the stage `val` or `test`."""
+        """Confusion matrix for the stage `val` or `test` of a role, or of one of its domains."""
         return cast(MulticlassConfusionMatrix, self.counted(stage, domain))
 
     def count(self, stage: str, domain: str, logits: Tensor, y: Tensor) -> None:
@@ -115,7 +121,7 @@ class Classifier(L.LightningModule):
 
         Args:
             stage: `val` or `test`.
-            domain: `source` or `target`.
+            domain: As for `counted`.
             logits: Outputs of the network, shape (B, width of the output).
             y: Labels, shape (B,), int64, `UNKNOWN` where the class is not known; numbers in a regression.
         """
@@ -125,15 +131,16 @@ class Classifier(L.LightningModule):
         self.confusion(stage, domain).update(logits.argmax(dim=1), y)
 
     def scores_of(self, stage: str, domain: str) -> dict[str, Tensor]:
-        """The scores of a domain in an epoch, by their name in a metric; none if no label is known."""
+        """The scores of a role or domain in an epoch, by their name in a metric; none if no label is known."""
+        role = domain.partition("/")[0]
         if self.regresses:
             return dict(self.counted(stage, domain).compute(self.label_scale.deviation))
-        own = self.own_classes(domain)
+        own = self.own_classes(role)
         counts = self.confusion(stage, domain).compute()[own][:, own]
         if not counts.sum() > 0:
             return {}
         found = scores(counts)
-        if domain == "target" and getattr(getattr(self._trainer, "datamodule", None), "class_sets", None) == "open":
+        if role == "target" and getattr(getattr(self._trainer, "datamodule", None), "class_sets", None) == "open":
             found |= open_set_scores(counts)
         return found
 
@@ -141,8 +148,8 @@ class Classifier(L.LightningModule):
         """The labels that a domain may have: all of them, or a mask of shape (num_classes,)."""
         return slice(None)
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        x, y = batch
+    def _evaluate(self, stage: str, batch: tuple[Tensor, ...], dataloader_idx: int) -> dict[str, Tensor]:
+        x, y, *places = batch
         domain = self.evaluated[dataloader_idx]
         self.set_domain(domain)
         features, logits = self.classify(x)
@@ -152,11 +159,17 @@ class Classifier(L.LightningModule):
                 "example with a smaller learning rate"
             )
         self.count(stage, domain, logits, y)
+        for place in range(len(self.named(domain))):
+            own = places[0] == place
+            if own.any():
+                self.count(stage, f"{domain}/{place}", logits[own], y[own])
         return {"features": features, "y": y}
 
     def _log_accuracy(self, stage: str) -> None:
-        for domain in self.evaluated:
-            self.log_dict({f"{stage}/{domain}/{key}": value for key, value in self.scores_of(stage, domain).items()})
+        for role in self.evaluated:
+            shown = {role: role} | {f"{role}/{place}": f"{role}/{name}" for place, name in enumerate(self.named(role))}
+            for domain, name in shown.items():
+                self.log_dict({f"{stage}/{name}/{key}": value for key, value in self.scores_of(stage, domain).items()})
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # noqa: ARG002
         self._evaluate("val", batch, dataloader_idx)
@@ -181,8 +194,10 @@ class Classifier(L.LightningModule):
         self._reset("test")
 
     def _reset(self, stage: str) -> None:
-        for domain in self.evaluated:
-            self.counted(stage, domain).reset()
+        for role in self.evaluated:
+            self.counted(stage, role).reset()
+            for place in range(len(self.named(role))):
+                self._counted[f"{stage}_{role}/{place}"] = self.new_metric().to(self.device)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
         """Class probabilities (B, num_classes) of target samples; numbers (B, 1) in a regression."""

@@ -38,7 +38,7 @@ class OSBP(AdaptationModule):
 
     def fit_inputs(self, data: DomainPairDataModule) -> None:
         super().fit_inputs(data)
-        if self.num_classes <= len(data.classes_of(data.source)):
+        if self.num_classes <= len(data.classes_in("source")):
             raise ConfigError("OSBP answers `unknown` beside the classes of the source; set --data.class_sets open")
 
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:  # noqa: ARG002

@@ -28,7 +28,7 @@ class OwnClasses(TransferModule):
         """Takes the classes of each domain too."""
         super().fit_inputs(data)
         for own, role in zip(self.own, DOMAINS, strict=True):
-            names = data.classes_of(getattr(data, role))
+            names = data.classes_in(role)
             own.copy_(torch.tensor([name in names for name in data.classes]))
 
     def set_domain(self, domain: str | Mapping[str, int]) -> None:

@@ -50,7 +50,7 @@ class ZeroShot(OwnClasses):
     def fit_inputs(self, data: DomainPairDataModule) -> None:
         """Takes the descriptions of the classes too."""
         super().fit_inputs(data)
-        shared = [name for name in data.classes_of(data.source) if name in data.classes_of(data.target)]
+        shared = [name for name in data.classes_in("source") if name in data.classes_in("target")]
         if shared:
             raise DataError(
                 f"{', '.join(map(repr, shared[:5]))}{' ...' if len(shared) > 5 else ''}: seen in {data.source!r}, and "
@@ -95,7 +95,7 @@ class ZeroShot(OwnClasses):
         self.log("train/task_loss", loss)
         return loss
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def _evaluate(self, stage: str, batch: tuple[Tensor, ...], dataloader_idx: int) -> dict[str, Tensor]:
         found = super()._evaluate(stage, batch, dataloader_idx)
         chosen = self.head(found["features"]).argmax(dim=1)
         self._generalised[stage].update(chosen, found["y"])  # type: ignore[operator]
