@@ -81,7 +81,7 @@ class DHN(DAN):
         """The metric of retrieval in a domain for the stage `val` or `test`."""
         return self._retrieved[f"{stage}_{domain}"]
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+    def _evaluate(self, stage: str, batch: tuple[Tensor, ...], dataloader_idx: int) -> dict[str, Tensor]:
         found = super()._evaluate(stage, batch, dataloader_idx)
         self.retrieved(stage, self.evaluated[dataloader_idx]).update(found["features"], found["y"])
         return found
@@ -92,5 +92,6 @@ class DHN(DAN):
             self.retrieved(stage, domain).reset()
 
     def scores_of(self, stage: str, domain: str) -> dict[str, Tensor]:
-        """The scores of the base, and `retrieval_map`."""
-        return super().scores_of(stage, domain) | dict(self.retrieved(stage, domain).compute())
+        """The scores of the base, and `retrieval_map` where the domain is all of the source or the target."""
+        retrieved = dict(self.retrieved(stage, domain).compute()) if domain in self.evaluated else {}
+        return super().scores_of(stage, domain) | retrieved
