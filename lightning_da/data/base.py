@@ -419,6 +419,10 @@ class DomainPairDataModule(L.LightningDataModule):
         """Names of the samples in a split of the source or the target."""
         return list(self._get(getattr(self, role), split).names)
 
+    def spelling(self) -> dict[int, str]:
+        """The words of sentences by their integers; empty where they are not known."""
+        return {}
+
     def training_samples(self, roles: Iterable[str]) -> Iterator[Tensor]:
         """All training samples of the given domains (`source`, `target`), in chunks of shape (b, ...)."""
         for role in roles:

@@ -1,5 +1,6 @@
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
+from lightning_da.methods.amn import AMN
 from lightning_da.methods.autoencoder import Autoencoder
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.cdan import CDAN
@@ -36,6 +37,7 @@ from lightning_da.methods.shot import SHOT
 
 __all__ = [
     "ADDA",
+    "AMN",
     "CDAN",
     "CMD",
     "DAN",
