@@ -225,7 +225,7 @@ def test_an_empty_split_is_named_in_a_test_too() -> None:
 
 def test_the_shape_of_an_empty_source_is_not_asked_for() -> None:
     with pytest.raises(DataError, match="'calm': the train split is empty"):
-        _ = Changed(cut(0), domain="calm").input_shape
+        _ = Changed(cut(0), domain="calm").source_shape
 
 
 @pytest.mark.parametrize(("domain", "split"), [("calm", "train"), ("noisy", "test")])

@@ -45,6 +45,7 @@ class Roles(NamedTuple):
         fewest_samples: The smallest batch of a domain, on each process.
         reads_words: Whether samples are sentences; None if the network is not known.
         tasks_differ: Whether source and target may have different classes.
+        modalities_differ: Whether samples of source and target may have different shapes and units.
     """
 
     supervised: tuple[str, ...] = ("source",)
@@ -55,6 +56,7 @@ class Roles(NamedTuple):
     fewest_samples: int = 1
     reads_words: bool | None = None
     tasks_differ: bool = False
+    modalities_differ: bool = False
 
     @classmethod
     def of(cls, module: Any, processes: int) -> "Roles":
@@ -69,6 +71,7 @@ class Roles(NamedTuple):
             getattr(module, "fewest_samples", 1),
             getattr(module, "reads_words", None),
             getattr(module, "tasks_differ", False),
+            getattr(module, "modalities_differ", False),
         )
 
 
@@ -504,15 +507,27 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample.
+        """Shape of one sample of the target.
+
+        Raises:
+            DataError: If the target has no sample.
+        """
+        return self._shape(self.target, SPLITS)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the source; that of the target but for methods with two modalities.
 
         Raises:
             DataError: If the source has no training samples.
         """
-        dataset = self._get(self.source, "train")
-        if not len(dataset):
-            raise _empty(self.source, "train")
-        return tuple(dataset[0][0].shape)
+        return self._shape(self.source, ("train",))
+
+    def _shape(self, domain: str, splits: Sequence[str]) -> tuple[int, ...]:
+        for split in splits:
+            if len(dataset := self._get(domain, split)):
+                return tuple(dataset[0][0].shape)
+        raise _empty(domain, "train")
 
     def fingerprint(self) -> str:
         """A digest of all samples, labels and descriptions in both domains: equal digests mean equal data."""
@@ -665,7 +680,7 @@ class DomainPairDataModule(L.LightningDataModule):
             rank_zero_warn("target_labels: the method reads no label of the target; set --model.train_on both")
 
     def check_inputs(self, roles: Roles) -> None:
-        """Checks that one network can read both domains, whatever their classes are.
+        """Checks that one network can read both domains, whatever their classes are; that they fit two, if they differ.
 
         Args:
             roles: The domains that training reads.
@@ -676,6 +691,8 @@ class DomainPairDataModule(L.LightningDataModule):
         """
         self._check_pair()
         source, target = (self._look_at(role, role in roles.supervised) for role in DOMAINS)
+        if roles.modalities_differ:
+            return
         if source.shape != target.shape:
             raise DataError(
                 f"samples differ in shape (channels first): {source.shape} in domain {self.source!r}, "

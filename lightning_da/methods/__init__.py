@@ -28,6 +28,7 @@ from lightning_da.methods.label_efficient import LabelEfficient
 from lightning_da.methods.margin_ensemble import MarginEnsemble
 from lightning_da.methods.mcc import MCC
 from lightning_da.methods.multi_task import MultiTask
+from lightning_da.methods.multimodal import Multimodal
 from lightning_da.methods.osbp import OSBP
 from lightning_da.methods.pada import PADA
 from lightning_da.methods.progressive import Progressive
@@ -69,6 +70,7 @@ __all__ = [
     "LabelEfficient",
     "MarginEnsemble",
     "MultiTask",
+    "Multimodal",
     "Progressive",
     "PseudoLabels",
     "SelfTaught",
