@@ -9,6 +9,7 @@ runs nothing and prints what is there.
 """
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
@@ -42,16 +43,14 @@ def run(pair: str, given: argparse.Namespace) -> dict[str, list[float]]:
     words = [word for file in files for word in ("--config", str(file))]
     figures = ["--trainer.callbacks+=lightning_da.callbacks.TestFigures"]
     found = {"linear model": bags(tables, first, second)[OF_SOURCE]}
-    for network, methods in NETWORKS.items():
+    for (network, methods), seed in itertools.product(NETWORKS.items(), range(given.seeds)):
         own = [f"--model.init_args.backbone=lightning_da.networks.{network}"]
         own += [f"--{key}={value}" for key, value in values.items()]
-        for method in methods:
-            accuracies = []
-            for seed in range(given.seeds):  # the table of a sweep has the mean over its seeds
-                how = ["--methods", method, "--seeds", str(seed), "--name", f"{pair}-{network}"]
-                table = lightning_da(["sweep", *how, *words, *own, *(figures if method == "amn" else [])])
-                accuracies += table["target acc"].tolist()
-            found[f"{method}, {network}"] = accuracies
+        shown = figures if network == "MemoryNetwork" else []
+        how = ["--methods", *methods, "--seeds", str(seed), "--name", f"{pair}-{network}-s{seed}"]
+        table = lightning_da(["sweep", *how, *words, *own, *shown])
+        for method, accuracy in zip(table["method"], table["target acc"], strict=True):
+            found.setdefault(f"{method}, {network}", []).append(float(accuracy))
     return found
 
 

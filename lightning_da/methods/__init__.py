@@ -7,6 +7,7 @@ from lightning_da.methods.cdan import CDAN
 from lightning_da.methods.class_embedding import ClassEmbedding
 from lightning_da.methods.classical import Classical
 from lightning_da.methods.classifier import Classifier
+from lightning_da.methods.clusters import Clusters
 from lightning_da.methods.cmd import CMD
 from lightning_da.methods.cogan import CoGAN
 from lightning_da.methods.conservative import Conservative
@@ -60,6 +61,7 @@ __all__ = [
     "Classical",
     "Classifier",
     "CoGAN",
+    "Clusters",
     "Conservative",
     "CycleGAN",
     "DeepCORAL",
