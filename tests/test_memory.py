@@ -38,7 +38,7 @@ def network(**arguments: Any) -> MemoryNetwork:
     found = SMALL((LENGTH,), **arguments)
     found.fit(lambda _: [codes(*TEXTS)])
     with torch.no_grad():
-        found.memory.query *= 4
+        found.memory.query.mul_(4)
     return found.eval().double()
 
 

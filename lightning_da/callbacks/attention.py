@@ -28,7 +28,8 @@ class ReadSentences(NamedTuple):
 
     def relative(self) -> NDArray[np.float64]:
         """The weights times the number of words in the sentence: 1 where all words are read alike."""
-        return self.attention * (self.words != PADDING).sum(axis=1, keepdims=True)
+        numbers = (self.words != PADDING).sum(axis=1, keepdims=True)
+        return np.multiply(self.attention, numbers, dtype=np.float64)
 
 
 def attention_table(read: dict[str, ReadSentences], spelling: dict[int, str]) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def attention_figure(read: dict[str, ReadSentences], spelling: dict[int, str]) -
     """
     table = attention_table(read, spelling).set_index("word").dropna().head(WORDS)[::-1]
     figure = Figure(figsize=(5 + WIDTH, max(4.0, 2.4 * len(read))), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(5, WIDTH))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(5, WIDTH))[0]
     bars = left.subplots()
     for place, name in enumerate(read):
         height = 0.8 / len(read)
