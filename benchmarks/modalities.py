@@ -90,6 +90,7 @@ def main() -> None:
                 path.write_text(json.dumps(done, indent=1))
     rows = pd.DataFrame([[*key.split("/"), scores["target/acc"]] for key, scores in done.items()])
     rows.columns = ["target", "method", "labels", "seed", "acc"]
+    rows["labels"] = rows["labels"].astype(int)
     seen = rows.groupby(["target", "labels", "method"])["acc"].agg(lambda x: mean_and_spread(x.mean(), x.std(), ".3f"))
     print(f"accuracy on the target's test split, {rows['seed'].nunique()} seeds\n{seen.unstack().to_string()}")
 

@@ -43,11 +43,11 @@ def run(pair: str, given: argparse.Namespace) -> dict[str, list[float]]:
     words = [word for file in files for word in ("--config", str(file))]
     figures = ["--trainer.callbacks+=lightning_da.callbacks.TestFigures"]
     found = {"linear model": bags(tables, first, second)[OF_SOURCE]}
-    for (network, methods), seed in itertools.product(NETWORKS.items(), range(given.seeds)):
+    for network, seed in itertools.product(given.networks, range(given.seeds)):
         own = [f"--model.init_args.backbone=lightning_da.networks.{network}"]
         own += [f"--{key}={value}" for key, value in values.items()]
         shown = figures if network == "MemoryNetwork" else []
-        how = ["--methods", *methods, "--seeds", str(seed), "--name", f"{pair}-{network}-s{seed}"]
+        how = ["--methods", *NETWORKS[network], "--seeds", str(seed), "--name", f"{pair}-{network}-s{seed}"]
         table = lightning_da(["sweep", *how, *words, *own, *shown])
         for method, accuracy in zip(table["method"], table["target acc"], strict=True):
             found.setdefault(f"{method}, {network}", []).append(float(accuracy))
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each training (default: 3)")
     parser.add_argument("--steps", type=int, default=600, help="steps of a training (default: 600)")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--table", action="store_true", help="print what is finished")
     given = parser.parse_args()
     if unknown := [name for name in given.pairs if name not in PAIRS]:
