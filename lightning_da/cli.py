@@ -263,8 +263,9 @@ class TransferCLI(LightningCLI):
             self.config.model.init_args.init_from = start
         try:
             super().instantiate_classes()
-            if "num_attributes" not in arguments(f"{type(self.model).__module__}.{type(self.model).__qualname__}"):
-                self.model.hparams.pop("num_attributes", None)  # the link gives it to every method
+            known = arguments(f"{type(self.model).__module__}.{type(self.model).__qualname__}")
+            for key in {"source_shape", "num_attributes"}.difference(known):
+                self.model.hparams.pop(key, None)  # the link gives it to every method
             if isinstance(self.trainer.logger, Tracker):
                 self.trainer.logger.name_run(self.run_name)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:

@@ -33,6 +33,10 @@ class Modalities(toy.Toy):
         super().__init__(shift="moved")
         self.pictures = ("calm", "noisy") if both else ("noisy",)
 
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        return self.shape_of(self.source)
+
     def dataset(self, domain: str, split: str) -> TensorDomain:
         data = super().dataset(domain, split)
         x = 200 * data.x.repeat(1, 2).view(-1, 1, 4, 4) if domain in self.pictures else data.x
@@ -143,6 +147,16 @@ def test_the_features_of_both_domains_are_compared_above_the_map() -> None:
 def test_other_methods_refuse_two_shapes() -> None:
     with pytest.raises(DataError, match=r"samples differ in shape .* \(8,\) in domain 'calm', \(1, 4, 4\)"):
         fit(build(FineTune, input_shape=(1, 4, 4), train_on="both"), 1, Modalities())
+
+
+def test_data_that_do_not_say_both_shapes_are_refused() -> None:
+    class Silent(Modalities):
+        source_shape = property(lambda self: self.input_shape)  # type: ignore[assignment]
+
+    with pytest.raises(
+        DataError, match=r"'calm': samples have the shape \(8,\), and Silent\.source_shape is \(1, 4, 4\)"
+    ):
+        fit(build(Multimodal, **NETWORK | {"source_shape": (1, 4, 4)}), 1, Silent())
 
 
 def test_arguments_are_checked() -> None:

@@ -512,19 +512,20 @@ class DomainPairDataModule(L.LightningDataModule):
         Raises:
             DataError: If the target has no sample.
         """
-        return self._shape(self.target, SPLITS)
+        return self.shape_of(self.target)
 
     @property
     def source_shape(self) -> tuple[int, ...]:
-        """Shape of one sample of the source; that of the target but for methods with two modalities.
+        """Shape of one sample of the source: that of the target, where a subclass does not say otherwise."""
+        return self.input_shape
+
+    def shape_of(self, domain: str) -> tuple[int, ...]:
+        """Shape of one sample of a domain.
 
         Raises:
-            DataError: If the source has no training samples.
+            DataError: If the domain has no sample.
         """
-        return self._shape(self.source, ("train",))
-
-    def _shape(self, domain: str, splits: Sequence[str]) -> tuple[int, ...]:
-        for split in splits:
+        for split in SPLITS:
             if len(dataset := self._get(domain, split)):
                 return tuple(dataset[0][0].shape)
         raise _empty(domain, "train")
@@ -692,6 +693,12 @@ class DomainPairDataModule(L.LightningDataModule):
         self._check_pair()
         source, target = (self._look_at(role, role in roles.supervised) for role in DOMAINS)
         if roles.modalities_differ:
+            if source.shape != self.source_shape:
+                raise DataError(
+                    f"domain {self.source!r}: samples have the shape {source.shape}, and {type(self).__name__}."
+                    f"source_shape is {self.source_shape}; two modalities need a data module that says both, such as "
+                    "FeatureTables"
+                )
             return
         if source.shape != target.shape:
             raise DataError(
