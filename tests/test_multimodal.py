@@ -151,7 +151,7 @@ def test_other_methods_refuse_two_shapes() -> None:
 
 def test_data_that_do_not_say_both_shapes_are_refused() -> None:
     class Silent(Modalities):
-        source_shape = property(lambda self: self.input_shape)  # type: ignore[assignment]
+        source_shape = property(lambda self: self.input_shape)
 
     with pytest.raises(
         DataError, match=r"'calm': samples have the shape \(8,\), and Silent\.source_shape is \(1, 4, 4\)"

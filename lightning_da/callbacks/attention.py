@@ -29,7 +29,8 @@ class ReadSentences(NamedTuple):
     def relative(self) -> NDArray[np.float64]:
         """The weights times the number of words in the sentence: 1 where all words are read alike."""
         numbers = (self.words != PADDING).sum(axis=1, keepdims=True)
-        return np.multiply(self.attention, numbers, dtype=np.float64)
+        found: NDArray[np.float64] = self.attention * numbers
+        return found
 
 
 def attention_table(read: dict[str, ReadSentences], spelling: dict[int, str]) -> pd.DataFrame:
