@@ -40,8 +40,9 @@ class MemoryNetwork(SentenceBackbone):
     learned; A, b and H are those of every hop. The output is the query after the last hop.
 
     Source: Li et al., "End-to-end adversarial memory network for cross-domain sentiment classification", IJCAI 2017,
-    section 3; Sukhbaatar et al., "End-to-end memory networks", NeurIPS 2015, for hops with shared weights.
-    https://www.ijcai.org/proceedings/2017/0311.pdf
+    https://www.ijcai.org/proceedings/2017/0311.pdf; Yang et al., "Hierarchical attention networks for document
+    classification", NAACL 2016, equations 5 to 7, for the weights; Sukhbaatar et al., "End-to-end memory networks",
+    NeurIPS 2015, section 2.2, for hops with shared weights.
 
     Args:
         input_shape: (length,), the largest number of words of a sentence.
