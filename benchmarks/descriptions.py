@@ -24,7 +24,7 @@ from prepare import awa
 
 from lightning_da.data import FeatureTables
 from lightning_da.grids.tables import mean_and_spread
-from lightning_da.methods import DAP, Autoencoder, ClassEmbedding, FineTune, PseudoLabels, SelfTaught
+from lightning_da.methods import DAP, Autoencoder, ClassEmbedding, Clusters, FineTune, PseudoLabels, SelfTaught
 from lightning_da.networks import FeedForward, LeNet, PrincipalComponents, Raw, SparseCoding
 from lightning_da.schedules import cosine
 
@@ -78,7 +78,12 @@ def self_taught(out: Path, method: str, labels: int, seed: int) -> Scores:
     return train(built(SelfTaught, data, 0.001, backbone=FEATURES[method]), data, 1000)
 
 
-SEMI: dict[str, Any] = {"supervised": FineTune, "autoencoder": Autoencoder, "pseudo-labels": PseudoLabels}
+SEMI: dict[str, Any] = {
+    "supervised": FineTune,
+    "autoencoder": Autoencoder,
+    "pseudo-labels": PseudoLabels,
+    "clusters": Clusters,
+}
 
 
 def semi_supervised(out: Path, method: str, labels: int, seed: int) -> Scores:

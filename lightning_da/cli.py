@@ -146,6 +146,7 @@ class TransferCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.input_shape", "model.init_args.input_shape", apply_on="instantiate")
+        parser.link_arguments("data.source_shape", "model.init_args.source_shape", apply_on="instantiate")
         parser.link_arguments("data.num_attributes", "model.init_args.num_attributes", apply_on="instantiate")
         parser.describe()  # type: ignore[attr-defined]  # a `Parser`
 
@@ -264,8 +265,9 @@ class TransferCLI(LightningCLI):
             self.config.model.init_args.init_from = start
         try:
             super().instantiate_classes()
-            if "num_attributes" not in arguments(f"{type(self.model).__module__}.{type(self.model).__qualname__}"):
-                self.model.hparams.pop("num_attributes", None)  # the link gives it to every method
+            known = arguments(f"{type(self.model).__module__}.{type(self.model).__qualname__}")
+            for key in {"source_shape", "num_attributes"}.difference(known):
+                self.model.hparams.pop(key, None)  # the link gives it to every method
             if isinstance(self.trainer.logger, Tracker):
                 self.trainer.logger.name_run(self.run_name)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
@@ -380,7 +382,7 @@ def _check_given(command: str, words: Sequence[str]) -> None:
     spelled = full_spelling(words)
     if any(word.startswith(("--help", "-h", "--print_config")) or ".help" in word for word in spelled):
         return
-    for key in ("num_classes", "input_shape", "num_attributes"):
+    for key in ("num_classes", "input_shape", "source_shape", "num_attributes"):
         if any(word.startswith(f"--model.init_args.{key}") for word in spelled):
             raise ConfigError(f"model.{key}: the data give it; leave it out")
     named = "" if command == "fit" else ", or name a run with --ckpt_path"

@@ -223,9 +223,11 @@ def test_an_empty_split_is_named_in_a_test_too() -> None:
         trainer().predict(model, everything)
 
 
-def test_the_shape_of_an_empty_source_is_not_asked_for() -> None:
-    with pytest.raises(DataError, match="'calm': the train split is empty"):
-        _ = Changed(cut(0), domain="calm").input_shape
+def test_the_shape_of_a_domain_is_that_of_the_first_split_that_has_samples() -> None:
+    assert Changed(cut(0), domain="noisy").input_shape == (8,)
+    data = Toy(number=0)
+    with pytest.raises(DataError, match="'noisy': the train split is empty"):
+        _ = data.input_shape
 
 
 @pytest.mark.parametrize(("domain", "split"), [("calm", "train"), ("noisy", "test")])

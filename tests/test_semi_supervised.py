@@ -13,11 +13,11 @@ from sklearn.decomposition import PCA, sparse_encode
 from lightning_da.data import FeatureTables
 from lightning_da.data.base import DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.errors import ConfigError
-from lightning_da.methods import Autoencoder, FineTune, PseudoLabels, SelfTaught
+from lightning_da.methods import Autoencoder, Clusters, FineTune, PseudoLabels, SelfTaught
 from lightning_da.networks import LSTM, PrincipalComponents, Raw, SparseCoding
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import constant
-from tests.toy import accuracy, equal, fit, state
+from tests.toy import accuracy, equal, fit, state, trainer
 
 NETWORK = partial(FeedForward, hidden=[16], batch_norm=True, dropout=0.2)
 
@@ -63,7 +63,7 @@ def build(kind: Any, seed: int = 0, classes: int = 2, **kwargs: Any) -> Any:
 # ---------------------------------------------------------------- semi-supervised
 
 
-@pytest.mark.parametrize("kind", [Autoencoder, PseudoLabels])
+@pytest.mark.parametrize("kind", [Autoencoder, Clusters, PseudoLabels])
 @pytest.mark.parametrize("labels", ["2/class", None])
 def test_weight_zero_is_the_supervised_method_bit_by_bit(kind: Any, labels: str | None) -> None:
     data: dict[str, Any] = {"same": True, "target_labels": labels}
@@ -80,7 +80,7 @@ def sure(kind: Any) -> dict[str, Any]:
     return {"threshold": 0.5} if kind is PseudoLabels else {}
 
 
-@pytest.mark.parametrize("kind", [Autoencoder, PseudoLabels])
+@pytest.mark.parametrize("kind", [Autoencoder, Clusters, PseudoLabels])
 def test_labels_that_are_not_drawn_are_not_read(kind: Any) -> None:
     """The other labels of the target may be anything."""
 
@@ -135,8 +135,49 @@ def test_the_loss_of_pseudo_labels_and_its_gradient_are_the_definition(threshold
     assert torch.allclose(pair[0], pair[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("domains", ["target", "both"])
+@pytest.mark.parametrize("standardize", [False, "per_domain"])
+def test_clusters_are_those_of_the_samples_as_they_are_read(domains: Any, standardize: Any) -> None:
+    """Two groups in the target, and the loss and its gradient against the definition."""
+    data = Blobs(same=True)
+    backbone = partial(FeedForward, hidden=[5])
+    model = build(Clusters, backbone=backbone, per_class=1, read_unlabelled=domains, standardize=standardize)
+    model.log = lambda *_args: None
+    model.fit_inputs(data)
+    x, y = torch.cat(list(data.training_samples(("target",)))), data.dataset("two", "train").y
+    agree = (model.clusters(x) == y).float().mean()
+    assert max(agree, 1 - agree) > 0.95
+    if domains == "target":
+        z = model.standardize(x)
+        wanted = torch.stack([z[model.clusters(x) == group].mean(dim=0) for group in range(2)])
+        torch.testing.assert_close(model.centroids, wanted, rtol=1e-3, atol=1e-3)
+    squares = (model.standardize(x)[:, None] - model.centroids).square().sum(dim=2)
+    log_p = model.cluster_head(model.features(x)).double().log_softmax(dim=1)
+    expected = -log_p[torch.arange(len(x)), squares.argmin(dim=1)].mean()
+    found = model.unlabelled_loss(x)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    pair = [torch.autograd.grad(loss, model.backbone.fc1[0].weight)[0] for loss in (found, expected)]
+    assert torch.allclose(pair[0], pair[1], atol=1e-6)
+    assert pair[0].abs().sum() > 0
+
+
+def test_clusters_are_kept_in_the_checkpoint(tmp_path: Path) -> None:
+    model = fit(build(Clusters), 4, Blobs(same=True))
+    model.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = build(Clusters, 9)
+    trainer().test(other, Blobs(same=True), ckpt_path=tmp_path / "a.ckpt", weights_only=True, verbose=False)
+    assert torch.equal(other.centroids, model.centroids)
+    assert model.centroids.any()
+
+
+def test_more_clusters_than_samples_are_refused() -> None:
+    with pytest.raises(ConfigError, match="per_class: 162 clusters are more than the 160 training samples"):
+        fit(build(Clusters, per_class=81), 1, Blobs(same=True))
+
+
 @pytest.mark.slow
-def test_certain_predictions_help() -> None:
+@pytest.mark.parametrize(("kind", "arguments"), [(PseudoLabels, {"threshold": 0.8}), (Clusters, {"per_class": 1})])
+def test_samples_without_a_label_help(kind: Any, arguments: dict[str, Any]) -> None:
     """Mean accuracy over three seeds, two labels a class."""
 
     def mean(of: Any, **kwargs: Any) -> float:
@@ -144,7 +185,7 @@ def test_certain_predictions_help() -> None:
         models = [fit(build(of, seed, **given), 100, Blobs(same=True, noise=2.0)) for seed in range(3)]
         return float(np.mean([accuracy(model, Blobs(same=True, noise=2.0))["test/target/acc"] for model in models]))
 
-    assert mean(PseudoLabels, threshold=0.8) > mean(FineTune) + 0.02
+    assert mean(kind, **arguments) > mean(FineTune) + 0.02
 
 
 def test_pseudo_labels_take_the_source_as_labelled_and_the_target_without_a_label() -> None:
@@ -164,6 +205,12 @@ def test_pseudo_labels_take_the_source_as_labelled_and_the_target_without_a_labe
             Autoencoder,
             {"backbone": partial(LSTM, words=4, width=3, hidden=5), "input_shape": (4,)},
             "computes numbers, not words",
+        ),
+        (Clusters, {"per_class": 0}, "per_class: 0"),
+        (
+            Clusters,
+            {"backbone": partial(LSTM, words=4, width=3, hidden=5), "input_shape": (4,)},
+            "k-means reads numbers, not words",
         ),
     ],
 )

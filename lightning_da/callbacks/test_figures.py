@@ -15,11 +15,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_da.callbacks.attention import ReadSentences, attention_figure, attention_table
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.gather import gather
 from lightning_da.methods import Classifier, TransferModule
 from lightning_da.methods.verification import Curves
+from lightning_da.networks.memory import MemoryNetwork
 from lightning_da.networks.weights import load_weights
 from lightning_da.tracking import Tracker, find_fit
 
@@ -32,11 +34,12 @@ class TestFigures(L.Callback):
 
     `per_class.csv` has recall and precision per class, `confusion.png` the confusion matrices, and `embedding.png` a
     t-SNE of the head's input. Of a network that embeds, `verification.png` has the ROC and the cumulative match curves
-    in place of the first two, and a regression has none. If the fit started from an earlier run, `before_after.png` has
+    in place of the first two, and a regression has none. `attention.csv` and `attention.png` have the words that a
+    memory network reads. If the fit started from an earlier run, `before_after.png` has
     a t-SNE of the target features with the earlier weights and with the final weights.
 
     Args:
-        samples: Number of samples per domain in the t-SNE pictures.
+        samples: Number of samples per domain in the t-SNE pictures and in those of attention.
     """
 
     __test__ = False  # pytest would collect it because of its name
@@ -75,7 +78,7 @@ class TestFigures(L.Callback):
             _, x, y = (torch.cat(parts) for parts in zip(*self._kept[domain], strict=True))
             features.append(gather(x).cpu().numpy())
             labels.append(gather(y).cpu().numpy())
-        before = self._before(trainer, pl_module)
+        before, read = self._before(trainer, pl_module), self._read(pl_module)
         if not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -92,9 +95,24 @@ class TestFigures(L.Callback):
             figures["embedding.png"] = embedding_figure(features, labels, names, data.classes)
             if before is not None:
                 figures["before_after.png"] = before_after_figure([before, features[-1]], labels[-1], data.classes)
+        if read and (spelling := data.spelling()):
+            by_name = dict(zip(names, read, strict=True))
+            tracked.log_text(run_id, attention_table(by_name, spelling).to_csv(index=False), "attention.csv")
+            figures["attention.png"] = attention_figure(by_name, spelling)
         for path, figure in figures.items():
             figure.suptitle(tracked.get_run(run_id).info.run_name)
             tracked.log_figure(run_id, figure, path)
+
+    @torch.no_grad()
+    def _read(self, module: Classifier) -> list[ReadSentences]:
+        """What a memory network reads in each domain; nothing of another network."""
+        network = getattr(module, "backbone", None)
+        if not isinstance(network, MemoryNetwork):
+            return []
+        sentences = [torch.cat([x for x, _, _ in parts]) for parts in self._kept.values()]
+        weights = [network.attention(x).mean(dim=1).double() for x in sentences]
+        parts = zip(sentences, weights, strict=True)
+        return [ReadSentences(*(gather(part).cpu().numpy() for part in pair)) for pair in parts]
 
     @torch.no_grad()
     def _before(self, trainer: L.Trainer, module: Classifier) -> NDArray[Any] | None:

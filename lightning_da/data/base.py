@@ -60,6 +60,7 @@ class Roles(NamedTuple):
         fewest_samples: The smallest batch of a domain, on each process.
         reads_words: Whether samples are sentences; None if the network is not known.
         tasks_differ: Whether source and target may have different classes.
+        modalities_differ: Whether samples of source and target may have different shapes and units.
     """
 
     supervised: tuple[str, ...] = ("source",)
@@ -70,6 +71,7 @@ class Roles(NamedTuple):
     fewest_samples: int = 1
     reads_words: bool | None = None
     tasks_differ: bool = False
+    modalities_differ: bool = False
 
     @classmethod
     def of(cls, module: Any, processes: int) -> "Roles":
@@ -84,6 +86,7 @@ class Roles(NamedTuple):
             getattr(module, "fewest_samples", 1),
             getattr(module, "reads_words", None),
             getattr(module, "tasks_differ", False),
+            getattr(module, "modalities_differ", False),
         )
 
 
@@ -344,6 +347,10 @@ class DomainPairDataModule(L.LightningDataModule):
         sizes = {domain: len(self._get(domain, split)) for domain in self.named[role]}
         return [domain for domain, size in sizes.items() for _ in range(size)]
 
+    def spelling(self) -> dict[int, str]:
+        """The words of sentences by their integers; empty where they are not known."""
+        return {}
+
     def training_samples(self, roles: Iterable[str]) -> Iterator[Tensor]:
         """All training samples of the given domains (`source`, `target`), in chunks of shape (b, ...)."""
         for role in roles:
@@ -432,15 +439,28 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample.
+        """Shape of one sample of the target.
 
         Raises:
-            DataError: If the source has no training samples.
+            DataError: If the target has no sample.
         """
-        dataset = self._get(self.source, "train")
-        if not len(dataset):
-            raise _empty(self.source, "train")
-        return tuple(dataset[0][0].shape)
+        return self.shape_of(self.target)
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the source: that of the target, where a subclass does not say otherwise."""
+        return self.input_shape
+
+    def shape_of(self, domain: str) -> tuple[int, ...]:
+        """Shape of one sample of a domain.
+
+        Raises:
+            DataError: If the domain has no sample.
+        """
+        for split in SPLITS:
+            if len(dataset := self._get(domain, split)):
+                return tuple(dataset[0][0].shape)
+        raise _empty(domain, "train")
 
     def fingerprint(self) -> str:
         """A digest of all samples, labels and descriptions in both domains: equal digests mean equal data."""
@@ -595,7 +615,7 @@ class DomainPairDataModule(L.LightningDataModule):
             rank_zero_warn("target_labels: the method reads no label of the target; set --model.train_on both")
 
     def check_inputs(self, roles: Roles) -> None:
-        """Checks that one network can read all domains, whatever their classes are.
+        """Checks that one network can read all domains, or two networks those of two modalities, whatever the classes.
 
         Args:
             roles: The domains that training reads.
@@ -610,19 +630,22 @@ class DomainPairDataModule(L.LightningDataModule):
             role: {domain: self._look_at(domain, role in roles.supervised or alone) for domain in self.named[role]}
             for role in self.domains
         }
-        (first, (shape, _)), *others = [look for own in looks.values() for look in own.items()]
-        for domain, look in others:
-            if look.shape != shape:
+        together = {domain: look for own in looks.values() for domain, look in own.items()}
+        for group in looks.values() if roles.modalities_differ else [together]:
+            _check_shapes(group)
+        if roles.modalities_differ:
+            if (found := next(iter(looks["source"].values())).shape) != self.source_shape:
                 raise DataError(
-                    f"samples differ in shape (channels first): {shape} in domain {first!r}, "
-                    f"{look.shape} in domain {domain!r}; give both domains the same shape"
+                    f"domain {self.source!r}: samples have the shape {found}, and {type(self).__name__}."
+                    f"source_shape is {self.source_shape}; two modalities need a data module that says both, such as "
+                    "FeatureTables"
                 )
+            return
         if self.words:
             return
         for own in looks.values():
             self._check_ranges(own, "")
         if not roles.units_differ:
-            together = {domain: look for own in looks.values() for domain, look in own.items()}
             self._check_ranges(together, ", or each by itself with --model.standardize per_domain")
 
     def _check_pair(self) -> None:
@@ -1016,6 +1039,17 @@ def _check_names(role: str, given: str | Sequence[str] | None) -> None:
 class _Look(NamedTuple):
     shape: tuple[int, ...]
     reach: float
+
+
+def _check_shapes(looks: Mapping[str, _Look]) -> None:
+    """Refuses domains whose samples differ in shape."""
+    (first, (shape, _)), *others = looks.items()
+    for domain, look in others:
+        if look.shape != shape:
+            raise DataError(
+                f"samples differ in shape (channels first): {shape} in domain {first!r}, "
+                f"{look.shape} in domain {domain!r}; give both domains the same shape"
+            )
 
 
 def _same_samples(one: Any, other: Any) -> bool:

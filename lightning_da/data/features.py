@@ -91,6 +91,11 @@ class FeatureTables(DomainPairDataModule):
         self._domains: dict[str, dict[str, TensorDomain]] = {}
         self._no_labels: DataError | None = None
 
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the source: the files of two modalities differ."""
+        return self.shape_of(self.source)
+
     def dataset(self, domain: str, split: str) -> TensorDomain:
         return self._read(domain)[split]
 

@@ -14,7 +14,7 @@ from lightning_da.data.tables import encode_labels, read_table
 from lightning_da.errors import check_range, list_choices
 from lightning_da.names import Names
 from lightning_da.text.synthesis import GOODS, write_reviews
-from lightning_da.text.words import encode
+from lightning_da.text.words import code_of, encode, split_words
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 MADE = 1200
@@ -100,6 +100,10 @@ class Sentences(DomainPairDataModule):
         if domain not in self._domains:
             self._domains[domain] = self._encoded(domain, self._read(domain))
         return self._domains[domain][split]
+
+    def spelling(self) -> dict[int, str]:
+        texts = {text for role in self.domains for text in self._read(getattr(self, role)).table["text"]}
+        return {code_of(word): word for text in texts for word in split_words(text)[: self.max_length]}
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
         """Runs the checks of the base class, and warns of test sentences that are trained on."""

@@ -66,3 +66,32 @@ def similarity_entropy(features: Tensor, centroids: Tensor, temperature: float =
         return (features.sum() + centroids.sum()) * 0
     cosines = normalize(features, dim=1, eps=_SHORTEST) @ normalize(there, dim=1, eps=_SHORTEST).T
     return entropy(cosines / temperature).mean()
+
+
+@full_precision
+def paired_error(source: Tensor, source_labels: Tensor, target: Tensor, target_labels: Tensor) -> Tensor:
+    """Mean squared error over all pairs of a source and a target sample of one class.
+
+    Each source sample has the same weight, however many partners it has; one without a partner is passed over.
+
+    Args:
+        source: Features, shape (n_s, d), floating point.
+        source_labels: Shape (n_s,), int64; a sample with a negative label has no partner.
+        target: Features, shape (n_t, d), floating point.
+        target_labels: Shape (n_t,), int64.
+
+    Returns:
+        A scalar, float32 or better; 0 if there is no pair.
+
+    Examples:
+        >>> source, target = torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [3.0]])
+        >>> paired_error(source, torch.tensor([0, 1]), target, torch.tensor([0, 0])).item()
+        5.0
+    """
+    partners = ((source_labels[:, None] == target_labels) & (source_labels[:, None] >= 0)).to(source)
+    counts = partners.sum(dim=1, keepdim=True)
+    shares = partners / counts.clamp(min=1)
+    means = shares @ target
+    errors = (source - means).square() + shares @ target.square() - means.square()
+    paired = counts[:, 0] > 0
+    return errors.mean(dim=1)[paired].sum() / paired.sum().clamp(min=1)

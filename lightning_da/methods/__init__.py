@@ -1,11 +1,13 @@
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
+from lightning_da.methods.amn import AMN
 from lightning_da.methods.autoencoder import Autoencoder
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.cdan import CDAN
 from lightning_da.methods.class_embedding import ClassEmbedding
 from lightning_da.methods.classical import Classical
 from lightning_da.methods.classifier import Classifier
+from lightning_da.methods.clusters import Clusters
 from lightning_da.methods.cmd import CMD
 from lightning_da.methods.cogan import CoGAN
 from lightning_da.methods.conservative import Conservative
@@ -27,6 +29,7 @@ from lightning_da.methods.label_efficient import LabelEfficient
 from lightning_da.methods.margin_ensemble import MarginEnsemble
 from lightning_da.methods.mcc import MCC
 from lightning_da.methods.multi_task import MultiTask
+from lightning_da.methods.multimodal import Multimodal
 from lightning_da.methods.osbp import OSBP
 from lightning_da.methods.pada import PADA
 from lightning_da.methods.progressive import Progressive
@@ -36,6 +39,7 @@ from lightning_da.methods.shot import SHOT
 
 __all__ = [
     "ADDA",
+    "AMN",
     "CDAN",
     "CMD",
     "DAN",
@@ -56,6 +60,7 @@ __all__ = [
     "ClassEmbedding",
     "Classical",
     "Classifier",
+    "Clusters",
     "CoGAN",
     "Conservative",
     "CycleGAN",
@@ -67,6 +72,7 @@ __all__ = [
     "LabelEfficient",
     "MarginEnsemble",
     "MultiTask",
+    "Multimodal",
     "Progressive",
     "PseudoLabels",
     "SelfTaught",

@@ -14,9 +14,11 @@ def discriminators(widths: list[int], hidden: tuple[int, ...], batch_norm: bool 
 
     Args:
         widths: Widths of the adapted layers.
-        hidden: Widths of the hidden layers in each discriminator.
+        hidden: Widths of the hidden layers in each discriminator; without any it is linear.
         batch_norm: Whether each hidden layer has batch normalisation.
     """
+    if not hidden:
+        return nn.ModuleList(nn.Linear(width, 1) for width in widths)
     return nn.ModuleList(
         nn.Sequential(FeedForward((width,), list(hidden), batch_norm=batch_norm), nn.Linear(hidden[-1], 1))
         for width in widths

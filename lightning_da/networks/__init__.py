@@ -1,6 +1,7 @@
 from lightning_da.networks.backbones import Backbone, BackboneCallable, FeedForward, LeNet, TimmBackbone
 from lightning_da.networks.codes import PrincipalComponents, Raw, SparseCoding
 from lightning_da.networks.lstm import LSTM
+from lightning_da.networks.memory import MemoryNetwork
 
 __all__ = [
     "LSTM",
@@ -8,6 +9,7 @@ __all__ = [
     "BackboneCallable",
     "FeedForward",
     "LeNet",
+    "MemoryNetwork",
     "PrincipalComponents",
     "Raw",
     "SparseCoding",
