@@ -102,7 +102,7 @@ class Sentences(DomainPairDataModule):
         return self._domains[domain][split]
 
     def spelling(self) -> dict[int, str]:
-        texts = {text for role in self.domains for text in self._read(getattr(self, role)).table["text"]}
+        texts = {text for role in self.domains for name in self.named[role] for text in self._read(name).table["text"]}
         return {code_of(word): word for text in texts for word in split_words(text)[: self.max_length]}
 
     def check(self, roles: Roles = Roles()) -> None:  # noqa: B008
