@@ -1,8 +1,8 @@
 """Draws the figures of the documentation: trains what they show, and writes them into a folder.
 
-    python docs/figures.py embedding curve before_after layer_transfer --out docs
+    python docs/figures.py embedding curve before_after layer_transfer attention --out docs
 
-Minutes on two CPU cores: embedding 2, curve 1, before_after 10, layer_transfer 30. Further words are options of the
+Minutes on two CPU cores: embedding 2, curve 1, before_after 10, layer_transfer 30, attention 2. Further words are options of the
 trainings. `layer_transfer` reads MNIST, which it downloads.
 """
 
@@ -66,7 +66,17 @@ def layer_transfer(options: list[str]) -> Image.Image:
     return artifact("layer_transfer", "layer-transfer-mnist", "layer_transfer.png")
 
 
-FIGURES = {figure.__name__: figure for figure in (embedding, curve, before_after, layer_transfer)}
+def attention(options: list[str]) -> Image.Image:
+    """The words that a memory network reads in two domains of reviews."""
+    files = ["method/amn.yaml", "data/sentences.yaml", "backbone/memory_network.yaml"]
+    words = [word for file in files for word in ("--config", file)]
+    words += ["--trainer.logger.init_args.experiment_name", EXPERIMENT]
+    main(["fit", *words, *options])
+    main(["test", *words, *options])
+    return artifact(EXPERIMENT, "amn-synthetic-books-synthetic-kitchen-s0", "attention.png")
+
+
+FIGURES = {figure.__name__: figure for figure in (embedding, curve, before_after, layer_transfer, attention)}
 
 
 def run(args: list[str] | None = None) -> None:
