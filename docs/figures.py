@@ -2,8 +2,8 @@
 
     python docs/figures.py embedding curve before_after layer_transfer attention --out docs
 
-Minutes on two CPU cores: embedding 2, curve 1, before_after 10, layer_transfer 30, attention 2. Further words are options of the
-trainings. `layer_transfer` reads MNIST, which it downloads.
+Minutes on two CPU cores: embedding 2, curve 1, before_after 10, layer_transfer 30, attention 2. Further words are
+options of the trainings. `layer_transfer` reads MNIST, which it downloads.
 """
 
 import argparse

@@ -131,6 +131,7 @@ def test_the_figures_are_drawn(tmp_path: Path) -> None:
     draw["run"](["embedding", "curve", *short, "--data.num_typeset", "300"])
     draw["run"](["before_after", *short])
     draw["run"](["layer_transfer", *short, "--seeds", "0"])
+    draw["run"](["attention", *short])
     for name in draw["FIGURES"]:
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 300
