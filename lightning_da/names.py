@@ -1,5 +1,6 @@
 """Names of domains: of one, of several that are one source or target, in runs and in metrics."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def short_name(domain: str) -> str:
 
 
 def metric_names(domains: Sequence[str]) -> list[str]:
-    """The names of domains in metrics: short ones, unless two are the same, and without slashes."""
+    """The names of domains in metrics: short ones, unless two are the same, of the letters that MLflow allows.
+
+    Examples:
+        >>> metric_names(["office/amazon.csv", "büro.csv"])
+        ['amazon', 'b_ro']
+        >>> metric_names(["ä", "ö"])
+        ['__0', '__1']
+    """
     short = [short_name(domain) for domain in domains]
-    return [name.replace("/", "_") for name in (short if len(set(short)) == len(short) else domains)]
+    names = short if len(set(short)) == len(short) else domains
+    found = [re.sub(r"[^\w. -]", "_", name, flags=re.ASCII) for name in names]
+    unique = len(set(found)) == len(found) and all(name.strip(". ") for name in found)
+    return found if unique else [f"{name}_{place}" for place, name in enumerate(found)]

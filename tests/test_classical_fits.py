@@ -3,6 +3,7 @@
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -267,3 +268,13 @@ def test_deep_and_shallow_stand_in_one_table(tmp_path: Path) -> None:
     assert before["val/source/acc"] > 0.5
     with pytest.raises(SystemExit, match=r"unknown key 'dimm' of lightning_da.classical.TCA; did you mean 'dim'"):
         main(["fit", "--config", "method/tca.yaml", *words, "--model.estimator.dimm", "3"])
+
+
+def test_a_class_that_no_sample_has_is_unknown_the_last_one() -> None:
+    estimator = SimpleNamespace(classes_=np.array([0, 1, 2]))
+    module: Any = SimpleNamespace(adapter=SimpleNamespace(estimator=estimator), num_classes=4)
+    labels = torch.tensor([0, 1, 1, -1])
+    with pytest.raises(ConfigError, match=r"set --data\.class_sets open"):
+        Classical._name_unknown(module, SimpleNamespace(class_sets="closed"), labels)  # type: ignore[arg-type]
+    Classical._name_unknown(module, SimpleNamespace(class_sets="open"), labels)  # type: ignore[arg-type]
+    assert estimator.classes_.tolist() == [0, 1, 3]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from lightning_da.callbacks.stop_at_divergence import SKIPPED, StopAtDivergence
@@ -60,6 +61,14 @@ def test_steps_that_are_not_finite_are_skipped_if_asked_for(accumulate: int) -> 
     for model, steps in ((short, 3), (long, 4)):
         fit(model, steps=steps, callbacks=[StopAtDivergence(skip=1)], accumulate_grad_batches=accumulate)
     assert equal(state(short), state(long))
+
+
+def test_a_loss_that_is_not_finite_is_skipped_beside_a_scaled_gradient() -> None:
+    """Overflow of the scaled gradient is another thing: it is not counted, and its step has finite statistics."""
+    callback, model = StopAtDivergence(skip=2), overflowing(3)
+    fit(model, steps=6, callbacks=[callback], plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+    assert callback.skipped == 1
+    assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 def test_more_steps_than_may_be_skipped_end_the_fit() -> None:

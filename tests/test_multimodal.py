@@ -4,11 +4,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_da.data import DataError
+from lightning_da.data import DataError, FeatureTables, Roles
 from lightning_da.data.base import TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.losses.centroids import paired_error
@@ -157,6 +159,16 @@ def test_data_that_do_not_say_both_shapes_are_refused() -> None:
         DataError, match=r"'calm': samples have the shape \(8,\), and Silent\.source_shape is \(1, 4, 4\)"
     ):
         fit(build(Multimodal, **NETWORK | {"source_shape": (1, 4, 4)}), 1, Silent())
+
+
+def test_tables_of_two_modalities_have_columns_of_their_own(tmp_path: Path) -> None:
+    for name, width in (("sounds", 3), ("pictures", 5)):
+        table = pd.DataFrame(normal(60, width).numpy(), columns=[f"{name}{i}" for i in range(width)])
+        table.assign(label=np.arange(60) % 3).to_csv(tmp_path / f"{name}.csv", index=False)
+    data = FeatureTables("sounds.csv", "pictures.csv", 8, root=str(tmp_path))
+    data.check(Roles(supervised=("source", "target"), unlabelled=(), modalities_differ=True))
+    with pytest.raises(DataError, match="need the same feature columns"):
+        data.check(Roles())
 
 
 def test_arguments_are_checked() -> None:

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_da.callbacks import TestFigures
 from lightning_da.commands.compare import comparison, of_each_target, rows_of
 from lightning_da.data import (
     DataError,
@@ -357,9 +358,37 @@ def changed_x(function: Any) -> Any:
         (lambda _: Four().dataset("a", "train"), "d", "source 'a' and target 'd' are the same data"),
     ],
 )  # fmt: skip
-def test_a_check_names_the_domain_at_fault(change: Any, where: str, message: str) -> None:
+@pytest.mark.parametrize("weights", ["size", "proximity"])
+def test_a_check_names_the_domain_at_fault(change: Any, where: str, message: str, weights: Any) -> None:
     with pytest.raises(DataError, match=message):
-        Changed(change, where).check(Roles())
+        Changed(change, where, source_weights=weights).check(Roles())
+
+
+def test_two_modalities_have_no_proximity() -> None:
+    class Modalities(Four):
+        source_shape = (8,)
+
+    with pytest.raises(DataError, match="samples of two modalities have no proximity; set size or equal"):
+        Modalities(["a", "b"], "c", source_weights="proximity").check(Roles(modalities_differ=True))
+
+
+def test_a_method_that_reads_all_samples_needs_no_labels_of_each_batch() -> None:
+    def few(data: TensorDomain) -> TensorDomain:
+        return TensorDomain(data.x, torch.where(torch.arange(len(data.y)) < 3, data.y, UNKNOWN), NAMES)
+
+    Changed(few, batch_size=12, source_weights="equal").check(Roles(reads_unlabelled=True))
+    with pytest.raises(DataError, match="domain 'b': 3 training samples are fewer than its 6"):
+        Changed(few, batch_size=12, source_weights="equal").check(Roles())
+
+
+def test_pictures_of_a_test_show_all_domains() -> None:
+    figures, model, data = TestFigures(samples=30), fit(build("dann"), 1, Four()), Four(["a", "b"], ["c", "d"])
+    trainer(callbacks=[figures]).test(model, data, verbose=False)
+    for role, domains in (("source", "ab"), ("target", "cd")):
+        rows = torch.cat([x for x, _, _ in figures._kept[role]])
+        places = [number % 4 for number in numbers(rows)]
+        assert 20 <= len(places) <= 30
+        assert set(places) == {list(SIZES).index(domain) for domain in domains}
 
 
 @pytest.mark.parametrize(
@@ -446,6 +475,8 @@ def test_names() -> None:
     assert short_name("plain") == "plain"
     assert metric_names(["x/a.npz", "b.mat:webcam"]) == ["a", "webcam"]
     assert metric_names(["x/a.npz", "y/a.npz"]) == ["x_a.npz", "y_a.npz"]
+    assert metric_names(["照片", "素描"]) == ["___0", "___1"]
+    assert metric_names(["b&w", ".."]) == ["b_w_0", ".._1"]
 
 
 def test_a_table_of_each_target() -> None:

@@ -36,7 +36,7 @@ class StopAtDivergence(L.Callback):
         self.skip = skip
         self.skipped = 0
         """Steps of the fit that were skipped."""
-        self._overflows, self._kept_at = 0, -1
+        self._overflows, self._kept_at, self._broken = 0, -1, False
         self._buffers: dict[str, Tensor] = {}
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -45,8 +45,11 @@ class StopAtDivergence(L.Callback):
             self._buffers = {name: value.clone() for name, value in pl_module.named_buffers()}
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:  # noqa: ARG002
-        if self._may_skip() or trainer.strategy.reduce_boolean_decision(bool(loss.isfinite().all())):
-            return  # gradients of a loss that is not finite are not finite
+        if trainer.strategy.reduce_boolean_decision(bool(loss.isfinite().all())):
+            return
+        if self._may_skip():
+            self._broken = True
+            return
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("_loss")}
         broken = [f"{name} is {value}" for name, value in logged.items() if not torch.tensor(value).isfinite()]
         here = "in another process" if loss.isfinite().all() else f"the loss is {float(loss)}"
@@ -60,14 +63,15 @@ class StopAtDivergence(L.Callback):
     ) -> None:
         found = {name: value.grad for name, value in pl_module.named_parameters() if value.grad is not None}
         sizes = torch.stack([size.float() for size in torch._foreach_norm(list(found.values()))]) if found else None
-        if sizes is None or sizes.isfinite().all():
+        if sizes is None or (sizes.isfinite().all() and not self._broken):
             self._overflows = 0
             return
         self._overflows += 1
-        if getattr(trainer.precision_plugin, "scaler", None) is not None and self._overflows <= SKIPPED:
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if scaled and not self._broken and self._overflows <= SKIPPED:
             return
         broken = [name for name, gradient in found.items() if not gradient.isfinite().all()]
-        if not broken:  # their squares are too large for a sum, but not they
+        if not (broken or self._broken):  # their squares are too large for a sum, but not they
             return
         if not self._may_skip():
             raise self._diverged(
@@ -75,7 +79,7 @@ class StopAtDivergence(L.Callback):
                 f"the gradients of {len(broken)} of {len(found)} tensors are not finite, the first is that of "
                 f"{broken[0]}",
             )
-        self.skipped += 1
+        self.skipped, self._broken = self.skipped + 1, False
         pl_module.log("train/skipped_steps", float(self.skipped))
         for parameter in pl_module.parameters():
             parameter.grad = None
@@ -84,7 +88,7 @@ class StopAtDivergence(L.Callback):
                 value.copy_(self._buffers[name])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        broken = [name for name, value in pl_module.named_parameters() if not value.isfinite().all()]
+        broken = [name for name, value in pl_module.state_dict().items() if not value.isfinite().all()]
         if broken:
             raise RunError(
                 f"training diverged by step {trainer.global_step}: {len(broken)} tensors of the network are not "

@@ -39,7 +39,8 @@ class TestFigures(L.Callback):
     a t-SNE of the target features with the earlier weights and with the final weights.
 
     Args:
-        samples: Number of samples per domain in the t-SNE pictures and in those of attention.
+        samples: The largest number of samples per domain in the t-SNE pictures and in those of attention, evenly over
+            the test split.
     """
 
     __test__ = False  # pytest would collect it because of its name
@@ -51,6 +52,7 @@ class TestFigures(L.Callback):
         self._kept: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {
             domain: [] for domain in cast(Classifier, pl_module).evaluated
         }
+        self._seen = dict.fromkeys(self._kept, 0)
 
     def on_test_batch_end(
         self,
@@ -61,10 +63,13 @@ class TestFigures(L.Callback):
         batch_idx: int,  # noqa: ARG002
         dataloader_idx: int = 0,
     ) -> None:
-        kept = self._kept[cast(Classifier, pl_module).evaluated[dataloader_idx]]
-        missing = -(-self.samples // trainer.world_size) - sum(len(y) for _, _, y in kept)
-        if missing > 0:
-            kept.append((batch[0][:missing], outputs["features"][:missing].float(), outputs["y"][:missing]))
+        domain = cast(Classifier, pl_module).evaluated[dataloader_idx]
+        number = len(trainer.test_dataloaders[dataloader_idx].sampler)  # type: ignore[index]  # of this process
+        step = max(-(-number * trainer.world_size // self.samples), 1)  # evenly over the split, and over its domains
+        y = outputs["y"]
+        rows = (torch.arange(len(y), device=y.device) + self._seen[domain]) % step == 0
+        self._seen[domain] += len(y)
+        self._kept[domain].append((batch[0][rows], outputs["features"][rows].float(), y[rows]))
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)

@@ -46,6 +46,7 @@ CLOSED_SET = (
     "judge the answer `unknown`; osbp is for open sets, pada for partial ones"
 )
 """What a difference of the class sets means for the table."""
+EACH_TARGET = "each target: accuracy, of a regression the root mean squared error"
 MISSING = "if the target lacks them, set --data.class_sets partial"
 MANY = 0.25
 """So many classes seem to be missing before it is said: equal classes gave at most .2, five of ten at least .3."""
@@ -95,7 +96,7 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     for pair, group in table.groupby("pair", sort=False):
         print_table(f"{pair}, test split", as_text(group))
         if any(of_domains for found in group["targets"] for of_domains in found):
-            print_table(f"{pair}, accuracy on each target", of_each_target(group))
+            print_table(f"{pair}, {EACH_TARGET}", of_each_target(group))
         if (said := verdict_of(group)) is not None:
             print(describe(*said))
             if (learned := learned_of(group, runs)) is not None:
@@ -149,7 +150,7 @@ def as_text(group: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_each_target(group: pd.DataFrame) -> pd.DataFrame:
-    """The accuracy on each of several targets, mean and standard deviation over seeds, as text.
+    """The result on each of several targets, mean and standard deviation over seeds, as text.
 
     Args:
         group: Rows of `comparison`, of one pair.
@@ -220,7 +221,7 @@ def learned_of(group: pd.DataFrame, runs: Sequence[Run]) -> Expected | None:
     """
     own = {run_id for ids in group["runs"] for run_id in ids}
     here = [run for run in runs if run.info.run_id in own and not _reads_target_labels(run)]
-    targets = {target for run in here for target in run.data.params["target"].split("+")}
+    targets = {target for run in here for target in run.data.params.get("target", "").split("+")}
     distances = [run.data.metrics.get(DISTANCE) for run in here if run.data.params["method"] == LOWER]
     known = [distance for distance in distances if distance is not None]
     if not known:
@@ -400,9 +401,12 @@ def answers_of(run: Run) -> Answers | None:
 
 
 def _of_domains(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The accuracy on each of several targets, by their names in metrics; empty if there is one target."""
+    """The accuracy on each of several targets, or the error of a regression, by their names in metrics.
+
+    It is empty if there is one target.
+    """
     parts = {tuple(key.split("/")): value for key, value in metrics.items() if key.startswith("test/target/")}
-    return {key[2]: value for key, value in parts.items() if len(key) == 4 and key[3] == "acc"}
+    return {key[2]: value for key, value in parts.items() if len(key) == 4 and key[3] in ("acc", "rmse")}
 
 
 def _uneven(run: Run) -> bool:

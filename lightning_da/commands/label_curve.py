@@ -24,7 +24,6 @@ from lightning_da.grids.engine import (
 )
 from lightning_da.grids.labels import report
 from lightning_da.grids.pool import add_options, workers_of
-from lightning_da.methods import AdaptationModule, CycleGAN
 from lightning_da.parser import CommandParser
 from lightning_da.paths import find_method, methods, those_left
 
@@ -80,7 +79,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
 def _reading_labels(cli: TransferCLI, data: DomainPairDataModule, pair: bool) -> list[str]:
     """Options for a method: adaptation reads the labels of both domains; others start from the source if they can."""
     model = cli.build().model
-    if isinstance(model, AdaptationModule | CycleGAN):
+    if model.reads_unlabelled and model.supervised == ("source",):
         data.check(Roles.of(model, 1))
         return ["--model.init_args.train_on", "both"]
     starts = model.keeps_start and model.starts_random() and cli.config.after is None

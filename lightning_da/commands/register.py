@@ -1,7 +1,6 @@
 """`lightning-da register`: puts the model of a run into MLflow's registry."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -23,6 +22,7 @@ from lightning_da.commands.compare import (
 )
 from lightning_da.errors import ConfigError, one_line
 from lightning_da.logged_models import models_of
+from lightning_da.names import short_name
 from lightning_da.parser import CommandParser
 from lightning_da.store import client, shown_uri, tracking_uri
 from lightning_da.tracking import find_fit, find_run
@@ -61,7 +61,7 @@ def run(args: Sequence[str]) -> Any:
         why = fit.data.tags.get(NO_MODEL, "it was fitted without LogModel among the callbacks")
         raise ConfigError(f"run {fit.info.run_name!r} has no model: {why}")
     model_id = models[0].model_id
-    name = given.name or "-".join(Path(domain).stem for domain in row["pair"].split(" -> ")).replace(":", "-")
+    name = given.name or "-".join(map(short_name, row["pair"].split(" -> "))).replace("/", "-").replace(":", "-")
     tags = {str(key): str(value) for key, value in row.items()} | {"seed": fit.data.params["seed"], "chosen": reason}
     try:
         version, is_new = _version(name, model_id, tags)

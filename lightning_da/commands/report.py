@@ -15,9 +15,11 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from lightning_da.commands.compare import (
+    EACH_TARGET,
     as_text,
     comparison,
     describe,
+    of_each_target,
     rows_of,
     tested_runs,
     verdict_of,
@@ -104,6 +106,7 @@ def page_of(name: str, runs: Sequence[Run], number: int) -> str:
         "untested": number - len(runs),
         "pairs": pairs,
         "left_out": 0,
+        "each_target": EACH_TARGET,
         "warnings": warnings_of(runs),
     }
     room = LARGEST - len(render("report.html.jinja", **values).encode())
@@ -144,6 +147,7 @@ def _described(group: pd.DataFrame) -> dict[str, Any]:
         "name": group["pair"].iloc[0],
         "columns": list(text.columns),
         "rows": text.to_numpy().tolist(),
+        "each": of_each_target(group) if any(map(any, group["targets"])) else None,
         "drawn": min(DRAWN, len(group)),
         "verdict": "" if said is None else describe(*said),
         "differing": [

@@ -573,6 +573,10 @@ class DomainPairDataModule(L.LightningDataModule):
         for domain in self._every(self.domains):
             self._warn_of_missing_classes(domain)
         self.check_inputs(roles)
+        if roles.modalities_differ and self.source_weights == "proximity":
+            raise DataError("data.source_weights: samples of two modalities have no proximity; set size or equal")
+        if "source" in read:
+            self.counts_in_batch("source", roles.processes * self.batch_size)
         if ("target" in roles.supervised or len(self.domains) < 2) and getattr(self, "protocol", "split") == "all":
             rank_zero_warn(
                 "protocol `all`: the labels of the target are trained on and tested, so its accuracy is that of "
@@ -599,7 +603,7 @@ class DomainPairDataModule(L.LightningDataModule):
                     f"domain {getattr(self, role)!r}: {len(rows)} training samples with a label are fewer than the "
                     f"{roles.processes} processes"
                 )
-            if rows is not None:
+            if rows is not None and not roles.reads_unlabelled:
                 size = min(self.batch_size, len(rows) // roles.processes)
                 self.counts_in_batch(role, roles.processes * size, rows)
         if self.target_labels is None:
@@ -691,7 +695,6 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"domain {domain!r}: {size} training samples are fewer than a batch of {self.batch_size} on each of "
                 f"{processes} process(es); set --data.batch_size to at most {size // processes}"
             )
-        self.counts_in_batch(role, processes * self.batch_size)
 
     def _check_classes(self, roles: Roles) -> None:
         source, target = (self.classes_in(role) for role in DOMAINS)

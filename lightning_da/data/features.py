@@ -1,5 +1,6 @@
 """Feature files, one for each domain, or one with labels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -110,14 +111,18 @@ class FeatureTables(DomainPairDataModule):
             self._read(domain)
         if self._no_labels is not None and "source" in roles.supervised:
             raise self._no_labels
-        paths = [path for path, _ in map(self._path, domains) if path.suffix.lower() == ".csv"]
+        for group in [self.named[role] for role in self.domains] if roles.modalities_differ else [domains]:
+            self._check_columns([path for path, _ in map(self._path, group) if path.suffix.lower() == ".csv"])
+        super().check(roles)
+
+    def _check_columns(self, paths: Sequence[Path]) -> None:
+        """Refuses tables with other feature columns than the first, or in another order."""
         columns = [[name for name in pd.read_csv(path, nrows=0).columns if name != self.label_column] for path in paths]
         for path, own in zip(paths, columns, strict=True):
             if own != columns[0]:
                 alone = set(columns[0]) ^ set(own)
                 what = f"{min(alone)!r} is in one of them only" if alone else "put them in the same order"
                 raise DataError(f"{paths[0]} and {path} need the same feature columns: {what}")
-        super().check(roles)
 
     def _read(self, domain: str) -> dict[str, TensorDomain]:
         """Reads the three splits of a domain from its file."""

@@ -100,6 +100,7 @@ def information_loss(logits: Tensor) -> Tensor:
     return entropy(logits).mean() + (mean * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum()
 
 
+@full_precision
 def class_means(x: Tensor, y: Tensor, classes: int) -> Tensor:
     """The mean of the samples of each class; 0 for a class without a sample.
 

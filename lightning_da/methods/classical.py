@@ -147,9 +147,17 @@ class Classical(TransferModule):
             if isinstance(error, ConfigError):
                 raise
             raise RunError(f"{type(self.adapter.estimator).__name__}: {first_line(error)}") from error
-        if self.adapter.fitted and max(self.adapter.estimator.classes_) >= self.num_classes:
+        if self.adapter.fitted:
+            self._name_unknown(data, torch.cat(labels))
+
+    def _name_unknown(self, data: DomainPairDataModule, labels: Tensor) -> None:
+        """Gives a class that no sample of training has the number of `unknown`, the last one."""
+        answered = self.adapter.estimator.classes_
+        unseen = ~np.isin(answered, labels.numpy())
+        if unseen.any() and data.class_sets != "open":
             name = type(self.adapter.estimator).__name__
             raise ConfigError(f"{name} answers `unknown` beside the classes of the source; set --data.class_sets open")
+        answered[unseen] = self.num_classes - 1
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
         self.trainer.should_stop = True

@@ -53,13 +53,17 @@ class Clusters(SemiSupervised):
     def fit_inputs(self, data: DomainPairDataModule) -> None:
         """Finds the clusters too."""
         super().fit_inputs(data)
-        parts = []
+        number = sum(len(data.training_labels(domain)) for domain in self.without_labels)
+        taken = torch.zeros(number, dtype=torch.bool)
+        taken[torch.linspace(0, number - 1, min(number, SAMPLES)).long()] = True
+        parts, start = [], 0
         for domain in self.without_labels:
             self.set_domain(domain)
-            parts += [self.standardize(x).flatten(1) for x in self.training_samples(data, domain)]
+            for x in self.training_samples(data, domain):
+                parts.append(self.standardize(x[taken[start : start + len(x)]]).flatten(1).float())
+                start += len(x)
         self.set_domain("target")
         x = torch.cat(parts)
-        x = x[torch.linspace(0, len(x) - 1, min(len(x), SAMPLES)).long()].float()
         if len(x) < len(self.centroids):
             raise ConfigError(f"per_class: {len(self.centroids)} clusters are more than the {len(x)} training samples")
         found = KMeans(len(self.centroids), n_init=3, random_state=0).fit(x.numpy())
@@ -67,7 +71,7 @@ class Clusters(SemiSupervised):
 
     def clusters(self, x: Tensor) -> Tensor:
         """The cluster of each sample, shape (n,), int64, for samples of the domain that is set (n, *input_shape)."""
-        return torch.cdist(self.standardize(x).flatten(1).float(), self.centroids).argmin(dim=1)
+        return torch.cdist(self.standardize(x).flatten(1).float(), self.centroids.float()).argmin(dim=1)
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Cross-entropy of the clusters; for the shapes see `SemiSupervised.unlabelled_loss`."""

@@ -7,6 +7,7 @@ from torch.nn.functional import mse_loss
 
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError, check_range
+from lightning_da.gather import share, world_size
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.decoders import decoder as new_decoder
 from lightning_da.networks.backbones import BackboneCallable
@@ -68,8 +69,8 @@ class DLID(TransferModule):
         """
         losses = []
         networks: Any = self.backbone.networks
-        for share, encoder, decoder in zip(self.shares, networks, self.decoders, strict=True):
-            number = round(share * len(target))
+        for part, encoder, decoder in zip(self.shares, networks, self.decoders, strict=True):
+            number = len(share([None] * round(part * len(target) * world_size())))  # of all processes, dealt in turn
             x = torch.cat([target[:number], source[number:]])
             losses.append(mse_loss(decoder(encoder(x)), x.flatten(1)))
         return torch.stack(losses)
