@@ -690,7 +690,7 @@ def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
         assert "--trainer.max_steps" in text
         assert "--trainer.profiler" not in text
         lines = [line for line in text.splitlines() if not re.fullmatch(r" +\w+(\.\w+)+[,)]*", line)]
-        assert len(lines) < 120  # without the lists of known classes, which have those that other tests imported
+        assert len(lines) < 140  # without most known classes, which other tests add to
 
 
 @pytest.mark.parametrize(
