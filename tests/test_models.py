@@ -216,22 +216,35 @@ def test_an_ensemble_and_separate_batch_norms_are_exported() -> None:
     assert not torch.allclose(members[0](x).softmax(dim=1), export(members[0], data).module()(given))
 
 
+OF_OTHER_DATA = ("amn", "class_embedding", "dap", "ddml", "dstml", "dtml", "stml")
+"""Methods that read words, descriptions or identities; the last four have no model."""
+SMALL = {
+    "tradaboost": ("--data.target_labels", "3/class"),
+    "osbp": ("--data.class_sets", "open"),
+    "ati": ("--data.class_sets", "open"),
+    "taisl": ("--model.estimator.shape", "[5]"),
+    **dict.fromkeys(("conservative", "fine_tune", "progressive"), ("--after", "source_only")),
+    **dict.fromkeys(
+        ("bda", "djp_mmd", "gfk", "jda", "jgsa", "meda", "subspace_alignment", "tca", "tjm", "vda"),
+        ("--model.estimator.dim", "3"),
+    ),
+}
+"""Options for five features."""
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("pair")
 @pytest.mark.parametrize(
-    "name", sorted(set(methods()) - {"vgg16", *toy.OF_PICTURES})
+    "name", sorted(set(methods()) - {"vgg16", *toy.OF_PICTURES, *OF_OTHER_DATA})
 )  # weights of vgg16 are downloaded; for its network see below
 def test_each_shipped_method_logs_a_model(name: str, tmp_path: Path) -> None:
     toy.write_tables(tmp_path)
     words = VOICES if name.startswith("speech") else VECTORS
     if name in ("speech_gender", "speech_speaker"):
         words = [word for word in VOICES if word not in ("--model.train_on", "target")]
-    after = ["--after", "source_only"] if name in ("conservative", "fine_tune", "progressive") else []
-    if name == "tradaboost":
-        words = [*words, "--data.target_labels", "3/class"]
-    run = fitted(*words, *after, "--trainer.max_steps", "2", method=name)
+    run = fitted(*words, *SMALL.get(name, ()), "--trainer.max_steps", "2", method=name)
     if NO_MODEL in run.data.tags:
-        assert name in ("artl", "jdot", "meda", "optimal_transport", "tradaboost")
+        assert name in ("artl", "ati", "gfk", "jdot", "meda", "optimal_transport", "tradaboost")
         assert "is no affine map and linear classifier" in run.data.tags[NO_MODEL]
         return
     assert model_of(run).status == "READY"
