@@ -531,6 +531,9 @@ def test_the_commands_take_lists(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run.data.tags["pair"] == "one.npz+two.npz -> three.npz+four.npz"
     assert run.data.tags["source_weights"].startswith("one.npz 0.")
     assert {"test/target/three/acc", "test/target/four/acc"} <= run.data.metrics.keys()
+    lightning_da(["report", tmp_path.name])
+    assert "<th>three</th><th>four</th>" in (page := Path("report.html").read_text())
+    assert "Accuracy on each target." in page
     lightning_da(["predict", "--ckpt_path", "dann-one+two-three+four-s0"])
     rows = list(csv.DictReader(Path("predictions.csv").read_text().splitlines()))
     assert len({row["sample"] for row in rows}) == 320

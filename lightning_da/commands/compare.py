@@ -46,7 +46,6 @@ CLOSED_SET = (
     "judge the answer `unknown`; osbp is for open sets, pada for partial ones"
 )
 """What a difference of the class sets means for the table."""
-EACH_TARGET = "each target: accuracy, of a regression the root mean squared error"
 MISSING = "if the target lacks them, set --data.class_sets partial"
 MANY = 0.25
 """So many classes seem to be missing before it is said: equal classes gave at most .2, five of ten at least .3."""
@@ -96,7 +95,7 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     for pair, group in table.groupby("pair", sort=False):
         print_table(f"{pair}, test split", as_text(group))
         if any(of_domains for found in group["targets"] for of_domains in found):
-            print_table(f"{pair}, {EACH_TARGET}", of_each_target(group))
+            print_table(f"{pair}, {heading_of_each(group)}", of_each_target(group))
         if (said := verdict_of(group)) is not None:
             print(describe(*said))
             if (learned := learned_of(group, runs)) is not None:
@@ -147,6 +146,12 @@ def as_text(group: pd.DataFrame) -> pd.DataFrame:
         pairs = zip(group[column], spreads, strict=True)
         text[column] = [mean_and_spread(mean, spread, form) for mean, spread in pairs]
     return text
+
+
+def heading_of_each(group: pd.DataFrame) -> str:
+    """What `of_each_target` has for the rows of one pair."""
+    result = "root mean squared error" if group["target rmse"].notna().any() else "accuracy"
+    return f"{result} on each target"
 
 
 def of_each_target(group: pd.DataFrame) -> pd.DataFrame:

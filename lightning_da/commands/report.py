@@ -15,10 +15,10 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from lightning_da.commands.compare import (
-    EACH_TARGET,
     as_text,
     comparison,
     describe,
+    heading_of_each,
     of_each_target,
     rows_of,
     tested_runs,
@@ -106,7 +106,6 @@ def page_of(name: str, runs: Sequence[Run], number: int) -> str:
         "untested": number - len(runs),
         "pairs": pairs,
         "left_out": 0,
-        "each_target": EACH_TARGET,
         "warnings": warnings_of(runs),
     }
     room = LARGEST - len(render("report.html.jinja", **values).encode())
@@ -147,6 +146,7 @@ def _described(group: pd.DataFrame) -> dict[str, Any]:
         "name": group["pair"].iloc[0],
         "columns": list(text.columns),
         "rows": text.to_numpy().tolist(),
+        "heading_of_each": heading_of_each(group),
         "each": of_each_target(group) if any(map(any, group["targets"])) else None,
         "drawn": min(DRAWN, len(group)),
         "verdict": "" if said is None else describe(*said),
