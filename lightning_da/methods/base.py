@@ -38,6 +38,12 @@ def features_of(network: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
+def samples_of(part: Any) -> Tensor:
+    """The samples (n, *input_shape) of a domain in a training batch, where they may have labels beside them."""
+    samples: Tensor = part[0] if isinstance(part, list | tuple) else part
+    return samples
+
+
 class TransferModule(Classifier):
     """A backbone, an optional bottleneck and a head, trained on the labels of the domains in `supervised`.
 
@@ -319,10 +325,13 @@ class TransferModule(Classifier):
     def joined_samples(self, batch: dict[str, Any]) -> tuple[Tensor, tuple[Tensor, ...], dict[str, int]]:
         """The labelled samples of a training batch as one batch, whose domains it sets.
 
+        If only some samples of the target have a label, those are in the part `labelled` of the batch.
+
         Returns:
             Samples (B, *input_shape), the labels of each domain in `supervised`, and the number of its samples.
         """
-        xs, ys = zip(*(batch[domain] for domain in self.supervised), strict=True)
+        parts = batch | {"target": batch["labelled"]} if "labelled" in batch else batch
+        xs, ys = zip(*(parts[domain] for domain in self.supervised), strict=True)
         sizes = {domain: len(x) for domain, x in zip(self.supervised, xs, strict=True)}
         self.set_domain(sizes)
         return torch.cat(xs), ys, sizes

@@ -9,6 +9,7 @@ from lightning_da.errors import check_range
 from lightning_da.gather import gather
 from lightning_da.losses.games import Game, discriminator_loss, generator_loss, with_fixed_weights
 from lightning_da.losses.precision import full_precision
+from lightning_da.methods.base import samples_of
 from lightning_da.methods.discriminators import watch_pictures
 from lightning_da.methods.pictures import DrawsPictures
 from lightning_da.methods.watched import WatchedModule
@@ -80,10 +81,8 @@ class CycleGAN(DrawsPictures, WatchedModule):
         return self.bottleneck(self.backbone(x))  # type: ignore[no-any-return]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        labelled = batch | {"target": batch["labelled"]} if "labelled" in batch else batch
-        loss = super().training_step(labelled, batch_idx)
-        samples = {domain: part[0] if isinstance(part, list | tuple) else part for domain, part in batch.items()}
-        losses = self.translation_losses({domain: self.read(samples[domain], domain) for domain in DOMAINS})
+        loss = super().training_step(batch, batch_idx)
+        losses = self.translation_losses({domain: self.read(samples_of(batch[domain]), domain) for domain in DOMAINS})
         self.log_dict({f"train/{name}_loss": value for name, value in losses.items()})
         return loss + torch.stack([self._weights.get(name, 1) * value for name, value in losses.items()]).sum()
 

@@ -8,7 +8,7 @@ from torch.nn.functional import mse_loss
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError, check_range
 from lightning_da.gather import share, world_size
-from lightning_da.methods.base import TransferModule
+from lightning_da.methods.base import TransferModule, samples_of
 from lightning_da.methods.decoders import decoder as new_decoder
 from lightning_da.networks.backbones import BackboneCallable
 from lightning_da.networks.side_by_side import SideBySide
@@ -76,13 +76,11 @@ class DLID(TransferModule):
         return torch.stack(losses)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        labelled = batch | {"target": batch["labelled"]} if "labelled" in batch else batch
-        loss = super().training_step(labelled, batch_idx)
+        loss = super().training_step(batch, batch_idx)
         read = []
         for domain in DOMAINS:
-            x = batch[domain][0] if isinstance(batch[domain], list | tuple) else batch[domain]
             self.set_domain(domain)
-            read.append(self.standardize(x))
+            read.append(self.standardize(samples_of(batch[domain])))
         self.set_domain("target")
         number = min(len(x) for x in read)
         losses = self.path_losses(*(x[:number] for x in read))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import check_range
-from lightning_da.methods.base import TransferModule
+from lightning_da.methods.base import TransferModule, samples_of
 from lightning_da.schedules import check_schedule, ramp
 
 
@@ -52,13 +52,11 @@ class SemiSupervised(TransferModule):
         raise NotImplementedError
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        labelled = batch | {"target": batch["labelled"]} if "labelled" in batch else batch
-        loss = super().training_step(labelled, batch_idx)
+        loss = super().training_step(batch, batch_idx)
         weight = self._weight * self._schedule(self.progress)
         for domain in self.without_labels if weight > 0 else ():
-            part = batch[domain]
             self.set_domain(domain)
-            extra = self.unlabelled_loss(part[0] if isinstance(part, list | tuple) else part)
+            extra = self.unlabelled_loss(samples_of(batch[domain]))
             self.log(f"train/{domain}_unlabelled_loss", extra)
             loss = loss + weight * extra
         self.set_domain("target")
