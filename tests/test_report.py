@@ -118,7 +118,7 @@ def test_sixty_runs_fit_into_three_megabytes(experiment: str) -> None:
     assert page.tags.count("h4") + int(left_out) == 30
     assert page.tags.count("h4") > 2
     assert "lr=29" in page.text
-    assert "The 8 rows with the best target accuracy" in page.text
+    assert "The 8 rows with the best results on the target" in page.text
     assert "dan (lr=29), conv" in page.text
     assert "dan (lr=21), conv" not in page.text
 

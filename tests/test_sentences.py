@@ -229,6 +229,17 @@ def test_test_sentences_that_are_trained_on_are_said(tmp_path: Path) -> None:
         data(tmp_path).check()
 
 
+def test_texts_that_differ_in_words_that_are_not_read_are_no_repetitions(tmp_path: Path) -> None:
+    frame = table(split=["train"] * 28 + ["val"] * 4 + ["test"] * 8)
+    write(tmp_path / "a.csv", frame)
+    other = table(first="another", split=frame["split"])
+    other["text"] = "the same eight words begin all of them " + other["text"]
+    other.loc[33, "text"] = other.loc[1, "text"].replace(" ", "  ")
+    write(tmp_path / "b.csv", other)
+    with pytest.warns(UserWarning, match="1 of the 8 test sentences of 'b.csv' are training sentences"):
+        data(tmp_path).check()
+
+
 def test_the_network_reads_what_the_data_are(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", table())
     write(tmp_path / "b.csv", table(first="another"))

@@ -90,6 +90,7 @@ class Sentences(DomainPairDataModule):
         self.predicted = ("test",) if protocol == "all" else SPLITS
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._domains: dict[str, dict[str, TensorDomain]] = {}
+        self._longer: dict[str, dict[str, int]] = {}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -111,14 +112,20 @@ class Sentences(DomainPairDataModule):
         if self.protocol == "all":
             return
         read = [role for role in self.domains if role in roles.supervised + roles.unlabelled or len(self.domains) < 2]
-        trained = {row.tobytes() for role in read for row in self._get(getattr(self, role), "train").x.numpy()}
+        trained = {text for role in read for domain in self.named[role] for text in self._whole(domain, "train")}
         for domain in self.named["target"]:
-            tested = [row.tobytes() for row in self._get(domain, "test").x.numpy()]
-            if number := sum(row in trained for row in tested):
+            tested = self._whole(domain, "test")
+            if number := sum(text in trained for text in tested):
                 rank_zero_warn(
                     f"{number} of the {len(tested)} test sentences of {domain!r} are training sentences, too; remove "
                     "them from one of the two"
                 )
+
+    def _whole(self, domain: str, split: str) -> list[tuple[bytes, int | None]]:
+        """What tells the texts of a split apart: the words that are read and, of longer texts, a hash of all words."""
+        part = self.dataset(domain, split)
+        longer = (self._longer[domain].get(name) for name in part.names)
+        return list(zip((row.tobytes() for row in part.x.numpy()), longer, strict=True))
 
     def _encoded(self, domain: str, texts: _Texts) -> dict[str, TensorDomain]:
         """The three splits of a domain."""
@@ -128,9 +135,11 @@ class Sentences(DomainPairDataModule):
         codes, sizes = encode(table["text"].tolist(), self.max_length)
         if not sizes.all():
             raise DataError(f"{place}: the text of {names[sizes.argmin()]} is empty; remove it")
-        if longer := int((sizes > self.max_length).sum()):
+        longer = np.flatnonzero(sizes > self.max_length)
+        self._longer[domain] = {names[row]: hash(tuple(split_words(table["text"].iloc[row]))) for row in longer}
+        if longer.size:
             rank_zero_info(
-                f"{domain!r}: {longer} of {len(sizes)} texts have more than {self.max_length} words (data.max_length); "
+                f"{domain!r}: {len(longer)} of {len(sizes)} texts have more than {self.max_length} words (data.max_length); "
                 "the others of their words are not read"
             )
         y, classes = encode_labels(place, "label", table["label"].to_numpy(dtype=object))
