@@ -1,11 +1,15 @@
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
 
 from lightning_da.errors import ConfigError
+from lightning_da.networks import backbones
 from lightning_da.networks.backbones import Backbone, FeedForward, LeNet, TimmBackbone
 
 CASES: list[tuple[type[Backbone], tuple[int, ...], dict[str, Any]]] = [
@@ -69,3 +73,20 @@ def test_weights_from_a_file_are_read_when_asked(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ConfigError, match=r"no file .*weights\.pth"):
         backbone.load_pretrained()
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_server_of_weights_that_does_not_answer_is_asked_once(
+    listens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(backbones, "PATIENCE", 0.5)
+        if not listens:
+            server.close()
+        backbone = TimmBackbone((3, 32, 32), "test_resnet", weights="pretrained")
+        start = time.monotonic()
+        with pytest.raises(ConfigError, match=r"test_resnet cannot be downloaded \(\w+: .*give a file .* or `random`"):
+            backbone.load_pretrained()
+    assert time.monotonic() - start < 10

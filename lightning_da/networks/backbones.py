@@ -1,6 +1,7 @@
 """Backbones: networks that compute one feature vector per sample, with a list of their layers in order of depth."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,8 @@ class Backbone(nn.Module):
         """Loads pretrained weights. Called when a fit begins, but not when a checkpoint is loaded."""
 
 
+PATIENCE = 10.0
+"""Seconds in which a server of weights has to answer."""
 BackboneCallable = Callable[[tuple[int, ...]], Backbone]
 """Function from the shape of one sample to a backbone: a subclass of Backbone, possibly with some arguments fixed."""
 
@@ -218,6 +221,8 @@ class TimmBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):
             fresh = timm.create_model(self.name, pretrained=False, **self._args).state_dict()
         try:
+            if overlay is None and (repository := self.model.pretrained_cfg.get("hf_hub_id")):
+                _check_server(repository)
             donor = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
         except Exception as error:  # a broken file raises exceptions of many kinds
             cause = f"({type(error).__name__}: {one_line(error)})"
@@ -253,3 +258,22 @@ class TimmBackbone(Backbone):
         """Computes features (B, num_features) of images (B, C, H, W)."""
         features: Tensor = self.model(x)[-1].flatten(1) if self._flatten else self.model(x)
         return features
+
+
+def _check_server(repository: str) -> None:
+    """Asks the server of weights once, if they are not on this machine: a download without a network tries for minutes.
+
+    Args:
+        repository: Name of the weights on the server.
+
+    Raises:
+        Exception: If the server does not answer within `PATIENCE`.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download  # noqa: PLC0415
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        snapshot_download(repository, local_files_only=True)
+    except LocalEntryNotFoundError:
+        with suppress(HfHubHTTPError):  # it has answered; the download says more
+            get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=PATIENCE)
