@@ -29,6 +29,7 @@ FILES = {
     *(".copier-answers.yml", ".github/workflows/test.yml", ".gitignore", "Makefile", "README.md", "conf/task.yaml"),
     *("environment.yml", "mlruns/.gitkeep", "pyproject.toml", "tests/test_task.py"),
 }
+TEMPLATE = ("lightning_da/project_template", "lightning_da/data/template.py", "conf/data/template.yaml", "copier.yml")
 GIT = {f"GIT_{who}_{what}": "a@b.example" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
 
@@ -256,17 +257,30 @@ def repository(tmp_path: Path) -> Path:
     return clone
 
 
-def tags(clone: Path) -> list[str]:
-    """The versions that have a template, the latest first."""
-    listed = call("git", "tag", "--sort=-version:refname", cwd=clone).split()
-    return [tag for tag in listed if call("git", "ls-tree", tag, "copier.yml", cwd=clone)]
+def versions(clone: Path, since: str) -> list[str]:
+    """Tags to update from: this version, or those with an earlier template.
+
+    Where no version was tagged yet, the state before the last change of the template gets a tag.
+    """
+    if since == "this version":
+        return ["v999.0"]
+    listed = [tag for tag in call("git", "tag", cwd=clone).split() if tag != "v999.0"]
+    found = [tag for tag in listed if call("git", "ls-tree", tag, "copier.yml", cwd=clone)]
+    if found:
+        return found
+    before = call("git", "log", "-1", "--format=%P", "--", *TEMPLATE, cwd=clone).split()
+    if not before:
+        pytest.skip("a clone without the history of the template: git fetch --unshallow --tags")
+    call("git", "tag", "v0.0.1", before[0], cwd=clone)
+    return ["v0.0.1"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("since", ["this version", "earlier versions"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_update_brings_later_versions_and_keeps_edits(kind: str, repository: Path, tmp_path: Path) -> None:
-    """From each tag to a later commit: the project is as if made anew, with the user's edits."""
-    earlier = tags(repository)
+def test_update_brings_later_versions_and_keeps_edits(kind: str, since: str, repository: Path, tmp_path: Path) -> None:
+    """From a tag to a later commit: the project is as if made anew, with the user's edits."""
+    earlier = versions(repository, since)
     template = repository / "lightning_da" / "project_template" / "files"
     with open(template / ".gitignore", "a") as file:
         file.write("later/\n")
