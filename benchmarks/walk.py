@@ -2,17 +2,18 @@
 
     python benchmarks/walk.py --out docs [--steps 150] [--store FOLDER]
 
-Runs a short demo, starts the UI, opens the address that is printed, and looks for what docs/reading.md
-says: the experiment, the columns and their values, four runs compared, the charts over depth, the pictures of a run,
-a registered model, and the page of `lightning-da report`. Data sets are looked for if the store has them. Ends with an
-error if something is not there. Needs the package playwright of the extra `dev`, and Chromium on the PATH (Debian:
-`apt-get install chromium`).
+Runs the command of `make demo` with fewer steps, starts that of `make ui` on a free port, opens the address that both
+print, and looks for what docs/reading.md says: the experiment, the columns and their values, four runs compared, the
+charts over depth, the pictures of a run, a registered model, and the page of `lightning-da report`. Data sets are
+looked for if the store has them. Ends with an error if something is not there. Needs the package playwright of the
+extra `dev`, and Chromium on the PATH (Debian: `apt-get install chromium`).
 """
 
 import argparse
 import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -35,10 +36,11 @@ FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
-EXPERIMENT = "digits"
+EXPERIMENT = "lightning_da"
 PATIENCE = 60_000
 """Milliseconds for which an element of a page is waited for."""
-METHODS = ("source_only", "dan", "dann", "target_only")
+METHODS = ("source_only", "dan", "deep_coral", "dann", "adda", "target_only")
+COMPARED = ("source_only", "dan", "dann", "target_only")
 COLUMNS = ("method", "seed", "pair", "test/target/acc", "test/target/class_acc", "gap_closed", "verdict")
 
 
@@ -46,21 +48,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--steps", type=int, default=150, help="training steps of the demo (default: 150)")
-    parser.add_argument("--store", help="folder of the runs, which are kept there (default: a temporary one)")
+    parser.add_argument(
+        "--store", type=Path, help="folder of the runs, which are kept there (default: a temporary one)"
+    )
     given = parser.parse_args()
     if CHROMIUM is None:
         sys.exit("no Chromium on the PATH; on Debian: apt-get install chromium")
-    with tempfile.TemporaryDirectory() if given.store is None else nullcontext(given.store) as folder:
+    with tempfile.TemporaryDirectory() if given.store is None else nullcontext(given.store.resolve()) as folder:
         os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-        said = lightning_da(
-            *("sweep", "--config", "data/digits.yaml", "--methods", *METHODS, "--seeds", "0", "1"),
-            *("--trainer.max_steps", str(given.steps), "--trainer.logger.experiment_name", EXPERIMENT),
-        )
+        said = output(*command("demo"), "--trainer.max_steps", str(given.steps))
         (sweep,) = (run for run in MlflowClient().search_runs(["1"]) if "grid" in run.data.tags)
-        lightning_da("register", str(sweep.info.run_id), "--alias", "champion")
+        program = (sys.executable, "-m", "lightning_da")
+        output(*program, "register", str(sweep.info.run_id), "--alias", "champion")
         report = Path(folder) / "report.html"
-        lightning_da("report", EXPERIMENT, "--out", str(report))
+        output(*program, "report", EXPERIMENT, "--out", str(report))
         with ui(folder) as addresses, sync_playwright() as playwright:
             after_port = addresses[EXPERIMENT].partition("/#")[2]
             assert f"/#{after_port}" in said, "sweep and ui print different addresses"
@@ -78,21 +80,26 @@ def main() -> None:
             browser.close()
 
 
-def lightning_da(*words: str) -> str:
-    """What a command prints."""
-    command = [sys.executable, "-m", "lightning_da", *words]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+def command(target: str) -> list[str]:
+    """What `make` runs for a target, with this Python."""
+    make = ("make", "--dry-run", "--no-print-directory", "--old-file", ".venv/installed")
+    return shlex.split(output(*make, f"PY={shlex.quote(sys.executable)}", target))
+
+
+def output(*words: str) -> str:
+    """What a command prints, in the folder of the project."""
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=PROJECT).stdout
 
 
 @contextmanager
 def ui(folder: str) -> Iterator[dict[str, str]]:
-    """The addresses of the experiments that `lightning-da ui` prints, while it runs."""
+    """The addresses of the experiments that `make ui` prints, while it runs."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
     log = Path(folder) / "ui.log"
     with log.open("w") as place:
-        command = [sys.executable, "-m", "lightning_da", "ui", "--port", str(port)]
-        server = subprocess.Popen(command, stdout=place, stderr=place, start_new_session=True)
+        words = [*command("ui"), "--port", str(port)]
+        server = subprocess.Popen(words, stdout=place, stderr=place, cwd=PROJECT, start_new_session=True)
     try:
         while True:
             try:
@@ -121,9 +128,9 @@ def list_runs(page: Page, address: str, out: Path) -> None:
     page.goto(address)
     for column in COLUMNS:
         expect(page.get_by_test_id(f"sort-header-{column}")).to_be_visible()
-    expect(page.get_by_role("link", name=re.compile("-typeset-handwritten-s"))).to_have_count(2 * len(METHODS))
+    expect(page.get_by_role("link", name=re.compile("-typeset-handwritten-s"))).to_have_count(len(METHODS))
     accuracies = [float(text) for text in cells(page, "metrics.`test/target/acc`") if text != "-"]
-    assert len(accuracies) == 2 * len(METHODS), accuracies
+    assert len(accuracies) == len(METHODS), accuracies
     assert accuracies == sorted(accuracies, reverse=True), accuracies
     assert set(cells(page, "params.`method`")) == {*METHODS, "sweep"}
     assert set(cells(page, "tags.`pair`")) == {"typeset -> handwritten"}
@@ -132,13 +139,13 @@ def list_runs(page: Page, address: str, out: Path) -> None:
     page.locator('[data-component-id="mlflow.experiment.metadata_editor.expand_button"]').click()
     expect(page.get_by_text("Compare a method with")).to_be_visible()
     take(page, out / "runs.png")
-    for method in METHODS:
+    for method in COMPARED:
         name = f"{method}-typeset-handwritten-s0"
         run = page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))
         run.locator(".ag-selection-checkbox input").check()
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.get_by_text("Comparing 4 Runs")).to_be_visible()
-    for method in METHODS:
+    for method in COMPARED:
         expect(page.get_by_text(f"{method}-typeset-handwritten-s0").first).to_be_attached()
 
 

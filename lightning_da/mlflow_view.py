@@ -26,6 +26,9 @@ COLUMNS = {
     f"tags.`{PAIR}`": 160,
     f"metrics.`{PRIMARY_METRIC}`": 110,
     "metrics.`test/target/class_acc`": 155,
+    "metrics.`test/target/h_score`": 145,
+    "metrics.`test/target/rmse`": 125,
+    "metrics.`test/target/r2`": 105,
     f"metrics.`{GAP_CLOSED}`": 95,
     f"tags.`{VERDICT}`": 110,
 }

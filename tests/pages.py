@@ -19,30 +19,31 @@ from tests.test_digits import write_mnist
 DOCS = PROJECT / "docs"
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 ELSEWHERE = {
+    # they install the project, run all its tests, or change its files
     "make install": ".ci/run",
     "make demo": "tests/test_demo.py",
     "make test": ".ci/run",
     "make test-slow": "Makefile",
     "make format": "Makefile",
     "make docs": "tests/test_site.py",
+    # an environment that is not there in a copy, and packages that are downloaded into it
     "source .venv/bin/activate": "Makefile",
+    ".venv/bin/pip install": "pyproject.toml",
+    # a git repository, with a server for the tags
     ".venv/bin/pre-commit install": "tests/test_site.py",
     "git tag": "tests/test_packaging.py",
     "git push": "tests/test_packaging.py",
-    "torchrun": "tests/test_nodes.py",
+    # it ends when it is stopped
     "lightning-da ui": "benchmarks/walk.py",
+    # several machines, and a cluster
+    "torchrun": "tests/test_nodes.py",
     "lightning-da sweep --config data/digits.yaml --seeds 0 1 2 --executor slurm": "tests/test_slurm.py",
-    "export ": "tests/test_models.py",
-    "mlflow models serve": "tests/test_models.py",
-    "printf": "tests/test_models.py",
-    "curl": "tests/test_models.py",
-    "MLFLOW_ENABLE": "tests/test_models.py",
-    ".venv/bin/pip install": "pyproject.toml",
-    "lightning-da register": "tests/test_models.py",
-    "lightning-da export": "tests/test_models.py",
-    "python benchmarks/prepare.py": "benchmarks/prepare.py",  # the data are not part of the project
+    # data that are not part of the project
+    "python benchmarks/prepare.py": "benchmarks/prepare.py",
 }
 """The beginnings of commands that are not run from their page, and the file that runs or tests them."""
+SERVED = DOCS / "serve.md"
+"""The page that is run in a shell as it is written: it has variables, a server and pipes."""
 
 
 class Block(NamedTuple):

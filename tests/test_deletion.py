@@ -94,14 +94,17 @@ def names(config: object, classes: set[str], copy: Path) -> bool:
 
 
 def without(path: Path, classes: set[str]) -> None:
-    """Takes classes out of `toy.py`: their imports, functions that use them, and their entries in `METHODS`."""
+    """Takes classes out of `toy.py`: their imports, what is made of them, and their entries in `METHODS`."""
 
     def uses(node: ast.AST) -> bool:
         return any(isinstance(part, ast.Name) and part.id in classes for part in ast.walk(node))
 
     tree = ast.parse(path.read_text())
-    classes = classes | {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and uses(node)}
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name in classes)]
+    named = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    while more := {node.name for node in named if uses(node)} - classes:
+        classes = classes | more
+    gone = [node for node in named if node.name in classes]
+    tree.body = [node for node in tree.body if node not in gone]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             node.names = [alias for alias in node.names if alias.name not in classes]
@@ -155,7 +158,7 @@ def test_a_method_can_be_deleted(name: str, tmp_path: Path) -> None:
     delete(copy, with_dependents(copy, module))
     assert not [line for line in call(copy, "lightning_da", "--help").splitlines() if "Error" in line]
     tests = "tests" if issubclass(kind, AdaptationModule) else "tests/test_structure.py"
-    found = call(copy, "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", tests)
+    found = call(copy, "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "-m", "not slow", tests)
     assert "skipped" not in found.splitlines()[-1]
     assert sorted(on_tables(copy)) == sorted(set(METHODS) - {module})
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tests.pages import (
     DOCS,
     ELSEWHERE,
     PAGES,
+    SERVED,
     blocks,
     command_lines,
     named_file,
@@ -44,7 +46,7 @@ def test_the_commands_name_files_and_options_that_exist(page: Path) -> None:
     for line in command_lines(page):
         program, *words = shlex.split(line)
         if program != "lightning-da":
-            assert runs_elsewhere(line) or program in ("cp", "python"), f"{line}: no test runs it"
+            assert runs_elsewhere(line) or page == SERVED or program in ("cp", "python"), f"{line}: no test runs it"
             continue
         command, *words = words
         assert command in COMMANDS
@@ -159,7 +161,7 @@ SCRIPTS = [
     (page, block.text)
     for page in PAGES
     for block in blocks(page)
-    if (block.language, block.file) == ("python", None) and "models:/" not in block.text  # see tests/test_models.py
+    if (block.language, block.file) == ("python", None) and page != SERVED
 ]
 
 
@@ -181,7 +183,7 @@ BEFORE = {
     "extend": ["cp lightning_da/data/template.py my_task.py"],
 }
 """What a reader of a page has done before."""
-WITH_COMMANDS = [page for page in PAGES if not all(map(runs_elsewhere, command_lines(page)))]
+WITH_COMMANDS = [page for page in PAGES if page != SERVED and not all(map(runs_elsewhere, command_lines(page)))]
 RUN = """
 import json, shlex, subprocess, sys
 from lightning_da.main import main
@@ -213,11 +215,42 @@ def test_the_commands_run(page: Path, tmp_path: Path) -> None:
 
         torch.save(timm.create_model("test_efficientnet", pad_type="same").state_dict(), folder / "WEIGHTS.pth")
     lines = [*BEFORE.get(page.stem, ()), *map(shorter, own)]
+    said = call([sys.executable, "-c", RUN], folder, json.dumps(lines))
+    assert said.count("\n$ ") + said.startswith("$ ") >= len(lines)
+
+
+@pytest.mark.slow
+def test_the_page_of_served_models_runs_in_a_shell(tmp_path: Path) -> None:
+    """All its blocks, one after the other; the server is in the background, and nothing is installed."""
+    small_project(tmp_path)
+    write_data(tmp_path, SERVED)
+    (tmp_path / "FOLDER" / "rose" / "0.png").rename(tmp_path / "digit.png")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    digits = "--config method/dann.yaml --config data/digits.yaml"
+    script = [f"lightning-da fit {digits}", f"lightning-da test {digits}"]
+    for block in blocks(SERVED):
+        text = re.sub(r"^\.venv/bin/pip .*\n", "", block.text.replace("5001", str(port)), flags=re.MULTILINE)
+        if block.language == "sh":
+            wait = f"curl --silent --retry 300 --retry-delay 1 --retry-connrefused http://127.0.0.1:{port}/health"
+            script.append(re.sub(r"^(mlflow models serve .*)", rf"\1 &\n{wait}", text, flags=re.MULTILINE))
+        elif block.language == "python":
+            script.append(f"python - <<'END'\n{text}END")
+    said = call(["bash", "-e", "-c", "trap 'kill $(jobs -p)' EXIT\n" + "\n".join(script)], tmp_path)
+    (answer,) = re.findall(r'^{"predictions": (.*)}$', said, re.MULTILINE)
+    assert json.loads(answer)[0].keys() == {"class", "probability", "probabilities"}
+    assert {path.name for path in tmp_path.glob("dann-*")} == {
+        f"dann-typeset-handwritten-s0.{end}" for end in ("pt2", "onnx")
+    }
+
+
+def call(words: list[str], folder: Path, given: str = "") -> str:
+    """What a program prints, with the copy of the project and the commands of this environment."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     found = subprocess.run(
-        [sys.executable, "-c", RUN], input=json.dumps(lines), text=True, cwd=folder, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        words, input=given, text=True, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        env=environment | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PATH": path},
     )  # fmt: skip
     assert found.returncode == 0, found.stdout[-3000:]
-    assert found.stdout.count("\n$ ") + found.stdout.startswith("$ ") >= len(lines)
+    return found.stdout

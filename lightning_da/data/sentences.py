@@ -139,8 +139,8 @@ class Sentences(DomainPairDataModule):
         self._longer[domain] = {names[row]: hash(tuple(split_words(table["text"].iloc[row]))) for row in longer}
         if longer.size:
             rank_zero_info(
-                f"{domain!r}: {len(longer)} of {len(sizes)} texts have more than {self.max_length} words (data.max_length); "
-                "the others of their words are not read"
+                f"{domain!r}: {len(longer)} of {len(sizes)} texts have more than {self.max_length} words "
+                "(data.max_length); the others of their words are not read"
             )
         y, classes = encode_labels(place, "label", table["label"].to_numpy(dtype=object))
         if domain in self.named["source"] and not classes:
