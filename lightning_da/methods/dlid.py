@@ -36,6 +36,7 @@ class DLID(TransferModule):
     """
 
     reads_unlabelled = True
+    can_regress = True
 
     def __init__(
         self, backbone: BackboneCallable, points: int = 5, decoder: tuple[int, ...] = (256,), **kwargs: Any
