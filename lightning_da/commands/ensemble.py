@@ -22,8 +22,9 @@ def run(args: Sequence[str]) -> Any:
     """
     parser = CommandParser(
         "lightning-da ensemble",
-        description="Combine the networks of earlier runs: the network with the largest margin classifies each sample; in "
-        "a regression the answer is the mean. The data come from the first run. All options of `fit` are accepted too.",
+        description="Combine the networks of earlier runs: the network with the largest margin classifies each sample; "
+        "in a regression the answer is the mean. The data come from the first run. All options of `fit` are accepted "
+        "too.",
         usage="lightning-da ensemble RUN RUN [RUN ...] [--OPTION VALUE ...]",
     )
     parser.add_argument("members", nargs="+", metavar="RUN", help="checkpoint file, run id or run name")

@@ -24,7 +24,17 @@ from lightning_da.data.class_sets import UNKNOWN_CLASS, ClassSets, joined, liste
 from lightning_da.data.datasets import UNKNOWN, DataError, Selection, TensorDomain, relabel, select
 from lightning_da.data.descriptions import Descriptions, read_descriptions
 from lightning_da.data.labels import draw_labelled
-from lightning_da.data.several import FOLDS, JoinedTensors, Mixture, Weights, WithDomain, join, proximity, shares, vectors
+from lightning_da.data.several import (
+    FOLDS,
+    JoinedTensors,
+    Mixture,
+    Weights,
+    WithDomain,
+    join,
+    proximity,
+    shares,
+    vectors,
+)
 from lightning_da.errors import check_range
 from lightning_da.inputs import Input, Numbers
 from lightning_da.names import joined_name, members, metric_names
