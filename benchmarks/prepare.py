@@ -4,7 +4,8 @@
 
 writes, for FeatureTables, images of 28 x 28 pixels with their training and test splits: `mnist.npz` and `mnist_m.npz`
 in colour, `grey/mnist.npz` and `grey/usps.npz`, and `sampled_<seed>/` with the same but 2,000 training images of MNIST
-and 1,800 of USPS (the protocol of Long et al. 2013; further 500 are for validation). For ImageFolders it writes
+and 1,800 of USPS (the protocol of Long et al. 2013; further 500 are for validation). In `aligned/` the digits of USPS
+are as large as those of MNIST, without predefined splits. For ImageFolders it writes
 `office_caltech10/<domain>/<class>/*.jpg`. As vectors it writes `surf/<domain>.npz` (800 counts of visual words),
 `mobilenetv2/<domain>.npz` (1,280 features of the same images by the network of `linear_probe`), `jda/mnist.npz` and
 `jda/usps.npz` (256 pixels) and `words/<corpus>.npz` (5,000 counts of words in reviews). For SpeechCorpora it writes
@@ -69,6 +70,18 @@ def grey(root: Path, out: Path) -> None:
         )
     save(part / "usps.npz", usps)
     part.rename(out / "grey")
+
+
+def aligned(root: Path, out: Path) -> None:
+    part = out / "aligned.part"
+    part.mkdir(exist_ok=True)
+    save(part / "mnist.npz", load(root / "mnist" / "mnist.npz"))
+    usps = load(root / "usps" / "usps.npz")
+    pixels = (np.concatenate([usps["x_train"], usps["x_test"]]).reshape(-1, 16, 16) * 255).round().astype(np.uint8)
+    x = np.zeros((len(pixels), 28, 28), np.uint8)
+    x[:, 4:24, 4:24] = [np.asarray(Image.fromarray(p).resize((20, 20), Image.Resampling.BILINEAR)) for p in pixels]
+    save(part / "usps.npz", {"x": x, "y": np.concatenate([usps["y_train"], usps["y_test"]])})
+    part.rename(out / "aligned")
 
 
 def sampled(root: Path, out: Path, seed: int) -> None:  # noqa: ARG001
@@ -218,6 +231,7 @@ def main() -> None:
         "mnist_m.npz": mnist_m,
         "office_caltech10": office,
         "grey": grey,
+        "aligned": aligned,
         "surf": surf,
         "mobilenetv2": mobilenetv2,
         "jda": jda,

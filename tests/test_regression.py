@@ -14,12 +14,29 @@ from lightning_da.data import DataError, FeatureTables
 from lightning_da.data.base import DOMAINS
 from lightning_da.errors import ConfigError
 from lightning_da.main import main as lightning_da
-from lightning_da.methods import ADDA, DAN, DANN, JAN, OSBP, Classifier, Conservative, DeepCORAL, FineTune, MultiTask
+from lightning_da.methods import (
+    ADDA,
+    CMD,
+    DAN,
+    DANN,
+    DLID,
+    DRCN,
+    JAN,
+    OSBP,
+    Classifier,
+    Conservative,
+    DeepCORAL,
+    FineTune,
+    MarginEnsemble,
+    MultiTask,
+)
 from lightning_da.methods.regression import LabelScale, RegressionScores
+from lightning_da.store import client
 from lightning_da.testing import ADAM, build, ready
+from lightning_da.tracking import find_experiment
 from tests.toy import DANN_OF_TABLES, accuracy, fit
 
-REGRESSORS = (FineTune, DAN, DANN, DeepCORAL)
+REGRESSORS = (FineTune, DAN, DANN, DeepCORAL, CMD, DRCN, DLID)
 
 
 def write(path: Path, shift: float = 0.0, number: int = 400, unit: float = 1.0) -> None:
@@ -116,7 +133,8 @@ def test_scores_are_those_of_scikit_learn_in_the_unit_of_the_labels() -> None:
 @pytest.mark.parametrize("kind", REGRESSORS)
 def test_a_regressor_learns(kind: Any) -> None:
     data = pair()
-    found = accuracy(fit(build(kind, num_classes=1, optimizer=ADAM), 40, data), data)
+    steps = 120 if kind in (DRCN, DLID) else 40  # the autoencoders learn beside
+    found = accuracy(fit(build(kind, num_classes=1, optimizer=ADAM), steps, data), data)
     assert found.keys() == {f"test/{domain}/{name}" for domain in DOMAINS for name in ("rmse", "mae", "r2")}
     assert found["test/source/r2"] > 0.7
 
@@ -153,8 +171,20 @@ def test_what_needs_classes_is_refused() -> None:
         ):
             build(kind, num_classes=1)
     able = {kind for name in methods.__all__ if getattr(kind := getattr(methods, name), "can_regress", False)}
-    assert able == set(REGRESSORS)
+    assert able == {*REGRESSORS, MarginEnsemble}
     assert not Classifier.can_regress
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members() -> None:
+    members = [build(FineTune, num_classes=1).eval() for _ in range(2)]
+    for member, numbers in zip(members, ([100.0, 102.0], [90.0, 130.0]), strict=True):
+        member.label_scale.fit(torch.tensor(numbers))
+    ensemble = MarginEnsemble(num_classes=1, input_shape=members[0].input_shape, members=members).eval()
+    x = torch.randn(5, *members[0].input_shape)
+    expected = sum(member.predict_step((x,), 0) for member in members) / 2
+    torch.testing.assert_close(ensemble.predict_step((x,), 0), expected)
+    ensemble.count("test", "target", ensemble(x), expected[:, 0] + 3)
+    assert ensemble.scores_of("test", "target")["rmse"].item() == pytest.approx(3, rel=1e-4)
 
 
 def test_the_commands_predict_values_and_compare_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,6 +208,10 @@ def test_the_commands_predict_values_and_compare_errors(capsys: pytest.CaptureFi
     assert "target r2" in printed
     assert "acc" not in printed.replace("no choice", "")
     assert "its score needs classes, and the labels are numbers" in printed
+    lightning_da(["fit", *words, *experiment, "--seed_everything", "1"])
+    runs = client().search_runs([find_experiment("numbers").experiment_id], order_by=["start_time"])
+    lightning_da(["ensemble", *(run.info.run_id for run in runs), *experiment])
+    assert "test/target/rmse" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         lightning_da(["label-curve", *words])
     assert "label-curve counts right classes, and the labels are numbers" in capsys.readouterr().err

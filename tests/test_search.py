@@ -1,5 +1,6 @@
 """The search for settings: its space, its trials, and that it goes on."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,21 @@ import optuna
 import pandas as pd
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from lightning_da import testing
+from lightning_da import methods, testing
 from lightning_da.callbacks.prune_trial import PruneTrial
+from lightning_da.commands.search import _space_file
 from lightning_da.errors import ConfigError
 from lightning_da.grids import search as grid
 from lightning_da.grids.space import as_words, as_yaml, corners, read_space
 from lightning_da.main import main
 from lightning_da.methods import FineTune
+from lightning_da.networks.backbones import FeedForward
+from lightning_da.paths import CONF
 from lightning_da.store import client
 from tests import toy
 
@@ -209,6 +214,24 @@ def test_a_space_that_cannot_be_meant(text: str, message: str, tmp_path: Path) -
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_space(path)
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "method").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_method_has_its_own_space_or_the_common_one(file: Path) -> None:
+    own = CONF / "space" / file.name
+    found = _space_file(None, file.stem)
+    assert found == (own if own.is_file() else CONF / "space" / "adaptation.yaml")
+    if found == own:
+        model = yaml.safe_load(file.read_text())["model"]
+        kind = getattr(methods, model["class_path"].rpartition(".")[2])
+        for corner in corners(read_space(own)):
+            given = {key.removeprefix("model.init_args."): value for key, value in corner.items()}
+            settings = model["init_args"] | {key: value for key, value in given.items() if "." not in key}
+            plain = {key: value for key, value in settings.items() if not isinstance(value, dict | str)}
+            assert given.keys() - plain.keys() <= {"optimizer.init_args.lr"}
+            testing.build(kind, bottleneck=partial(FeedForward, hidden=[4], activation="tanh"), **plain)
+    with pytest.raises(ConfigError, match=r"^space: no file 'none\.yaml'"):
+        _space_file("none.yaml", file.stem)
 
 
 def test_a_space_becomes_options_and_a_file(tmp_path: Path) -> None:

@@ -152,6 +152,20 @@ def test_processes_together_read_the_batches_of_one(world: int) -> None:
     assert len(set(alone)) == len(alone), "a sample that is read again is in another pass"
 
 
+@pytest.mark.parametrize("count", [5, 7, 12, 13])
+def test_no_batch_has_a_sample_twice(count: int) -> None:
+    domain = torch.tensor([0] * 13 + [1] * 60)
+    mixture = Mixture(domain, [count, 3], 5, lambda rows, seed: torch.randperm(len(rows), generator=_seeded(seed)))
+    found = [mixture.batch(number) % len(domain) for number in range(40)]
+    for batch in found:
+        assert len(batch.unique()) == count + 3
+    own = torch.cat([batch[batch < 13] for batch in found])
+    times = own.bincount(minlength=13)
+    assert times.max() - times.min() <= 1, "each sample is read before one is read again"
+    assert torch.equal(mixture.batch(11) % len(domain), found[11]), "a batch depends on its number only"
+    assert len({tuple(batch.tolist()) for batch in found}) == 40
+
+
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -246,6 +260,8 @@ def test_names_labels_and_domains_of_joined_samples() -> None:
     assert torch.equal(whole.x[90:], data.dataset("d", "test").x)
     assert whole.y[90:].tolist() == data.dataset("d", "test").y.tolist()
     assert data.fingerprint() != Four(["b", "a"], ["c", "d"]).fingerprint()
+    whole.x[90] += 1
+    assert torch.equal(whole.x[90], data._get("d", "test").x[0]), "the samples are in memory once"
     assert [name for name, _, _ in data.sets(("source",), ("target",))] == ["a", "b", "c", "d", "a", "b", "c", "d"]
     assert data.sets(("source",), ("target",))[0][2] == "source/train"
     check_data(data)

@@ -29,16 +29,14 @@ class ATI(Adapter):
     descent from the identity; there, the classifier learns `unknown` from samples of the source.
 
     Args:
-        cost: Cost of an outlier, as a share of the way from the smallest squared distance between a mean and a target
-            sample to the largest.
+        cost: Cost of an outlier: 0 is the smallest squared distance of a mean to a target sample, 1 the largest.
         ridge: Weight of the distance of W to the identity.
         iterations: The most turns; they end when no sample changes its class.
         unit: Whether rows are scaled to length 1 first.
         estimator: The final classifier; `None` is the nearest neighbour. The paper has a linear SVM.
 
     Raises:
-        ConfigError: When it is fitted, if a number is out of range, or the target has fewer samples than there are
-            classes.
+        ConfigError: When it is fitted, if a number is out of range, or the target has fewer samples than classes.
     """
 
     cost: float = 0.5
@@ -99,8 +97,7 @@ def assigned(distances: Array, limit: float) -> Labels:
         [0, 1, 2]
     """
     number, n = distances.shape
-    each = identity(n, format="csr")
-    once = hstack([each] * (number + 1), format="csr")
+    once = hstack([identity(n, format="csr")] * (number + 1), format="csr")
     filled = hstack([kron(identity(number), np.ones((1, n))), csr_array((number, n))], format="csr")
     costs = np.append(distances.ravel(), np.full(n, limit))
     found = linprog(costs, A_ub=-filled, b_ub=-np.ones(number), A_eq=once, b_eq=np.ones(n), method="highs-ds")
@@ -119,6 +116,5 @@ def transform(means: Array, target: Array, places: Labels, ridge: float) -> Arra
     """
     known = places < len(means)
     own, moved = means[places[known]], target[known] - means[places[known]]
-    identical: Array = np.eye(means.shape[1])
-    change: Array = solve(own.T @ own + ridge * identical, own.T @ moved, assume_a="pos").T
-    return identical + change
+    change: Array = solve(own.T @ own + ridge * np.eye(own.shape[1]), own.T @ moved, assume_a="pos").T
+    return change + np.eye(len(change))

@@ -23,9 +23,9 @@ class TAISL(Adapter):
     The features are the cores `G`. In turn, each `M_k` has the closed form of a Procrustes problem, and each `U_k` the
     leading eigenvectors of its mode, so that the objective never rises.
 
-    Source: Lu et al., "When unsupervised domain adaptation meets tensor representations", ICCV 2017, with square
-    matrices, for which the paper's term that keeps the variance of the source is constant. The authors' code also
-    decomposes the mode of the samples, which is left whole here. With `iterations` 0 it is the paper's naive tensor
+    Source: Lu et al., "When unsupervised domain adaptation meets tensor representations", ICCV 2017, from descriptions
+    of it, with square matrices, for which its term that keeps the variance of the source is constant. The authors' code
+    also decomposes the mode of the samples, which is left whole here. With `iterations` 0 it is the naive tensor
     subspace (NTSL). https://arxiv.org/abs/1707.05956
 
     Args:

@@ -22,8 +22,9 @@ def run(args: Sequence[str]) -> Any:
     """
     parser = CommandParser(
         "lightning-da ensemble",
-        description="Combine the networks of earlier runs: the network with the largest margin classifies each sample. "
-        "The data come from the first run. All options of `fit` are accepted too.",
+        description="Combine the networks of earlier runs: the network with the largest margin classifies each sample; "
+        "in a regression the answer is the mean. The data come from the first run. All options of `fit` are accepted "
+        "too.",
         usage="lightning-da ensemble RUN RUN [RUN ...] [--OPTION VALUE ...]",
     )
     parser.add_argument("members", nargs="+", metavar="RUN", help="checkpoint file, run id or run name")
@@ -42,7 +43,8 @@ def run(args: Sequence[str]) -> Any:
     if isinstance(trainer.logger, Tracker):
         run_of_it = client().get_run(str(trainer.logger.run_id))
         for domain in ("source", "target"):
-            if (accuracy := run_of_it.data.metrics.get(f"test/{domain}/acc")) is not None:
-                print(f"test/{domain}/acc {accuracy:.3f}")
+            for name in ("acc", "rmse"):
+                if (score := run_of_it.data.metrics.get(f"test/{domain}/{name}")) is not None:
+                    print(f"test/{domain}/{name} {score:.3f}")
         print(f"run {run_of_it.info.run_name} ({run_of_it.info.run_id})")
     return trainer

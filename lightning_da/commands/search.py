@@ -16,12 +16,13 @@ from lightning_da.grids.pool import add_options, workers_of
 from lightning_da.grids.search import Search, run_search
 from lightning_da.grids.space import as_words, corners, read_space
 from lightning_da.parser import CommandParser
-from lightning_da.paths import find_config
+from lightning_da.paths import CONF, find_config
 from lightning_da.store import store_folder
 from lightning_da.transferability.scores import SCORES
 
 EXPERIMENT = "search"
 SPACE = "space/adaptation.yaml"
+"""The space of a method that has none of its own, `space/<method>.yaml`."""
 ORACLE = "val/target/acc"
 
 
@@ -41,10 +42,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     if given.trials < 1:
         raise ConfigError(f"trials: {given.trials} is less than 1")
     cli = TransferCLI("fit", words)
-    try:
-        file = find_config(given.space)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("config:", "space:", 1)) from error
+    file = _space_file(given.space, cli.config.name)
     space = read_space(file)
     for values in corners(space):
         try:
@@ -64,6 +62,17 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     name = given.name or f"search-{config['name']}-{cli.pair}"
     journal = given.journal or store_folder() / "search" / f"{name}-{same}.journal"
     return run_search(Search(name, config, words, space, metric, given.oracle, journal, given.trials), cli, workers)
+
+
+def _space_file(given: str | None, method: str) -> Path:
+    """The file that is given, or else that of the method."""
+    if given is None:
+        own = f"space/{method}.yaml"
+        return find_config(own if (CONF / own).is_file() else SPACE)
+    try:
+        return find_config(given)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("config:", "space:", 1)) from error
 
 
 def _metric(score: str | None, oracle: bool) -> str:
@@ -103,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         "[--OPTION VALUE ...]",
     )
     parser.add_argument(
-        "--space", default=SPACE, metavar="FILE",
-        help="YAML file with a range or choices for each option to search (default: %(default)s)",
+        "--space", metavar="FILE",
+        help=f"YAML file with a range or choices for each option to search (default: space/METHOD.yaml, or {SPACE})",
     )  # fmt: skip
     parser.add_argument(
         "--trials",

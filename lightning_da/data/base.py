@@ -24,7 +24,17 @@ from lightning_da.data.class_sets import UNKNOWN_CLASS, ClassSets, joined, liste
 from lightning_da.data.datasets import UNKNOWN, DataError, Selection, TensorDomain, relabel, select
 from lightning_da.data.descriptions import Descriptions, read_descriptions
 from lightning_da.data.labels import draw_labelled
-from lightning_da.data.several import FOLDS, Mixture, Weights, WithDomain, join, proximity, shares, vectors
+from lightning_da.data.several import (
+    FOLDS,
+    JoinedTensors,
+    Mixture,
+    Weights,
+    WithDomain,
+    join,
+    proximity,
+    shares,
+    vectors,
+)
 from lightning_da.errors import check_range
 from lightning_da.inputs import Input, Numbers
 from lightning_da.names import joined_name, members, metric_names
@@ -846,7 +856,10 @@ class DomainPairDataModule(L.LightningDataModule):
 
     def _loader(self, role: str, split: str, labels: bool = True) -> DataLoader[Any]:
         parts = {domain: self._evaluated(domain, split) for domain in self.named[role]}
-        dataset = WithDomain(join(parts)) if len(parts) > 1 else next(iter(parts.values()))
+        dataset = next(iter(parts.values()))
+        if len(parts) > 1:
+            whole = self._get(getattr(self, role), split)
+            dataset = WithDomain(whole if isinstance(whole, JoinedTensors) else join(parts))
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         batch_size = _even_batch(len(dataset), world, self.batch_size)
         return self._load(dataset, _Share(dataset, world, rank), batch_size, labels)

@@ -79,7 +79,7 @@ class Joined(Dataset[Any]):
 
 
 class JoinedTensors(TensorDomain):
-    """As `Joined`, in memory.
+    """As `Joined`, in memory. The parts share the memory of the whole.
 
     Args:
         parts: The dataset of each domain, by its name.
@@ -97,6 +97,9 @@ class JoinedTensors(TensorDomain):
             numbers = torch.cat(known)
         super().__init__(torch.cat(xs), y, whole.classes, whole.names, whole.reads, numbers)
         self.domain, self._digest = whole.domain, whole.fingerprint()
+        for part, x in zip(parts.values(), self.x.split([len(part) for part in parts.values()]), strict=True):
+            if part.x.dtype == x.dtype:
+                part.x.set_(x)  # type: ignore[call-overload]  # in place, for all who hold it
 
     def fingerprint(self) -> str:
         """A digest of all parts."""
@@ -196,12 +199,12 @@ def shares(weights: Sequence[float], number: int) -> list[int]:
 class Mixture:
     """The samples of each batch, for domains with a fixed number of samples in it.
 
-    Each domain has passes of its own: no sample is read again before all others of its domain were read. Which samples
-    are in a batch depends on the number of the batch only.
+    Each domain has passes of its own: no sample is read again before all others of its domain were read, and none is
+    in a batch twice. Which samples are in a batch depends on the number of the batch only.
 
     Args:
         domain: The domain of each sample, shape (n,), int64.
-        counts: How many samples of a batch are of each domain.
+        counts: How many samples of a batch are of each domain, at most as many as it has.
         seed: Seed of the orders.
         order: From the places of a domain's samples, shape (n_k,), and a seed to an order of them, indices (n_k,).
     """
@@ -229,11 +232,20 @@ class Mixture:
         return mixed[torch.randperm(len(mixed), generator=_generator(self.seed, number))]
 
     def _order(self, place: int, passes: int) -> Tensor:
-        """The samples of a domain in the order of a pass."""
-        if self._last.get(place, (-1,))[0] != passes:
-            rows, seed = self._rows[place], _seed_of(self.seed, place, passes)
-            self._last[place] = passes, rows[self._order_of(rows, seed)]
-        return self._last[place][1]
+        """The samples of a domain in the order of a pass.
+
+        Where a batch begins in the pass before, its samples are read last: none is in the batch twice.
+        """
+        known, found = self._last.get(place, (-1, torch.empty(0)))
+        rows, count = self._rows[place], self.counts[place]
+        for number in range(known + 1 if known <= passes else 0, passes + 1):
+            fresh = rows[self._order_of(rows, _seed_of(self.seed, place, number))]
+            if begun := number * len(rows) % count:
+                read = torch.isin(fresh, found[-begun:])
+                fresh = torch.cat([fresh[~read], fresh[read]])
+            found = fresh
+        self._last[place] = passes, found
+        return found
 
 
 def _seed_of(*parts: int) -> int:

@@ -58,7 +58,7 @@ def join(members: Sequence[str], fits: Sequence[Fit], config: dict[str, Any]) ->
         recorder.record(trainer, cli.model, started, {"members": ", ".join(map(str, names))})
         path = checkpoints_folder(trainer.logger.info) / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
-        keep_checkpoint(trainer.logger, str(path), "joined by the margin")
+        keep_checkpoint(trainer.logger, str(path), f"joined by the {'mean' if cli.model.regresses else 'margin'}")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LogModel):
                 callback.record(trainer, cli.model, str(path))

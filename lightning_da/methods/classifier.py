@@ -64,7 +64,7 @@ class Classifier(L.LightningModule):
             if not self.can_regress:
                 raise ConfigError(
                     f"the labels are numbers, and {type(self).__name__} needs classes; take source_only, fine_tune, "
-                    "dan, deep_coral or dann"
+                    "dan, deep_coral, dann, cmd, drcn or dlid"
                 )
             self.label_scale = LabelScale()
         self._counted = nn.ModuleDict(

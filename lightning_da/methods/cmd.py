@@ -27,6 +27,7 @@ class CMD(AdaptationModule):
     """
 
     fewest_for_domain_loss = 2
+    can_regress = True
 
     def __init__(self, order: int = 5, **kwargs: Any) -> None:
         super().__init__(**kwargs)

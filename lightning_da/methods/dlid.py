@@ -22,8 +22,8 @@ class DLID(TransferModule):
     one) on these features, and leave the autoencoders as they are.
 
     Source: Chopra et al., "DLID: Deep learning for domain adaptation by interpolating between domains", ICML workshop
-    on challenges in representation learning 2013. The paper's features are sparse codes with a network that predicts
-    them; those of all points are learnt before the classifier, here at the same time.
+    on challenges in representation learning 2013; written from descriptions of the paper. Its features are sparse codes
+    with a network that predicts them; those of all points are learnt before the classifier, here at the same time.
 
     Args:
         backbone: From the shape of one sample to the encoder of a point.
@@ -36,6 +36,7 @@ class DLID(TransferModule):
     """
 
     reads_unlabelled = True
+    can_regress = True
 
     def __init__(
         self, backbone: BackboneCallable, points: int = 5, decoder: tuple[int, ...] = (256,), **kwargs: Any

@@ -19,6 +19,8 @@ class DRCN(ReconstructionModule):
         **kwargs: Arguments of `ReconstructionModule`.
     """
 
+    can_regress = True
+
     def domain_loss(self, source: DomainBatch, target: DomainBatch) -> Tensor:  # noqa: ARG002
         features, x = target.layers
         return mse_loss(self.decoder(features), x)

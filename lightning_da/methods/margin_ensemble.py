@@ -10,7 +10,8 @@ from lightning_da.methods.classifier import Classifier
 class MarginEnsemble(Classifier):
     """An ensemble of trained networks: each sample is classified by the network with the largest margin.
 
-    The margin is the difference between the two largest class probabilities. Nothing is trained.
+    The margin is the difference between the two largest class probabilities. In a regression, which has no margin, the
+    answer is the mean of all networks. Nothing is trained.
 
     Source: Huang et al., CCPR 2016, with two network sizes.
 
@@ -23,6 +24,8 @@ class MarginEnsemble(Classifier):
         ConfigError: If there are fewer than two members.
     """
 
+    can_regress = True
+
     def __init__(self, num_classes: int, input_shape: tuple[int, ...], members: list[Classifier]) -> None:
         super().__init__(num_classes, input_shape)
         self.save_hyperparameters(logger=False)
@@ -30,12 +33,21 @@ class MarginEnsemble(Classifier):
             raise ConfigError(f"members: an ensemble needs at least two runs, not {len(members)}")
         self._members = members
         self.networks = nn.ModuleList(members)
+        if self.regresses:
+            self.label_scale = members[0].label_scale
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the concatenated features of all members, and log-probabilities (B, num_classes)."""
-        found = [member.classify(x) for member in self._members]
-        joined = join_by_margin([logits.softmax(dim=1) for _, logits in found])
-        return torch.cat([features for features, _ in found], dim=1), joined.log()
+        """Computes the concatenated features of all members, and log-probabilities (B, num_classes).
+
+        In a regression the latter are the mean answer (B, 1), in the scale of the first member.
+        """
+        features, outputs = zip(*[member.classify(x) for member in self._members], strict=True)
+        if self.regresses:
+            answers = [member.label_scale.inverse(own) for member, own in zip(self._members, outputs, strict=True)]
+            joined = self.label_scale(torch.stack(answers).mean(dim=0))
+        else:
+            joined = join_by_margin([logits.softmax(dim=1) for logits in outputs]).log()
+        return torch.cat(features, dim=1), joined
 
     def set_domain(self, domain: str | Mapping[str, int]) -> None:
         for member in self._members:
