@@ -52,7 +52,20 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         f"--model.backbone={NETWORK}",
     ),
 }
-METHODS = ("source_only", "dan", "jan", "deep_coral", "dann", "adda", "dann_paper")
+FEW = "--data.target_labels=5/class"
+METHODS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("source_only", "dan", "cogan", "adda", "cycle_gan", "dann_paper", "jan", "dlid", "deep_coral"), ()
+    ),
+    "gan_classifier": (FEW,),
+    "dann": (),
+    "label_efficient": (FEW, "--model.train_on=both"),
+    "dual_gan": (),
+    "dhn": (),
+    "multimodal": (FEW, f"--model.source_backbone={NETWORK}"),
+    **dict.fromkeys(("dsn", "cdan", "pseudo_labels", "dtml"), ()),
+}
+"""The methods, each with options that it needs here."""
 
 
 def images(root: Path) -> None:
@@ -98,9 +111,9 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 def case(root: Path, number: int, seed: int) -> dict[str, object]:
     """One kill: its settings, its step, and whether the weights are equal."""
     drawn = random.Random(f"{seed} {number}")
-    method, setting = METHODS[number % len(METHODS)], list(SETTINGS)[number % len(SETTINGS)]
+    method, setting = list(METHODS)[number % len(METHODS)], list(SETTINGS)[number % len(SETTINGS)]
     kill = drawn.randint(8, STEPS - 5)
-    words = ["--config", f"method/{method}.yaml", *SETTINGS[setting], f"--trainer.max_steps={STEPS}"]
+    words = ["--config", f"method/{method}.yaml", *SETTINGS[setting], *METHODS[method], f"--trainer.max_steps={STEPS}"]
     words += [f"--trainer.callbacks=[{KEEP}]", "--trainer.log_every_n_steps=1", f"--seed_everything={number}"]
     words += [
         "--trainer.accelerator=cpu",

@@ -55,6 +55,9 @@ KINDS = {
 """What a value is called that the parser wants."""
 
 
+_AS_BASE = re.compile(r"- Problem with given class_path 'lightning\.Callback':\s*Option '\w+' is not accepted")
+"""What the parser says when it tries a callback's option on the base class, after that of the callback itself."""
+
 OF_FIT = {"config", "help", "print_config", *(key for key in HELP if "." not in key)}
 """The options of `fit` without a dot."""
 
@@ -120,6 +123,7 @@ class Parser(LightningArgumentParser):
 
 def _plain(message: str, parser: Parser) -> str:
     """The cause of a parser error in one short message, with the nearest known name."""
+    message = _AS_BASE.sub("", message)
     unknown = re.search(
         r"Option '([\w.]+)' is not accepted|Key '([\w.]+)' is not expected|unrecognized arguments: --([\w.]+)|"
         r"does not accept option '([\w.]+)'",
@@ -128,6 +132,8 @@ def _plain(message: str, parser: Parser) -> str:
     required = re.search(r"arguments are required: (?:\w+\.)?(model|data|backbone)\b", message)
     if required:
         return MISSING[required.group(1)]
+    if absent := re.search(r"class_path '([\w.]+)':\s*the following arguments are required: ([\w.]+)", message):
+        return f"{absent.group(1)} needs a value of {absent.group(2)!r}; set it"
     if unknown:
         owner = _owner(unknown.group(0), message)
         key = next(group for group in unknown.groups() if group)

@@ -427,7 +427,7 @@ def _check_finite(name: str, where: str, loss: Tensor, inputs: list[Tensor]) -> 
 
 
 def check_precision(method: Method, **kwargs: Any) -> None:
-    """In mixed precision (bfloat16) the weights move, stay finite and stay float32."""
+    """In mixed precision (bfloat16) the weights move, stay finite and stay float32; weights in bfloat16 train, too."""
     model = build(method, **kwargs)
     model.on_fit_start()
     before = state(model)
@@ -440,6 +440,11 @@ def check_precision(method: Method, **kwargs: Any) -> None:
             )
     if equal(before, state(model)):
         raise AssertionError("precision: 4 steps in bf16-mixed leave the network as it was")
+    half = fit(build(method, **kwargs), steps=2, precision="bf16-true", log_every_n_steps=1)
+    if not all(value.isfinite().all() for value in state(half, "").values()):
+        raise AssertionError(
+            "precision: after 2 steps in bf16-true the network is not finite; compute the loss in float32"
+        )
 
 
 def check_checkpoint(method: Method, **kwargs: Any) -> None:

@@ -346,9 +346,12 @@ def find_resumable(reference: str, experiment: str | None = None, settings: dict
     run = _run(reference) or _latest(reference, experiment, same, finished_first=False)
     if run is None:
         raise TrackingError(f"{reference!r} is no checkpoint file, and neither id nor name of a run in {shown_uri()}")
-    left = _left_of(run)
+    left, here = _left_of(run), is_local(run.info.artifact_uri)
+    if not (left or here) and "checkpoint" in run.data.tags:  # it ended on another machine
+        left = [artifact_file(run, f"checkpoints/{run.data.tags['checkpoint']}")]
     if not left:
-        raise TrackingError(f"run {reference!r} has no checkpoint to go on from; fit it again")
+        where = "; fit it again" if here else "; go on on the machine where it was interrupted, or fit it again"
+        raise TrackingError(f"run {reference!r} has no checkpoint to go on from{where}")
     return Fit(str(max(left, key=lambda path: path.stat().st_mtime)), run.info.run_id, _config(run))
 
 

@@ -82,9 +82,9 @@ def test_an_empty_label_is_unknown_and_a_word_is_refused() -> None:
     found = torch.cat([part[i][1][None] for part in parts for i in range(len(part))])
     assert sorted(found[~found.isnan()].tolist()) == [-2.0] * 10 + [1.5] * 10
     assert found.isnan().sum() == 20
-    with pytest.raises(DataError, match=r"b\.csv: label 'red' in 'label' is no finite number"):
+    with pytest.raises(DataError, match=r"b\.csv: label 'red' in 'label' is no finite 32-bit number"):
         data.dataset("b.csv", "train")
-    with pytest.raises(DataError, match=r"c\.csv: label 'inf' in 'label' is no finite number"):
+    with pytest.raises(DataError, match=r"c\.csv: label 'inf' in 'label' is no finite 32-bit number"):
         FeatureTables("a.csv", "c.csv", labels="numbers").dataset("c.csv", "train")
 
 

@@ -16,7 +16,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from mlflow.entities import Run
 
-from lightning_da.callbacks import KeepRandomState, StopAtSignal
+from lightning_da import tracking
+from lightning_da.callbacks import KeepRandomState, StopAtSignal, record_run
 from lightning_da.data.base import _Drawn, _Loader
 from lightning_da.main import main
 from lightning_da.methods import DANN, FineTune
@@ -350,6 +351,27 @@ def test_other_data_under_the_same_name_are_refused(
     assert "was fitted on other data; go on with the same data" in capsys.readouterr().err
 
 
+def test_a_fit_that_ended_on_another_machine_goes_on_here(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint is in the store alone."""
+    for module in (tracking, record_run):
+        monkeypatch.setattr(module, "is_local", lambda _: False)
+
+    def longer(*places: str) -> tuple[str, Any]:
+        """A fit in the first place that goes on in the last one."""
+        for place in places:
+            monkeypatch.setattr(tracking, "_uploads", lambda place=place: tmp_path / place)
+            if place == places[0]:
+                run_id = main(["fit", *words]).trainer.logger.run_id
+        return run_id, main(["fit", "--ckpt_path", run_id, "--trainer.max_steps=24"])
+
+    run_id, moved = longer("there", "here")
+    assert tmp_path / "here" in Path(moved.trainer.checkpoint_callback.dirpath).parents
+    assert client().get_run(run_id).data.tags["extended.max_steps"] == "24"
+    assert equal(state(moved.model, ("",)), state(longer("here")[1].model, ("",)))
+
+
 def test_a_run_without_a_checkpoint_cannot_go_on(words: list[str], tmp_path: Path, capsys: Any) -> None:
     without = [*words, "--trainer.callbacks=null", "--trainer.enable_checkpointing=false"]
     assert "there is no checkpoint to go on from" in interrupt(without, capsys, step=3)
@@ -377,11 +399,13 @@ def test_a_signal_before_training_is_said(
     assert run.info.status == "KILLED"
 
 
-def test_a_second_signal_ends_at_once() -> None:
+def test_ctrl_c_after_a_signal_ends_at_once() -> None:
+    """Other signals come from machines, which send some of them twice."""
     stop = StopAtSignal()
-    stop._note()
+    stop._note(signal.SIGTERM, None)
+    stop._note(signal.SIGUSR2, None)
     with pytest.raises(KeyboardInterrupt):
-        stop._note()
+        stop._note(signal.SIGINT, None)
 
 
 def test_the_last_step_is_kept_between_two_checkpoints(words: list[str]) -> None:

@@ -174,3 +174,5 @@ def test_an_interrupted_fit_goes_on_on_its_machine_and_another_says_that_it_cann
     (run,) = tracked.search_runs(["0", "1", "2"], "run_name = 'long'")
     assert run.info.status == "FINISHED"
     assert [file.path for file in tracked.list_artifacts(run.info.run_id, "checkpoints")]
+    second.run("fit", "--ckpt_path", "long", "--trainer.max_steps", "3010")
+    assert tracked.get_run(run.info.run_id).data.tags["extended.max_steps"] == "3010"

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
+from lightning_da.callbacks.stop_at_signal import StopAtSignal
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError
 from lightning_da.grids.cell import run_cell
@@ -122,15 +123,21 @@ def words(tmp_path: Path) -> list[str]:
 
 
 class Once(L.Callback):
-    """Sends a signal to the own process after some steps, if the file `once` is there to be removed."""
+    """Sends a signal to the own process after some steps, if the file `once` is there to be removed.
+
+    With several processes the first one sends it to the process that ordered them, and waits for what this one does.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:  # noqa: ARG002
-        if trainer.global_step == 11 and Path("once").exists():
+        if trainer.global_step == 11 and trainer.is_global_zero and Path("once").exists():
             Path("once").unlink()
-            os.kill(os.getpid(), self.number)
+            os.kill(os.getpid() if trainer.world_size == 1 else os.getppid(), self.number)
+            (stop,) = (callback for callback in trainer.callbacks if isinstance(callback, StopAtSignal))  # type: ignore[attr-defined]
+            while not stop._asked:
+                time.sleep(0.05)
 
 
 def once(number: int) -> str:
@@ -162,12 +169,13 @@ def same(one: pd.DataFrame, two: pd.DataFrame) -> None:
 # ---------------------------------------------------------------- one cell
 
 
-def scores(words: list[str], name: str, broken: bool) -> dict[str, float]:
-    """The metrics of a cell, which is interrupted if it is `broken`."""
-    more = [once(slurm.PREEMPT)] if broken else []
-    cell = add_fit({}, TransferCLI("fit", [*words, experiment(name), *more]).build(), 0)
+def scores(words: list[str], name: str, broken: bool, number: int = slurm.PREEMPT) -> dict[str, float]:
+    """The metrics of a cell, which is interrupted by a signal if it is `broken`."""
+    more = [once(number)] if broken else []
+    cli = TransferCLI("fit", [*words, experiment(name), *more]).build()
+    cell = add_fit({}, cli, 0)
     parent = client().create_run(client().get_experiment_by_name(name).experiment_id).info.run_id  # type: ignore[union-attr]
-    order = order_of(cell, (), parent, False, 1)
+    order = order_of(cell, (), parent, False, cli.trainer.world_size)
     if broken:
         with pytest.raises(KeyboardInterrupt):
             run_cell(order)
@@ -182,6 +190,19 @@ def test_an_interrupted_cell_goes_on_in_its_run_and_equals_an_unbroken_one(words
     broken, unbroken = scores(words, f"{tmp_path.name}-a", True), scores(words, f"{tmp_path.name}-b", False)
     assert broken == unbroken
     assert "test/target/acc" in broken
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_of_two_processes_goes_on_as_well(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes to the process that started them, and they may have it from SLURM, too."""
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    two = [*words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    broken = scores(two, f"{tmp_path.name}-a", True, signal.SIGINT)
+    assert broken == scores(two, f"{tmp_path.name}-b", False)
+    (run,) = cells(f"{tmp_path.name}-a")
+    assert run.data.tags["resumed_from"].endswith("interrupted.ckpt")
 
 
 def called(function: Callable[[], Any]) -> tuple[Any, list[int]]:

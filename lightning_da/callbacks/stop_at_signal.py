@@ -44,7 +44,7 @@ class StopAtSignal(L.Callback):
         if not trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             return
         said = f"interrupted at step {trainer.global_step}"
-        path = self._path(trainer)
+        path = trainer.strategy.broadcast(self._path(trainer))
         if path is None:
             self._said = f"{said}; there is no checkpoint to go on from"
             return
@@ -65,13 +65,16 @@ class StopAtSignal(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         self._restore()
         path = self._path(trainer)
-        if path is not None and trainer.is_global_zero:
+        if path is not None:
             path.unlink(missing_ok=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         self._restore()
 
     def _path(self, trainer: L.Trainer) -> Path | None:
+        """The file of this fit in the first process; None in the others, and where a fit is not saved."""
+        if not trainer.is_global_zero:
+            return None
         checkpoint = deciding_checkpoint(trainer)
         if checkpoint is not None and checkpoint.dirpath is not None:
             return Path(checkpoint.dirpath) / CHECKPOINT
@@ -79,8 +82,8 @@ class StopAtSignal(L.Callback):
             return checkpoints_folder(trainer.logger.info) / CHECKPOINT
         return None
 
-    def _note(self, *_args: Any) -> None:
-        if self._asked:
+    def _note(self, number: int, _frame: Any) -> None:
+        if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
 

@@ -91,6 +91,15 @@ class FeatureTables(DomainPairDataModule):
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._domains: dict[str, dict[str, TensorDomain]] = {}
         self._no_labels: DataError | None = None
+        if self.regression and self.class_sets != "closed":
+            raise DataError(
+                f"data.class_sets: {self.class_sets} is for classes, and the labels are numbers; leave it out"
+            )
+        if self.regression and "/" in str(self.target_labels):
+            raise DataError(
+                f"data.target_labels: {self.target_labels} counts labels of each class, and the labels are numbers; "
+                "give one number, for example 10"
+            )
 
     @property
     def source_shape(self) -> tuple[int, ...]:
@@ -114,6 +123,10 @@ class FeatureTables(DomainPairDataModule):
         for group in [self.named[role] for role in self.domains] if roles.modalities_differ else [domains]:
             self._check_columns([path for path, _ in map(self._path, group) if path.suffix.lower() == ".csv"])
         super().check(roles)
+        if self.regression and roles.supervised:
+            numbers = torch.cat([self.training_numbers(role) for role in roles.supervised])
+            if len(numbers[~numbers.isnan()].unique()) == 1:
+                raise DataError(f"all training labels are {numbers.nanmedian():g}; there is nothing to predict")
 
     def _check_columns(self, paths: Sequence[Path]) -> None:
         """Refuses tables with other feature columns than the first, or in another order."""

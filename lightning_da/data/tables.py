@@ -113,15 +113,16 @@ def encode_numbers(path: Path, key: str, labels: NDArray[Any]) -> tuple[Indices,
         Shape (n,), `UNKNOWN` (-1) for an unknown label; and the numbers.
 
     Raises:
-        DataError: If a label is no number, or is infinite.
+        DataError: If a label is no number, or too large for 32 bits.
     """
     values = pd.Series(["" if pd.isna(label) else str(label).strip() for label in labels], dtype=object)
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = (np.isnan(numbers) & ~values.str.lower().isin(("", "nan"))) | np.isinf(numbers)
+    too_large = np.abs(numbers) > np.finfo(np.float32).max
+    wrong = (np.isnan(numbers) & ~values.str.lower().isin(("", "nan"))) | too_large
     if wrong.any():
         raise DataError(
-            f"{path}: label {values[wrong].iloc[0]!r} in {key!r} is no finite number; replace it, or set --data.labels "
-            "classes"
+            f"{path}: label {values[wrong].iloc[0]!r} in {key!r} is no finite 32-bit number; replace it, or set "
+            "--data.labels classes"
         )
     known = ~np.isnan(numbers)
     codes = np.full(len(numbers), UNKNOWN, dtype=np.int64)

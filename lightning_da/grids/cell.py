@@ -68,8 +68,10 @@ def run_cell(order: Order, trial: PruneTrial | None = None) -> Done:
         KeyboardInterrupt: If the process receives SIGTERM.
     """
     order = _resumed(order)
-    if order.devices > 1:
-        return _in_its_own_processes(order)
+    return _in_its_own_processes(order) if order.devices > 1 else _train(order, trial)
+
+
+def _train(order: Order, trial: PruneTrial | None = None) -> Done:
     start = time.monotonic()
     with warnings.catch_warnings(record=True) as caught:
         try:
@@ -135,12 +137,17 @@ def _in_its_own_processes(order: Order) -> Done:
     """Runs a cell on several devices, in a new program."""
     with TemporaryDirectory() as folder:
         path, answer = Path(folder) / "order.yaml", Path(folder) / "done.json"
-        path.write_text(yaml.safe_dump([*order._replace(devices=1)]))
+        path.write_text(yaml.safe_dump([*order]))
         command = [sys.executable, "-m", "lightning_da.grids.cell", str(path)]
         with (Path(folder) / "log").open("w+") as log:
             # The processes end when this one does, however it ends: they read from a pipe that ends with it.
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
-            status = process.wait()
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                os.killpg(process.pid, signal.SIGUSR2)  # they save a checkpoint; SIGTERM is ignored in a job
+                process.wait()
+                raise
             log.seek(0)
             said = log.read().strip()[-1000:]
         if status or not answer.exists():
@@ -158,7 +165,7 @@ def _end_with_order() -> None:
 def _main(path: Path) -> None:
     prepare()
     threading.Thread(target=_end_with_order, daemon=True).start()
-    done = run_cell(Order(*yaml.safe_load(path.read_text())))
+    done = _train(Order(*yaml.safe_load(path.read_text())))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         with write_whole(path.parent / "done.json") as part:
             part.write_text(json.dumps(done))

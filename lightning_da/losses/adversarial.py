@@ -44,6 +44,12 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return scaled
 
 
+def _logits(discriminator: nn.Module, x: Tensor, fixed: bool = False) -> Tensor:
+    """The logits of a discriminator with the dtype of `x`; its weights may have half precision (`bf16-true`)."""
+    read = x.to(next(discriminator.parameters(), x).dtype)
+    return (with_fixed_weights(discriminator, read) if fixed else discriminator(read)).to(x.dtype)
+
+
 def _mean(losses: Tensor, weights: Tensor | None) -> Tensor:
     """The mean of losses (n, 1), with weights (n,) if there are any."""
     return losses.mean() if weights is None else (weights / weights.sum()) @ losses[:, 0]
@@ -80,7 +86,7 @@ def domain_classification(
         >>> round(domain_classification(torch.ones(4, 3), torch.zeros(2, 3), undecided).item(), 3)
         1.386
     """
-    losses = softplus(-discriminator(source)), softplus(discriminator(target))
+    losses = softplus(-_logits(discriminator, source)), softplus(_logits(discriminator, target))
     return _mean(losses[0], source_weights) + _mean(losses[1], target_weights)
 
 
@@ -106,7 +112,7 @@ def inverted_labels(target: Tensor, discriminator: nn.Module) -> Tensor:
         >>> round(inverted_labels(torch.ones(4, 3), undecided).item(), 3)
         0.693
     """
-    return softplus(-with_fixed_weights(discriminator, target)).mean()
+    return softplus(-_logits(discriminator, target, fixed=True)).mean()
 
 
 @full_precision
@@ -133,7 +139,7 @@ def domain_confusion(source: Tensor, target: Tensor, discriminator: nn.Module) -
         >>> round(domain_confusion(torch.ones(4, 3), torch.zeros(2, 3), undecided).item(), 3)
         1.386
     """
-    logits = [with_fixed_weights(discriminator, x) for x in (source, target)]
+    logits = [_logits(discriminator, x, fixed=True) for x in (source, target)]
     return torch.stack([(softplus(z) + softplus(-z)).mean() / 2 for z in logits]).sum()
 
 

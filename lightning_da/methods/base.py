@@ -129,6 +129,8 @@ class TransferModule(Classifier):
         self._check_optimizer()
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"label_smoothing: {label_smoothing} is not in [0, 1)")
+        if label_smoothing and self.regresses:
+            raise ConfigError("label_smoothing is for classes, and the labels are numbers; leave it out")
         self._label_smoothing = label_smoothing
 
     def _check_optimizer(self) -> None:
@@ -279,6 +281,10 @@ class TransferModule(Classifier):
 
     @essential
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.regresses and self.trainer.precision in ("16-true", "bf16-true"):
+            raise ConfigError(
+                f"trainer.precision: {self.trainer.precision} rounds labels that are numbers; take bf16-mixed or 32"
+            )
         if stage == "fit" and self.trainer.ckpt_path is None:  # a checkpoint has the numbers
             self.fit_inputs(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer itself
 
