@@ -548,9 +548,10 @@ class DomainPairDataModule(L.LightningDataModule):
 
         Raises:
             DataError: If two domains are the same data, a method that reads source and target gets one, the network
-                reads sentences and the samples are none or the other way round, the same with masks as labels, a split
-                is empty or smaller than a batch, the classes, shapes or value ranges differ, a label is out of range, a supervised domain has no
-                labels, or a value is not finite. The message names the domain, one of several too.
+                reads sentences and the samples are none or the other way round, the same for masks as labels, a split
+                is empty or smaller than a batch, the classes, shapes or value ranges differ, a label is out of range, a
+                supervised domain has no labels, or a value is not finite. The message names the domain,
+                one of several too.
         """
         read = roles.supervised + roles.unlabelled
         if len(self.domains) < 2 <= len(read):
@@ -558,18 +559,7 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"the method reads a source and a target, but there is one domain, {self.target!r}; set --data.source "
                 "and --data.target, or train on the one domain with --config method/fine_tune.yaml"
             )
-        if roles.reads_words not in (None, self.words):
-            what, instead = (
-                ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
-            )
-            raise DataError(f"the samples are {what}; set --model.backbone lightning_da.networks.{instead}")
-        if roles.segments not in (None, self.masks):
-            raise DataError(
-                "the labels are masks, and the method needs a class for each sample; take --config "
-                "method/segmentation.yaml or method/unet.yaml"
-                if self.masks
-                else "the method answers with masks, and the labels are none; take data with masks, or another method"
-            )
+        self._check_kinds(roles)
         if len(self._every(self.domains)) > 1:
             self._check_classes(roles)
         for role in self.domains:
@@ -597,6 +587,21 @@ class DomainPairDataModule(L.LightningDataModule):
             )
         self._check_labelled(roles)
         self._checked = roles
+
+    def _check_kinds(self, roles: Roles) -> None:
+        """Refuses samples or labels of a kind that the method does not read."""
+        if roles.reads_words not in (None, self.words):
+            what, instead = (
+                ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
+            )
+            raise DataError(f"the samples are {what}; set --model.backbone lightning_da.networks.{instead}")
+        if roles.segments not in (None, self.masks):
+            raise DataError(
+                "the labels are masks, and the method needs a class for each sample; take --config "
+                "method/segmentation.yaml or method/unet.yaml"
+                if self.masks
+                else "the method answers with masks, and the labels are none; take data with masks, or another method"
+            )
 
     def _check_labelled(self, roles: Roles) -> None:
         """Refuses fewer labels than processes, and says which labels of the target are read."""
