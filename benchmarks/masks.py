@@ -28,7 +28,7 @@ from lightning_da.methods.masks import SCORES
 from lightning_da.networks import UNetEncoder
 from lightning_da.schedules import ramp
 
-LABELS, STEPS, RATE = (5, 20), 200, 0.003
+LABELS, STEPS, RATE = (5, 20), 100, 0.01
 METHODS = ("scratch", "classifier", "both", "adversarial")
 
 

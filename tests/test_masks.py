@@ -244,8 +244,8 @@ def test_a_backbone_without_feature_maps_is_refused(backbone: Any, layer: str) -
 
 
 def test_an_image_that_is_too_small_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 1 pixel in its last stage of 4"):
-        UNetEncoder((1, 7, 7))
+    with pytest.raises(ConfigError, match="at least 2 x 2 pixels in its last stage of 4"):
+        UNetEncoder((1, 15, 15))
 
 
 # ---------------------------------------------------------------- loss and scores

@@ -13,7 +13,7 @@ from lightning_da.names import Names
 
 PARTS = ["background", "cavity", "wall"]
 """Classes of pixels: what is outside of the epicardium, inside of the endocardium, and between both."""
-KINDS = {"normal": (0.5, 0.6), "dilated": (0.68, 0.76), "thick": (0.32, 0.42)}
+KINDS = {"normal": (0.6, 0.68), "dilated": (0.75, 0.81), "thick": (0.45, 0.53)}
 """Kinds of hearts, and the range of the radius of the endocardium as a fraction of that of the epicardium."""
 
 
@@ -67,7 +67,7 @@ class Hearts(DomainPairDataModule):
         self,
         source: Names | None = "scanner_a",
         target: Names | None = "scanner_b",
-        batch_size: int = 8,
+        batch_size: int = 4,
         labels: Literal["masks", "classes"] = "masks",
         number: int = 200,
         source_number: int | None = None,
@@ -126,7 +126,7 @@ def draw(
         return found
 
     centre = rng.uniform(-0.15, 0.15, 2)
-    outer = rng.uniform(0.36, 0.5) * np.array([1.0, rng.uniform(0.8, 1.0)])
+    outer = rng.uniform(0.45, 0.62) * np.array([1.0, rng.uniform(0.8, 1.0)])
     angle = rng.uniform(0, np.pi)
     inner = rng.uniform(*KINDS[kind]) * outer * rng.uniform(0.95, 1.05, 2)
     epicardium = radius(centre, outer, angle) <= 1

@@ -12,9 +12,9 @@ from lightning_da.networks.layers import capture
 
 
 def _convolutions(channels: int, width: int, number: int) -> nn.Sequential:
-    """Convolutions of 3 x 3, each with group normalisation, so that no image depends on another, and ReLU."""
+    """Convolutions of 3 x 3, each with instance normalisation, so that no image depends on another, and ReLU."""
     widths = [channels] + number * [width]
-    parts = [(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(1, b), nn.ReLU()) for a, b in pairwise(widths)]
+    parts = [(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(b, b), nn.ReLU()) for a, b in pairwise(widths)]
     return nn.Sequential(*(layer for part in parts for layer in part))
 
 
@@ -24,7 +24,7 @@ class UNetEncoder(Backbone):
     Each stage has two convolutions, and each but the first halves height and width before them.
 
     Source: Ronneberger, Fischer and Brox, "U-Net: convolutional networks for biomedical image segmentation", MICCAI
-    2015, figure 1, with borders, group normalisation and fewer feature maps. https://arxiv.org/abs/1505.04597
+    2015, figure 1, with borders, instance normalisation and fewer feature maps. https://arxiv.org/abs/1505.04597
 
     Args:
         input_shape: (channels, height, width).
@@ -37,10 +37,10 @@ class UNetEncoder(Backbone):
     def __init__(self, input_shape: tuple[int, ...], widths: tuple[int, ...] = (8, 16, 32, 32)) -> None:
         super().__init__()
         check_range("widths", widths, 1)
-        if not widths or len(input_shape) != 3 or min(input_shape[1:]) < 2 ** (len(widths) - 1):
+        if not widths or len(input_shape) != 3 or min(input_shape[1:]) < 2 ** len(widths):
             raise ConfigError(
-                "UNetEncoder reads images of shape (channels, height, width), at least 1 pixel in its last stage of "
-                f"{len(widths)}, not {input_shape}"
+                "UNetEncoder reads images of shape (channels, height, width), at least 2 x 2 pixels in its last stage "
+                f"of {len(widths)}, not {input_shape}"
             )
         self.layers = [f"stage{place}" for place in range(1, len(widths) + 1)]
         for layer, channels, width in zip(self.layers, (input_shape[0], *widths), widths, strict=False):
