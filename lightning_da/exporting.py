@@ -42,7 +42,7 @@ class Answer(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes class probabilities (n, classes) of samples (n, ...)."""
+        """Computes class probabilities (n, classes), or (n, classes, height, width), of samples (n, ...)."""
         probabilities: Tensor = self.network(self._reads.scaled(x)).softmax(dim=1)
         return probabilities
 

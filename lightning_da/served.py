@@ -25,7 +25,7 @@ AT_ONCE = 64
 
 
 class Served:
-    """A classifier of files, texts or numbers.
+    """A classifier of files, texts or numbers, or of the pixels of images.
 
     Args:
         path: The file of the model.
@@ -40,7 +40,7 @@ class Served:
 
     @torch.no_grad()
     def probabilities(self, given: Sequence[Any]) -> NDArray[np.float32]:
-        """Class probabilities, shape (n, classes).
+        """Class probabilities, shape (n, classes); of a segmentation (n, classes, height, width).
 
         Args:
             given: The content of image or sound files, texts, or samples as arrays.
@@ -48,11 +48,11 @@ class Served:
         Raises:
             ConfigError: If a sample cannot be read.
         """
-        found = [np.zeros((0, len(self.classes)), dtype=np.float32)]
+        found = []
         for start in range(0, len(given), AT_ONCE):
             samples = [self._read(given[place], place) for place in range(start, min(start + AT_ONCE, len(given)))]
             found.append(self.network(torch.stack(samples)).numpy())
-        return np.concatenate(found)
+        return np.concatenate(found) if found else np.zeros((0, len(self.classes)), dtype=np.float32)
 
     def _read(self, given: Any, place: int) -> torch.Tensor:
         try:
@@ -69,7 +69,8 @@ class Served:
             params: Not used; MLflow gives it.
 
         Returns:
-            A row for each sample: `class`, its `probability`, and the `probabilities` of all classes by their names.
+            A row for each sample: `class`, its `probability`, and the `probabilities` of all classes by their names; of
+            a segmentation `mask`, the places of the classes in lists of rows.
 
         Raises:
             MlflowException: If a sample cannot be read; MLflow's server answers with its message.
@@ -80,6 +81,8 @@ class Served:
         except ConfigError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         best = found.argmax(axis=1)
+        if best.ndim > 1:
+            return pd.DataFrame({"mask": best.tolist()})
         return pd.DataFrame(
             {
                 "class": [self.classes[label] for label in best],

@@ -27,7 +27,7 @@ class LabelFreeScores(L.Callback):
     They are computed after a validation and at the end of a fit, from a fixed sample of both validation splits; wide
     features are projected to 256 dimensions. `trainer.callback_metrics` has them, so that a `ModelCheckpoint` can
     monitor them. Labels of the target are not used. There are no scores if there is one domain, with labels, or if the
-    network gives embeddings or numbers and no classes.
+    network gives embeddings, numbers or masks.
 
     Args:
         scores: Names in `lightning_da.transferability.scores.SCORES`.
@@ -72,7 +72,7 @@ class LabelFreeScores(L.Callback):
         """The scores of the present weights; none if there are too few samples or the network has diverged."""
         self._last, self._answers = trainer.global_step, None
         data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        if len(data.domains) < 2 or getattr(module, "embeds", False) or data.regression:
+        if len(data.domains) < 2 or getattr(module, "embeds", False) or data.regression or data.masks:
             return {}
         found = collect(trainer, cast(TransferModule, module), data, ("bottleneck", "head"), self.samples)
         if not found:

@@ -45,7 +45,7 @@ NO_MODEL = "no_model"
 class LogModel(L.Callback):
     """Logs the network with the final checkpoint as an MLflow model that loads without this project and without pickle.
 
-    It answers as `predict` does: files, texts or numbers in, class probabilities out. If the network cannot be
+    It answers as `predict` does: files, texts or numbers in, class probabilities or masks out. If the network cannot be
     exported, a warning and the tag `no_model` of the run say why. A network that gives embeddings or numbers has the
     tag alone.
     """
@@ -112,7 +112,7 @@ def pack(network: Classifier, data: DomainPairDataModule, folder: Path) -> None:
         packages = ("torch", "numpy", "pandas", "pillow", *NEEDS[type(reads)])
         if isinstance(reads, Sounds) and reads.features != "functionals":
             packages += ("opensmile",)
-        signature, example = _signature(reads)
+        signature, example = _signature(reads, network.segments)
         mlflow.pyfunc.save_model(
             folder,
             loader_module=f"{code.name}.served",
@@ -135,16 +135,18 @@ def _copy_code(folder: Path) -> Path:
     return place
 
 
-def _signature(reads: Input) -> tuple[Any, Any]:
+def _signature(reads: Input, segments: bool) -> tuple[Any, Any]:
     """The signature of a model, and an example of its input."""
     import pandas as pd  # noqa: PLC0415
     from mlflow.models import ModelSignature  # noqa: PLC0415
-    from mlflow.types import ColSpec, Schema, TensorSpec  # noqa: PLC0415
-    from mlflow.types.schema import Map  # noqa: PLC0415
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec  # noqa: PLC0415
+    from mlflow.types.schema import Array, Map  # noqa: PLC0415
 
     answer = Schema(
         [ColSpec("string", "class"), ColSpec("double", "probability"), ColSpec(Map("double"), "probabilities")]
     )
+    if segments:
+        answer = Schema([ColSpec(Array(Array(DataType.long)), "mask")])
     if isinstance(reads, Numbers):
         example = reads.blank[None].numpy()
         return ModelSignature(Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]), answer), example

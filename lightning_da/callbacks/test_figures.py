@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_da.callbacks.attention import ReadSentences, attention_figure, attention_table
+from lightning_da.callbacks.masks import SHOWN, Drawn, mask_table, masks_figure
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.gather import gather
@@ -35,8 +36,11 @@ class TestFigures(L.Callback):
     `per_class.csv` has recall and precision per class, `confusion.png` the confusion matrices, and `embedding.png` a
     t-SNE of the head's input. Of a network that embeds, `verification.png` has the ROC and the cumulative match curves
     in place of the first two, and a regression has none. `attention.csv` and `attention.png` have the words that a
-    memory network reads. If the fit started from an earlier run, `before_after.png` has
-    a t-SNE of the target features with the earlier weights and with the final weights.
+    memory network reads. If the fit started from an earlier run, `before_after.png` has a t-SNE of the target features
+    with the earlier weights and with the final weights.
+
+    Of a segmentation `per_class.csv` has Dice, Jaccard and sensitivity, `confusion.png` counts pixels, and `masks.png`
+    has images with their true and predicted masks; there is no t-SNE.
 
     Args:
         samples: The largest number of samples per domain in the t-SNE pictures and in those of attention, evenly over
@@ -75,6 +79,9 @@ class TestFigures(L.Callback):
         assert isinstance(pl_module, Classifier)
         if pl_module.regresses:
             return
+        if pl_module.segments:
+            self._record_masks(trainer, pl_module)
+            return
         counted = [pl_module.counted("test", domain) for domain in self._kept]
         if not pl_module.embeds:
             counts = [matrix.compute().cpu().numpy() for matrix in counted]
@@ -104,6 +111,34 @@ class TestFigures(L.Callback):
             by_name = dict(zip(names, read, strict=True))
             tracked.log_text(run_id, attention_table(by_name, spelling).to_csv(index=False), "attention.csv")
             figures["attention.png"] = attention_figure(by_name, spelling)
+        for path, figure in figures.items():
+            figure.suptitle(tracked.get_run(run_id).info.run_name)
+            tracked.log_figure(run_id, figure, path)
+
+    @torch.no_grad()
+    def _record_masks(self, trainer: L.Trainer, module: Classifier) -> None:
+        """Records the scores of each class, the confusion matrices of pixels, and some masks."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        scores, drawn = {}, {}
+        for domain, parts in self._kept.items():
+            name = getattr(data, domain)
+            scores[name] = module.counted("test", domain).compute()
+            images, _, y = (torch.cat(part) for part in zip(*parts, strict=True))
+            rows = torch.linspace(0, len(y) - 1, min(SHOWN, len(y))).long()
+            module.set_domain(domain)
+            with trainer.precision_plugin.forward_context():
+                predicted = module(images[rows]).argmax(dim=1)
+            drawn[name] = Drawn(*(part.cpu().numpy() for part in (images[rows].float(), y[rows], predicted)))
+        module.set_domain("target")
+        if not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
+            return
+        tracked, run_id = trainer.logger.experiment, trainer.logger.run_id
+        tracked.log_text(run_id, mask_table(scores, data.classes).to_csv(index=False), "per_class.csv")
+        pixels = [found["pixels"].cpu().numpy() for found in scores.values()]
+        figures = {
+            "confusion.png": confusion_figure(pixels, list(scores), data.classes),
+            "masks.png": masks_figure(drawn, data.classes),
+        }
         for path, figure in figures.items():
             figure.suptitle(tracked.get_run(run_id).info.run_name)
             tracked.log_figure(run_id, figure, path)

@@ -1,11 +1,15 @@
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lightning_da.errors import ConfigError
@@ -16,6 +20,8 @@ class WritePredictions(BasePredictionWriter):
     """Writes predictions to a CSV file with the columns sample (file or index), split, class and probability.
 
     Of a network that embeds, the columns after split are the numbers of the embedding; of a regression it is `value`.
+    Of a segmentation it is `mask`: the path of a PNG file whose values are the classes, in a folder beside the CSV file
+    that is called `<its name>_masks`, below the name of the split.
     With several targets the column `domain` comes after split.
 
     Args:
@@ -31,6 +37,13 @@ class WritePredictions(BasePredictionWriter):
             raise ConfigError(f"predictions.path: there is no folder {str(self.path.absolute().parent)!r}")
         if stage == "predict" and self.path.is_dir():
             raise ConfigError(f"predictions.path: {str(self.path)!r} is a folder; name a file")
+        if stage == "predict" and getattr(pl_module, "segments", False) and self._folder.is_file():
+            raise ConfigError(f"predictions.path: {str(self._folder)!r} is a file, and masks need such a folder")
+
+    @property
+    def _folder(self) -> Path:
+        """The folder of masks."""
+        return self.path.with_name(f"{self.path.stem}_masks")
 
     def write_on_epoch_end(
         self,
@@ -43,6 +56,7 @@ class WritePredictions(BasePredictionWriter):
         if len(data.predicted) == 1:  # Lightning has no outer list for a single dataloader
             predictions = [predictions]
         embeds, regresses, rows = getattr(pl_module, "embeds", False), getattr(pl_module, "regresses", False), []
+        segments = getattr(pl_module, "segments", False)
         for split, batches, places in zip(data.predicted, predictions, batch_indices, strict=True):
             for outputs, indices in zip(batches, places, strict=True):
                 if not outputs.isfinite().all():
@@ -50,7 +64,12 @@ class WritePredictions(BasePredictionWriter):
                         f"the network gives no finite {'embedding' if embeds else 'answer'} to samples of the "
                         f"split {split}: it has diverged, or the samples hold NaN or infinite values"
                     )
-                answers = _numbers(outputs) if embeds or regresses else _classes(outputs.float(), data.classes)
+                if segments:
+                    answers: list[tuple[Any, ...]] = [(mask,) for mask in outputs.cpu().numpy()]
+                elif embeds or regresses:
+                    answers = _numbers(outputs)
+                else:
+                    answers = _classes(outputs.float(), data.classes)
                 rows += [(split, int(index), *answer) for index, answer in zip(indices, answers, strict=True)]
         shares: list[list[Any]] = [rows]
         if trainer.world_size > 1:
@@ -66,15 +85,38 @@ class WritePredictions(BasePredictionWriter):
             split: [(name,) for name in data.domains_of("target", split)] if several else [()] * len(own)
             for split, own in names.items()
         }
+        if segments:
+            merged = [
+                (split, index, self._write_mask(mask, Path(split, *_parts(names[split][index]))))
+                for split, index, mask in merged
+            ]
         with write_whole(self.path) as part, part.open("w", newline="", errors="surrogateescape") as file:
             writer = csv.writer(file)
             numbers = tuple(f"embedding_{place}" for place in range(len(merged[0]) - 2))
             columns = ("value",) if regresses else numbers if embeds else ("class", "probability")
+            columns = ("mask",) if segments else columns
             writer.writerow(("sample", "split", *(("domain",) if several else ()), *columns))
             writer.writerows(
                 (names[split][index], split, *domains[split][index], *answer) for split, index, *answer in merged
             )
-        print(f"{len(merged)} predictions in {self.path}")
+        print(f"{len(merged)} predictions in {self.path}" + (f", masks in {self._folder}" if segments else ""))
+
+    def _write_mask(self, mask: NDArray[np.uint8], name: Path) -> str:
+        """Writes a mask, and returns its path relative to the folder of the CSV file."""
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as part:
+            Image.fromarray(mask).save(part, "PNG")
+        return path.relative_to(self.path.parent).as_posix()
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of the path of a mask, from the name of a sample: below its folder, with the suffix of a PNG file."""
+    from lightning_da.data.image_files import SUFFIXES  # noqa: PLC0415  # slow to import, and only masks need it
+
+    *folders, last = (part for part in Path(name).parts if part not in (os.sep, os.pardir))
+    stem, suffix = os.path.splitext(last)
+    return (*folders, f"{stem if suffix.lower() in SUFFIXES else last}.png")
 
 
 def _numbers(embeddings: Tensor) -> list[tuple[str, ...]]:

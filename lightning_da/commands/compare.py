@@ -10,7 +10,9 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lightning_da.callbacks.label_free_scores import ANSWERS
+from lightning_da.data.base import DOMAINS
 from lightning_da.grids.tables import mean_and_spread, print_table, summary
+from lightning_da.methods.masks import SCORES
 from lightning_da.mlflow_view import PRIMARY_METRIC
 from lightning_da.parser import CommandParser
 from lightning_da.store import client, search_runs
@@ -29,12 +31,21 @@ FORMATS = {
     "source rmse": ".3f",
     "target rmse": ".3f",
     "target r2": ".3f",
+    "source dice": ".3f",
+    "target dice": ".3f",
+    "target jaccard": ".3f",
+    "target sensitivity": ".3f",
     "gap closed": ".2f",
     "seconds": ".0f",
 }
 """Numeric columns of the table, and their formats."""
-OPTIONAL = ("published", "target class acc", "h-score", "source rmse", "target rmse", "target r2")
+OPTIONAL = (
+    *("published", "target class acc", "h-score", "source rmse", "target rmse", "target r2"),
+    *("source dice", "target dice", "target jaccard", "target sensitivity"),
+)
 """Columns that are left out where they are empty."""
+RESULTS = {"acc": "accuracy", "rmse": "root mean squared error", "dice": "Dice"}
+"""What runs are compared by: of classes, numbers and masks."""
 ONE_NUMBER = ("published", "seconds")
 """Columns without a standard deviation."""
 CHOOSES = "neighbours"
@@ -77,7 +88,7 @@ def tested_runs(experiment_id: str) -> list[Run]:
     return [
         run
         for run in search_runs(experiment_id, newest_first=True)
-        if {"test/source/acc", PRIMARY_METRIC, "test/source/rmse", "test/target/rmse"} & run.data.metrics.keys()
+        if {f"test/{domain}/{score}" for domain in DOMAINS for score in RESULTS} & run.data.metrics.keys()
         and "method" in run.data.params
     ]
 
@@ -100,8 +111,9 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
             print(describe(*said))
             if (learned := learned_of(group, runs)) is not None:
                 print(describe_learned(learned))
-        if group["target rmse"].notna().any():
-            print("no choice without target labels: its score needs classes, and the labels are numbers")
+        if (result := _result_of(group)) != "acc":
+            kind = {"rmse": "numbers", "dice": "masks"}[result]
+            print(f"no choice without target labels: its score needs classes, and the labels are {kind}")
     for warning in warnings_of(runs):
         print(f"\nwarning: {warning}")
     return table.drop(columns=["answers", "data", "runs", "targets"])
@@ -137,9 +149,9 @@ def as_text(group: pd.DataFrame) -> pd.DataFrame:
     Args:
         group: Rows of `comparison`.
     """
-    text, regresses = group[["method", "seeds"]].copy(), group["target rmse"].notna().any()
+    text, result = group[["method", "seeds"]].copy(), _result_of(group)
     for column, form in FORMATS.items():
-        optional = column in OPTIONAL or (regresses and column.endswith(" acc"))
+        optional = column in OPTIONAL or (result != "acc" and column.endswith(" acc"))
         if optional and group[column].isna().all():
             continue
         spreads = group[f"{column} std"] if column not in ONE_NUMBER else [float("nan")] * len(group)
@@ -150,8 +162,12 @@ def as_text(group: pd.DataFrame) -> pd.DataFrame:
 
 def heading_of_each(group: pd.DataFrame) -> str:
     """What `of_each_target` has for the rows of one pair."""
-    result = "root mean squared error" if group["target rmse"].notna().any() else "accuracy"
-    return f"{result} on each target"
+    return f"{RESULTS[_result_of(group)]} on each target"
+
+
+def _result_of(group: pd.DataFrame) -> str:
+    """What the runs of one pair are compared by: a key of `RESULTS`."""
+    return next((name for name in RESULTS if group[f"target {name}"].notna().any()), "acc")
 
 
 def of_each_target(group: pd.DataFrame) -> pd.DataFrame:
@@ -348,7 +364,8 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
 
     If several runs have the same configuration and seed, the latest is used. The gap closed is (acc - source-only) /
     (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length. A
-    target-only of few labels (`target_labels`) is no bound. In a regression acc is the root mean squared error.
+    target-only of few labels (`target_labels`) is no bound. In a regression acc is the root mean squared error, in a
+    segmentation Dice.
 
     Args:
         runs: Tested runs, the latest first.
@@ -373,6 +390,8 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
             "source rmse": run.data.metrics.get("test/source/rmse"),
             "target rmse": run.data.metrics.get("test/target/rmse"),
             "target r2": run.data.metrics.get("test/target/r2"),
+            "source dice": run.data.metrics.get("test/source/dice"),
+            **{f"target {name}": run.data.metrics.get(f"test/target/{name}") for name in SCORES},
             "seconds": run.data.metrics.get("fit/seconds"),
             "targets": _of_domains(run.data.metrics),
             "answers": answers_of(run),
@@ -382,7 +401,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
         for (key, seed), run in reversed(latest.items())
     )
     bounds = frame[(frame["method"] != UPPER) | ~frame.pop("few labels")]
-    measured = frame["target acc"].fillna(frame["target rmse"])
+    measured = frame["target acc"].fillna(frame["target rmse"]).fillna(frame["target dice"])
     bounds = bounds.assign(measured=measured)
     ends = {(row["terms"], row["method"]): row["measured"] for row in bounds.to_dict("records")}
     lower = [ends.get((terms, LOWER)) for terms in frame["terms"]]
@@ -406,12 +425,12 @@ def answers_of(run: Run) -> Answers | None:
 
 
 def _of_domains(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The accuracy on each of several targets, or the error of a regression, by their names in metrics.
+    """The result (see `RESULTS`) on each of several targets, by their names in metrics.
 
     It is empty if there is one target.
     """
     parts = {tuple(key.split("/")): value for key, value in metrics.items() if key.startswith("test/target/")}
-    return {key[2]: value for key, value in parts.items() if len(key) == 4 and key[3] in ("acc", "rmse")}
+    return {key[2]: value for key, value in parts.items() if len(key) == 4 and key[3] in RESULTS}
 
 
 def _uneven(run: Run) -> bool:

@@ -54,5 +54,6 @@ def run(args: Sequence[str]) -> Path:
             raise RunError(f"torch cannot export the network ({type(error).__name__}: {first_line(error)})") from error
     blank = data.reads.blank
     shape = ", ".join(map(str, ("n", *blank.shape)))
-    print(f"{path}: from samples ({shape}) of {str(blank.dtype)[6:]} to probabilities (n, {len(data.classes)})")
+    pixels = "".join(f", {side}" for side in data.input_shape[1:]) if network.segments else ""
+    print(f"{path}: from samples ({shape}) of {str(blank.dtype)[6:]} to probabilities (n, {len(data.classes)}{pixels})")
     return path

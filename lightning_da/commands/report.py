@@ -41,9 +41,10 @@ POINTS = 40
 """Points of a curve over training."""
 OVER_TIME = (
     *("val/target/acc", "val/source/acc", "val/target/rmse", "val/source/rmse"),
+    *("val/target/dice", "val/source/dice"),
     *("train/task_loss", "train/domain_loss", "score/neighbours"),
 )
-PICTURES = {"confusion.png": "Confusion matrix", "embedding.png": "Embedding"}
+PICTURES = {"confusion.png": "Confusion matrix", "embedding.png": "Embedding", "masks.png": "Masks"}
 """The pictures of a run's test, and what they are."""
 WIDTH = 1000
 """Largest width of a picture in pixels."""
@@ -122,7 +123,7 @@ def page_of(name: str, runs: Sequence[Run], number: int) -> str:
             room -= size
 
     for pair, group in zip(pairs, groups, strict=True):
-        success = group["target acc"].fillna(-group["target rmse"]).fillna(-np.inf)
+        success = group["target acc"].fillna(group["target dice"]).fillna(-group["target rmse"]).fillna(-np.inf)
         best = group.loc[success.nlargest(DRAWN).index.sort_values()]
         names = list(best["method"])
         for title, curves in _over_depth(best, by_id).groupby("title", sort=False):
@@ -220,11 +221,11 @@ def _lines(curves: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
 
 
 def _median_run(runs: Sequence[str], by_id: dict[str, Run]) -> str:
-    """The run with the median result on the target: the accuracy, or the error of a regression."""
+    """The run with the median result on the target: the accuracy, Dice, or the error of a regression."""
 
     def result(run: str) -> float:
         metrics = by_id[run].data.metrics
-        return metrics.get(PRIMARY_METRIC, metrics.get("test/target/rmse", 0.0))
+        return metrics.get(PRIMARY_METRIC, metrics.get("test/target/dice", metrics.get("test/target/rmse", 0.0)))
 
     ordered = sorted(runs, key=result)
     return ordered[(len(ordered) - 1) // 2]

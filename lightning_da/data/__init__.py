@@ -1,8 +1,10 @@
 from lightning_da.data.base import DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.digits import Digits
 from lightning_da.data.features import FeatureTables
+from lightning_da.data.hearts import Hearts
 from lightning_da.data.identities import Identities
 from lightning_da.data.image_folders import ImageFolders
+from lightning_da.data.mask_folders import MaskFolders
 from lightning_da.data.reversed import Reversed
 from lightning_da.data.sentences import Sentences
 from lightning_da.data.shapes import Shapes
@@ -15,8 +17,10 @@ __all__ = [
     "Digits",
     "DomainPairDataModule",
     "FeatureTables",
+    "Hearts",
     "Identities",
     "ImageFolders",
+    "MaskFolders",
     "Reversed",
     "Roles",
     "Sentences",

@@ -71,6 +71,7 @@ class Roles(NamedTuple):
         reads_words: Whether samples are sentences; None if the network is not known.
         tasks_differ: Whether source and target may have different classes.
         modalities_differ: Whether samples of source and target may have different shapes and units.
+        segments: Whether the answers are masks; None if the method is not known.
     """
 
     supervised: tuple[str, ...] = ("source",)
@@ -82,6 +83,7 @@ class Roles(NamedTuple):
     reads_words: bool | None = None
     tasks_differ: bool = False
     modalities_differ: bool = False
+    segments: bool | None = None
 
     @classmethod
     def of(cls, module: Any, processes: int) -> "Roles":
@@ -97,6 +99,7 @@ class Roles(NamedTuple):
             getattr(module, "reads_words", None),
             getattr(module, "tasks_differ", False),
             getattr(module, "modalities_differ", False),
+            getattr(module, "segments", None),
         )
 
 
@@ -262,6 +265,8 @@ class DomainPairDataModule(L.LightningDataModule):
     """Processes that load samples; 0 for data held in memory."""
     regression = False
     """Whether the labels are numbers, and no classes."""
+    masks = False
+    """Whether the label of an image is a mask, the class of each pixel."""
     words = False
     """Whether samples are sentences, int64; a network for them has `reads_words`."""
     predicted: tuple[str, ...] = SPLITS
@@ -525,13 +530,14 @@ class DomainPairDataModule(L.LightningDataModule):
     # ---------------------------------------------------------------- checks
 
     def check_has_classes(self, command: str) -> None:
-        """Refuses numbers as labels, for a command that counts right answers.
+        """Refuses numbers and masks as labels, for a command that counts right answers.
 
         Raises:
-            DataError: If the labels are numbers.
+            DataError: If the labels are numbers or masks.
         """
-        if self.regression:
-            raise DataError(f"{command} counts right classes, and the labels are numbers; set --data.labels classes")
+        if self.regression or self.masks:
+            kind = "masks" if self.masks else "numbers"
+            raise DataError(f"{command} counts right classes, and the labels are {kind}; set --data.labels classes")
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -552,9 +558,10 @@ class DomainPairDataModule(L.LightningDataModule):
 
         Raises:
             DataError: If two domains are the same data, a method that reads source and target gets one, the network
-                reads sentences and the samples are none or the other way round, a split is empty or smaller than a
-                batch, the classes, shapes or value ranges differ, a label is out of range, a supervised domain has no
-                labels, or a value is not finite. The message names the domain, one of several too.
+                reads sentences and the samples are none or the other way round, the same for masks as labels, a split
+                is empty or smaller than a batch, the classes, shapes or value ranges differ, a label is out of range, a
+                supervised domain has no labels, or a value is not finite. The message names the domain,
+                one of several too.
         """
         read = roles.supervised + roles.unlabelled
         if len(self.domains) < 2 <= len(read):
@@ -562,11 +569,7 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"the method reads a source and a target, but there is one domain, {self.target!r}; set --data.source "
                 "and --data.target, or train on the one domain with --config method/fine_tune.yaml"
             )
-        if roles.reads_words not in (None, self.words):
-            what, instead = (
-                ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
-            )
-            raise DataError(f"the samples are {what}; set --model.backbone lightning_da.networks.{instead}")
+        self._check_kinds(roles)
         if len(self._every(self.domains)) > 1:
             self._check_classes(roles)
         for role in self.domains:
@@ -595,6 +598,21 @@ class DomainPairDataModule(L.LightningDataModule):
         self._check_labelled(roles)
         self._checked = roles
 
+    def _check_kinds(self, roles: Roles) -> None:
+        """Refuses samples or labels of a kind that the method does not read."""
+        if roles.reads_words not in (None, self.words):
+            what, instead = (
+                ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
+            )
+            raise DataError(f"the samples are {what}; set --model.backbone lightning_da.networks.{instead}")
+        if roles.segments not in (None, self.masks):
+            raise DataError(
+                "the labels are masks, and the method needs a class for each sample; take --config "
+                "method/segmentation.yaml or method/unet.yaml"
+                if self.masks
+                else "the method answers with masks, and the labels are none; take data with masks, or another method"
+            )
+
     def _check_labelled(self, roles: Roles) -> None:
         """Refuses fewer labels than processes, and says which labels of the target are read."""
         for role in roles.supervised:
@@ -621,9 +639,10 @@ class DomainPairDataModule(L.LightningDataModule):
         y, rows = torch.as_tensor(self._get(self.target, "train").y), self._rows("target")
         counts = torch.bincount(y[rows], minlength=self.num_classes).tolist()
         each = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        kept = "mask, " if self.masks else f"label, {each} of each class, "
         rank_zero_info(
-            f"target_labels: {sum(counts)} of the {len(y)} training samples of {self.target!r} keep their label, "
-            f"{each} of each class, drawn with seed {_seed()}"
+            f"target_labels: {sum(counts)} of the {len(y)} training samples of {self.target!r} keep their {kept}"
+            f"drawn with seed {_seed()}"
         )
         if roles.reads_unlabelled and "target" not in roles.supervised:
             rank_zero_warn("target_labels: the method reads no label of the target; set --model.train_on both")
@@ -753,7 +772,9 @@ class DomainPairDataModule(L.LightningDataModule):
         )
 
     def _warn_of_missing_classes(self, domain: str) -> None:
-        """Warns of classes without a sample in a split that has labels."""
+        """Warns of classes without a sample in a split that has labels; masks are not looked at."""
+        if self.masks:
+            return
         lacking: dict[str, list[str]] = {}
         for split in SPLITS:
             there = set(self._get(domain, split).y.tolist()) - {UNKNOWN}

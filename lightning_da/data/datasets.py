@@ -33,6 +33,8 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
             uint8, texts for sentences (int64, shape (n, length)), otherwise the numbers that the network reads.
         numbers: The number that each label stands for, for regression, shape (number of labels,), floating point. A
             batch then has these numbers, float32, in place of labels, NaN for `UNKNOWN`, and there are no classes.
+        masks: The class of each pixel, for segmentation, shape (n, height, width), integers; `UNKNOWN` where the class
+            is unknown. A batch then has these masks, int64, in place of labels. `y` is 0 for an image with a mask.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         names: Sequence[str] | None = None,
         reads: Input | None = None,
         numbers: Tensor | None = None,
+        masks: Tensor | None = None,
     ) -> None:
+        self.masks = masks
         self.numbers = None if numbers is None else torch.cat([numbers.float(), torch.tensor([torch.nan])])
         self.x, self.y, self.classes = x, y.long(), list(classes)
         images = x.dtype == torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
@@ -60,7 +64,7 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         x = self.x[indices]
         if x.dtype != torch.int64:
             x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-        y = self.y[indices]
+        y = self.y[indices] if self.masks is None else self.masks[indices].long()
         return x, y if self.numbers is None else self.numbers[y]  # the index -1 is the last
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -74,8 +78,9 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
     def fingerprint(self) -> str:
         """A digest of the content."""
         digest = hashlib.sha256()
-        for part in (self.x, self.y) if self.numbers is None else (self.x, self.y, self.numbers):
-            digest.update(part.contiguous().numpy().tobytes())
+        for part in (self.x, self.y, self.numbers, self.masks):
+            if part is not None:
+                digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -145,7 +150,8 @@ def relabel(whole: Any, classes: Sequence[str]) -> TensorDomain | Selection:
         raise DataError(
             f"a label is out of range; the {len(known)} classes {whole.classes} are labelled 0 to {len(known) - 1}"
         )
-    y = torch.tensor([*known, UNKNOWN])[y]  # the index -1 is the last
+    label = torch.tensor([*known, UNKNOWN])  # the index -1 is the last
     if isinstance(whole, TensorDomain):
-        return TensorDomain(whole.x, y, classes, whole.names, whole.reads)
-    return Selection(whole, torch.arange(len(whole)), y, classes)
+        masks = None if whole.masks is None else label[whole.masks.long()]
+        return TensorDomain(whole.x, label[y], classes, whole.names, whole.reads, masks=masks)
+    return Selection(whole, torch.arange(len(whole)), label[y], classes)

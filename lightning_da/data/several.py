@@ -95,7 +95,9 @@ class JoinedTensors(TensorDomain):
             sizes = torch.tensor([len(part) for part in known])
             y = torch.where(y == UNKNOWN, y, y + (sizes.cumsum(0) - sizes)[whole.domain])
             numbers = torch.cat(known)
-        super().__init__(torch.cat(xs), y, whole.classes, whole.names, whole.reads, numbers)
+        masks = [part.masks for part in parts.values() if part.masks is not None]
+        every = torch.cat(masks) if len(masks) == len(parts) else None
+        super().__init__(torch.cat(xs), y, whole.classes, whole.names, whole.reads, numbers, every)
         self.domain, self._digest = whole.domain, whole.fingerprint()
         for part, x in zip(parts.values(), self.x.split([len(part) for part in parts.values()]), strict=True):
             if part.x.dtype == x.dtype:

@@ -287,8 +287,8 @@ def _said(found: Done | BaseException, result: Result | None) -> str:
     """Text about a finished or failed cell."""
     if isinstance(found, Done):
         assert result is not None
-        found_by = {d: result.metrics.get(f"test/{d}/acc", result.metrics.get(f"test/{d}/rmse")) for d in DOMAINS}
-        scores = [f"{d} {score:.3f}" for d, score in found_by.items() if score is not None]
+        named = [(d, f"test/{d}/{score}") for d in DOMAINS for score in ("acc", "rmse", "dice")]
+        scores = [f"{d} {result.metrics[name]:.3f}" for d, name in named if name in result.metrics]
         return "\n  ".join([f"{', '.join(scores)} ({result.seconds:.0f} s)", *found.warnings])
     if os.environ.get("LIGHTNING_DA_DEBUG") and not isinstance(found, ConfigError | RunError):
         traceback.print_exception(found)

@@ -1,5 +1,6 @@
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.adda import ADDA
+from lightning_da.methods.adversarial_segmentation import AdversarialSegmentation
 from lightning_da.methods.amn import AMN
 from lightning_da.methods.autoencoder import Autoencoder
 from lightning_da.methods.base import TransferModule
@@ -34,6 +35,7 @@ from lightning_da.methods.osbp import OSBP
 from lightning_da.methods.pada import PADA
 from lightning_da.methods.progressive import Progressive
 from lightning_da.methods.pseudo_labels import PseudoLabels
+from lightning_da.methods.segmentation import Segmentation
 from lightning_da.methods.self_taught import SelfTaught
 from lightning_da.methods.shot import SHOT
 
@@ -56,6 +58,7 @@ __all__ = [
     "PADA",
     "SHOT",
     "AdaptationModule",
+    "AdversarialSegmentation",
     "Autoencoder",
     "ClassEmbedding",
     "Classical",
@@ -75,6 +78,7 @@ __all__ = [
     "Multimodal",
     "Progressive",
     "PseudoLabels",
+    "Segmentation",
     "SelfTaught",
     "TransferModule",
 ]

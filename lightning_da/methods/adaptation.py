@@ -25,9 +25,9 @@ class DomainBatch(NamedTuple):
 
     Attributes:
         layers: Activations of each adapted layer, shape (n, width), then those of `further_layers`.
-        logits: Shape (n, num_classes).
-        labels: Shape (n,), int64, `UNKNOWN` (-1) where the class is not known. Those of a domain whose labels the
-            method does not read are all `UNKNOWN`.
+        logits: Shape (n, num_classes); of a segmentation (n, num_classes, height, width).
+        labels: Shape (n,), int64, `UNKNOWN` (-1) where the class is not known; of a segmentation (n, height, width).
+            Those of a domain whose labels the method does not read are all `UNKNOWN`.
     """
 
     layers: list[Tensor]
@@ -229,7 +229,7 @@ class AdaptationModule(WatchedModule):
 
         def known(part: str, logits: Tensor) -> Tensor:
             y: Tensor | None = given[part][1]
-            return torch.full((len(logits),), UNKNOWN, device=logits.device) if y is None else y
+            return torch.full_like(logits[:, 0], UNKNOWN, dtype=torch.int64) if y is None else y
 
         if "labelled" in given:
             numbers = [len(given[part][0]) for part in ("target", "labelled")]

@@ -48,6 +48,8 @@ class Classifier(L.LightningModule):
     """Whether training reads the samples without a label, too, of the domains in `supervised`."""
     embeds: bool = False
     """Whether the output of the network is an embedding, whose distances are the answer, and no logits of classes."""
+    segments: bool = False
+    """Whether the answers are masks, a class for each pixel, and not one for each sample."""
     can_regress: bool = False
     """Whether the method can predict numbers in place of classes."""
     scales_per_domain: bool = False

@@ -98,5 +98,5 @@ def _read(mean: dict[str, float], step: int) -> Iterator[tuple[str, str]]:
 
 
 def largest_share(classes: Tensor) -> Tensor:
-    """The share of the most frequent class, from classes (n,), int64."""
-    return classes.bincount().max() / len(classes)
+    """The share of the most frequent class, from classes of any shape, int64."""
+    return classes.flatten().bincount().max() / classes.numel()

@@ -2,6 +2,7 @@ from lightning_da.networks.backbones import Backbone, BackboneCallable, FeedForw
 from lightning_da.networks.codes import PrincipalComponents, Raw, SparseCoding
 from lightning_da.networks.lstm import LSTM
 from lightning_da.networks.memory import MemoryNetwork
+from lightning_da.networks.unet import UNetEncoder
 
 __all__ = [
     "LSTM",
@@ -14,4 +15,5 @@ __all__ = [
     "Raw",
     "SparseCoding",
     "TimmBackbone",
+    "UNetEncoder",
 ]

@@ -104,7 +104,7 @@ def collect(
                         _, activations = module.activations(moved, domain, layers)
                     for kept, layer, activation in zip(rows, layers, activations, strict=True):
                         kept.append(activation.float().cpu() if layer == "head" else project(activation))
-                    seen.append(torch.full((len(y),), UNKNOWN) if data.regression else y)
+                    seen.append(torch.full((len(y),), UNKNOWN) if data.regression or data.masks else y)
                 labels[domain] = gather(torch.cat(seen).to(module.device)).cpu()
                 for layer, kept in zip(layers, rows, strict=True):
                     parts.setdefault(layer, []).append(gather(torch.cat(kept).to(module.device)).cpu())

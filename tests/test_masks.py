@@ -1,0 +1,451 @@
+"""Masks as labels: data, network, losses, scores, methods and commands."""
+
+import csv
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torchmetrics.functional.segmentation import dice_score, mean_iou
+
+from lightning_da.data import DataError, Hearts, MaskFolders
+from lightning_da.data.base import SPLITS, UNKNOWN
+from lightning_da.data.hearts import PARTS
+from lightning_da.errors import ConfigError
+from lightning_da.losses.masks import absolute_error
+from lightning_da.main import main as lightning_da
+from lightning_da.methods import DANN, AdversarialSegmentation, FineTune, Segmentation
+from lightning_da.methods.adaptation import DomainBatch
+from lightning_da.methods.masks import MaskScores
+from lightning_da.networks import FeedForward, LeNet, TimmBackbone, UNetEncoder
+from lightning_da.networks.unet import feature_maps
+from lightning_da.schedules import constant
+from lightning_da.testing import ADAM, build, equal, fit, ready, state
+
+SIZE = 32
+TINY = partial(UNetEncoder, widths=(2, 4))
+NETWORK: dict[str, Any] = {"num_classes": 3, "input_shape": (1, SIZE, SIZE), "backbone": TINY, "decoder": 2}
+ADVERSARIAL: dict[str, Any] = NETWORK | {"discriminator": 2, "domain_schedule": constant}
+
+
+def hearts(**kwargs: Any) -> Hearts:
+    return Hearts(**{"number": 20, "size": SIZE, "batch_size": 4} | kwargs)
+
+
+def random_masks(*shape: int, unknown: bool = True) -> Tensor:
+    return torch.randint(UNKNOWN if unknown else 0, 3, shape, generator=torch.Generator().manual_seed(0))
+
+
+# ---------------------------------------------------------------- made data
+
+
+def test_hearts_are_the_same_for_a_seed_and_fewer_are_the_first_of_more() -> None:
+    few, more, other = (hearts(number=number, seed=seed).dataset("scanner_a", "train") for number, seed in
+                        ((10, 0), (20, 0), (10, 1)))  # fmt: skip
+    for one, same in ((few.x, more.x), (few.masks, more.masks)):
+        assert one is not None
+        assert same is not None
+        assert torch.equal(one, same[: len(one)])
+    assert not torch.equal(few.x, other.x)
+    sizes = {split: len(hearts().dataset("scanner_a", split)) for split in SPLITS}
+    assert sizes == {"train": 12, "val": 2, "test": 6}
+    small = hearts(source_number=10)
+    assert [len(small.dataset(domain, "train")) for domain in ("scanner_a", "scanner_b")] == [6, 12]
+
+
+def test_the_wall_is_around_the_cavity_and_parts_differ_in_brightness() -> None:
+    for domain in ("scanner_a", "scanner_b"):
+        data = hearts(number=40).dataset(domain, "train")
+        assert data.masks is not None
+        cavity, wall = (data.masks == PARTS.index(name) for name in ("cavity", "wall"))
+        beside = nn.functional.max_pool2d(cavity.float()[:, None], 3, 1, 1)[:, 0].bool()
+        assert (cavity | wall)[beside].all()  # no pixel of the background touches the cavity
+        bright = [data.x[:, 0][part].float().mean() for part in (cavity, wall)]
+        assert bright[0] > 1.3 * bright[1]
+
+
+def test_kinds_of_hearts_are_classes_with_another_share_of_cavity() -> None:
+    data = hearts(number=60, labels="classes")
+    kinds, masks = (hearts(number=60, labels=labels).dataset("scanner_a", "train") for labels in ("classes", "masks"))
+    assert data.num_classes == 3
+    assert masks.masks is not None
+    assert kinds.masks is None
+    share = (masks.masks == 1).flatten(1).sum(1) / (masks.masks > 0).flatten(1).sum(1)
+    means = {name: share[kinds.y == place].mean().item() for place, name in enumerate(kinds.classes)}
+    assert means["thick"] < means["normal"] < means["dilated"]
+
+
+def test_batches_have_masks_and_the_target_none() -> None:
+    data = hearts()
+    data.check()
+    batch = next(iter(data.train_dataloader()))[0]
+    assert (batch["source"][1].shape, batch["source"][1].dtype) == ((4, SIZE, SIZE), torch.int64)
+    assert isinstance(batch["target"], Tensor)
+    assert data.fingerprint() == hearts().fingerprint() != hearts(seed=1).fingerprint()
+    with pytest.raises(DataError, match="label-curve counts right classes, and the labels are masks"):
+        data.check_has_classes("label-curve")
+
+
+def test_a_mask_is_part_of_the_fingerprint_and_follows_its_image_into_several_domains() -> None:
+    data = hearts(source=["scanner_a", "scanner_b"], target=None)
+    joined = data._get(data.source, "train")
+    for domain, start in (("scanner_a", 0), ("scanner_b", 12)):
+        one = hearts().dataset(domain, "train")
+        assert torch.equal(joined[start + 3][1], one[3][1])
+        before = one.fingerprint()
+        one.masks = 2 - one.masks  # type: ignore[operator]
+        assert one.fingerprint() != before
+
+
+# ---------------------------------------------------------------- folders
+
+
+def write(folder: Path, name: str, mask: Any, size: tuple[int, int] = (8, 6), **kwargs: Any) -> None:
+    """An image below `folder`, and its mask; no mask with None."""
+    for place in (folder / "images" / name, folder / "masks" / name):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    seed = sum(map(ord, str(folder) + name))
+    pixels = np.random.default_rng(seed).integers(256, size=size[::-1], dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "images" / name)
+    if mask is not None:
+        Image.fromarray(mask).save((folder / "masks" / name).with_suffix(".png"), **kwargs)
+
+
+def drawn(seed: int, size: tuple[int, int] = (8, 6)) -> Any:
+    return np.random.default_rng(seed).choice(np.array([0, 1, 2, 255], dtype=np.uint8), size=size[::-1])
+
+
+def folders(**kwargs: Any) -> MaskFolders:
+    given = {"source": "one", "target": "two", "image_size": 6, "batch_size": 2} | kwargs
+    return MaskFolders(".", ["background", "cavity", "wall"], **given)
+
+
+def write_domains(number: int = 10) -> None:
+    for domain in ("one", "two"):
+        for place in range(number):
+            write(Path(domain), f"p{place // 2}/{place}.bmp", drawn(place, (6, 6)), (6, 6))
+
+
+def test_folders_give_each_image_its_mask_and_keep_a_patient_in_one_split() -> None:
+    write_domains()
+    Path("two/unlabelled").mkdir()
+    Image.new("L", (5, 5)).save("two/unlabelled/x.png")
+    data = folders()
+    data.check()
+    seen: dict[str, set[str]] = {}
+    for split in SPLITS:
+        part = data.dataset("one", split)
+        for place, name in enumerate(part.names):
+            seen.setdefault(Path(name).parent.name, set()).add(split)
+            expected = torch.from_numpy(drawn(int(Path(name).stem), (6, 6)).astype(np.int64))
+            assert torch.equal(part[place][1], torch.where(expected == 255, UNKNOWN, expected))
+            with Image.open(name) as image:
+                assert torch.equal(part.x[place, 0], torch.from_numpy(np.asarray(image)))
+    assert sorted(seen) == [f"p{place}" for place in range(5)]
+    assert all(len(splits) == 1 for splits in seen.values())
+    others = [data.dataset("two", split) for split in SPLITS]
+    alone = [
+        (part.y[place], part[place][1]) for part in others for place, name in enumerate(part.names) if "unl" in name
+    ]
+    assert len(alone) == 1
+    assert alone[0][0] == UNKNOWN
+    assert (alone[0][1] == UNKNOWN).all()
+
+
+def test_a_mask_is_scaled_to_the_nearest_pixel() -> None:
+    mask = np.zeros((6, 8), dtype=np.uint8)
+    mask[:, 4:] = 2
+    write(Path("one"), "a.png", mask)
+    write(Path("one"), "b.png", mask, bits=8)
+    for size in (2, 4, 24):
+        found = folders(source=None, target="one", image_size=size)._splits("one")
+        masks = torch.cat([part.masks for part in found.values() if part.masks is not None])
+        assert masks[..., : size // 2].eq(0).all()
+        assert masks[..., size // 2 :].eq(2).all()
+    palette = Image.fromarray(mask, mode="P")
+    palette.putpalette([0, 0, 0, 9, 9, 9, 200, 0, 0])
+    palette.save("one/masks/b.png")
+    assert folders(source=None, target="one")._splits("one")["train"].masks.unique().tolist() == [0, 2]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda: Path("one/masks/p1/3.png").unlink(), r"masks/p1/3\.png: there is no such mask for 'images/p1/3\.bmp'"),
+        (
+            lambda: Image.new("L", (7, 6)).save("one/masks/p1/3.png"),
+            r"p1/3\.png: the mask has 7 x 6 pixels, its image 6 x 6",
+        ),
+        (
+            lambda: Image.new("L", (6, 6), 3).save("one/masks/p1/3.png"),
+            r"p1/3\.png: value 3 is no place in data\.classes, 0 to 2; 255",
+        ),
+        (lambda: Image.new("RGB", (6, 6)).save("one/masks/p1/3.png"), r"p1/3\.png: a mask has one value a pixel"),
+        (lambda: Path("one/masks/p1/3.png").write_text("no"), r"p1/3\.png: not a readable image"),
+        (
+            lambda: Image.new("L", (6, 6)).save("one/images/p1/3.png"),
+            r"p1/3\.png: 'images/p1/3\.bmp' has the same name",
+        ),
+    ],
+)
+def test_broken_folders_are_refused_by_the_name_of_the_file(break_it: Any, message: str) -> None:
+    write_domains(6)
+    break_it()
+    with pytest.raises(DataError, match=message) as found:
+        folders().dataset("one", "train")
+    assert "\n" not in str(found.value)
+
+
+def test_what_is_no_pair_of_folders_is_refused() -> None:
+    write_domains(6)
+    with pytest.raises(DataError, match=r"no folder .*for domain 'thre'"):
+        folders(source="thre").dataset("thre", "train")
+    Path("empty/masks").mkdir(parents=True)
+    with pytest.raises(DataError, match="domain 'empty': no image in"):
+        folders(source="empty").dataset("empty", "train")
+    with pytest.raises(DataError, match=r"data\.classes: name each class of pixels once"):
+        MaskFolders(".", ["a", "a"], "one", "two")
+    with pytest.raises(DataError, match=r"data\.channels: 2 is neither"):
+        folders(channels=2)
+
+
+# ---------------------------------------------------------------- the network
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [TINY, partial(TimmBackbone, model="resnet18"), partial(TimmBackbone, model="swin_tiny_patch4_window7_224",
+                                                            model_args={"img_size": 32})],
+)  # fmt: skip
+def test_every_backbone_with_feature_maps_is_an_encoder(backbone: Any) -> None:
+    model = build(Segmentation, **NETWORK | {"backbone": backbone}).eval()
+    x = torch.rand(2, 1, SIZE, SIZE)
+    features, logits = model.classify(x)
+    assert (features.shape, logits.shape) == ((2, 2), (2, 3, SIZE, SIZE))
+    torch.testing.assert_close(model(x[1:]), logits[1:])  # no image depends on another
+    assert [len(part) for part in feature_maps(model.backbone, x)] == [2] * len(model.backbone.layers)
+
+
+def test_every_parameter_learns() -> None:
+    model = build(Segmentation, **NETWORK)
+    model(torch.rand(2, 1, SIZE, SIZE)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("backbone", "layer"), [(LeNet, "conv2"), (partial(FeedForward, hidden=[4]), "fc1")])
+def test_a_backbone_without_feature_maps_is_refused(backbone: Any, layer: str) -> None:
+    with pytest.raises(ConfigError, match=f"masks need feature maps of each layer of the backbone, and '{layer}'"):
+        build(Segmentation, **NETWORK | {"backbone": backbone})
+
+
+def test_an_image_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 2 x 2 pixels in its last stage of 4"):
+        UNetEncoder((1, 15, 15))
+
+
+# ---------------------------------------------------------------- loss and scores
+
+
+def test_the_absolute_error_is_that_of_one_hot_masks() -> None:
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    y = random_masks(2, 4, 5)
+    expected = (logits.softmax(dim=1) - one_hot(y.clamp(min=0), 3).movedim(-1, 1)).abs().mean(dim=1)
+    expected[y == UNKNOWN] = 0
+    torch.testing.assert_close(absolute_error(logits, y), expected)
+    assert absolute_error(logits.half(), y).dtype == torch.float32
+
+
+def test_the_task_loss_is_a_mean_over_known_pixels() -> None:
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    y = random_masks(2, 4, 5)
+    known = y != UNKNOWN
+    p = logits.softmax(dim=1).movedim(1, -1)[known]
+    hot = one_hot(y[known], 3)
+    entropy, error = -(hot * p.log()).sum(dim=1).mean(), (p - hot).abs().mean()
+    for weight in (0.0, 0.7):
+        loss = ready(Segmentation, **NETWORK, mae_weight=weight).task_loss(logits, y)
+        torch.testing.assert_close(loss, entropy + weight * error)
+    gradient = torch.autograd.grad(loss, logits)[0].movedim(1, -1)
+    assert (gradient[~known] == 0).all()
+    assert (gradient[known] != 0).all()
+    assert ready(Segmentation, **NETWORK).task_loss(logits, torch.full_like(y, UNKNOWN)).item() == 0
+
+
+def test_scores_of_two_rectangles_are_known() -> None:
+    """4 x 4 pixels, and the same moved by one: 12 are right, 4 are missed, 4 are wrong."""
+    true, answer = torch.zeros(2, 1, 8, 8, dtype=torch.int64)
+    true[0, 2:6, 2:6], answer[0, 2:6, 3:7] = 1, 1
+    scores = MaskScores(3)
+    scores.update(answer, true)
+    found = scores.compute()
+    assert found["dice"][1] == pytest.approx(24 / 32)
+    assert found["jaccard"][1] == pytest.approx(12 / 20)
+    assert found["sensitivity"][1] == pytest.approx(12 / 16)
+    assert found["dice"][2].isnan()
+    assert found["images"].tolist() == [1, 1, 0]
+    assert found["pixels"].tolist() == [[44, 4, 0], [4, 12, 0], [0, 0, 0]]
+
+
+def test_scores_are_means_over_images_as_torchmetrics_has_them() -> None:
+    y, answers = random_masks(6, 7, 7, unknown=False), torch.randint(3, (6, 7, 7))
+    y[0][y[0] == 2] = 0
+    answers[0][answers[0] == 2] = 1  # no pixel of class 2 in the first image, true or predicted
+    y[1][y[1] == 1] = 0  # class 1 is predicted there, and never true
+    scores = MaskScores(3)
+    scores.update(answers[:2], y[:2])
+    scores.update(answers[2:], y[2:])
+    found = scores.compute()
+    dice = dice_score(answers, y, 3, average="none", input_format="index")
+    torch.testing.assert_close(found["dice"].float(), dice.nanmean(dim=0))
+    jaccard = mean_iou(answers, y, 3, per_class=True, input_format="index")
+    torch.testing.assert_close(found["jaccard"].float(), jaccard.where(jaccard >= 0, torch.nan).nanmean(dim=0))
+    recall = torch.stack([torch.stack([(a[t == c] == c).double().mean() for c in range(3)])
+                          for a, t in zip(answers, y, strict=True)])  # fmt: skip
+    torch.testing.assert_close(found["sensitivity"], recall.nanmean(dim=0))
+    assert found["images"].tolist() == [6, 5, 5]
+
+
+def test_pixels_without_a_class_do_not_count() -> None:
+    y, answers = random_masks(4, 6, 6, unknown=False), torch.randint(3, (4, 6, 6))
+    whole, part = MaskScores(3), MaskScores(3)
+    whole.update(answers[:, :3], y[:, :3])
+    y[:, 3:] = UNKNOWN
+    part.update(answers, y)
+    part.update(answers[:1], torch.full((1, 6, 6), UNKNOWN))
+    for name, values in whole.compute().items():
+        torch.testing.assert_close(part.compute()[name], values, equal_nan=True)
+
+
+# ---------------------------------------------------------------- methods
+
+
+def parts() -> tuple[DomainBatch, DomainBatch]:
+    labels = random_masks(2, SIZE, SIZE)
+    unknown = torch.full_like(labels, UNKNOWN)
+    logits = [torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    return DomainBatch([], logits[0], labels), DomainBatch([], logits[1], unknown)
+
+
+def test_the_adversarial_term_is_that_of_a_gan_on_masks() -> None:
+    model = ready(AdversarialSegmentation, **ADVERSARIAL)
+    source, target = parts()
+    loss = model.domain_loss(source, target)
+    predicted = torch.cat([source.logits, target.logits]).softmax(dim=1)
+    known = (source.labels != UNKNOWN)[:, None]
+    true = torch.where(known, one_hot(source.labels.clamp(min=0), 3).movedim(-1, 1).double(), predicted[:2])
+    answers = [torch.sigmoid(model.discriminator(masks)) for masks in (true.detach(), predicted.detach())]
+    expected = -answers[0].log().mean() - (1 - answers[1]).log().mean()
+    torch.testing.assert_close(loss, expected)
+
+    own = list(model.discriminator.parameters())
+    torch.testing.assert_close(torch.autograd.grad(loss, own, retain_graph=True), torch.autograd.grad(expected, own))
+    found = torch.autograd.grad(loss, [source.logits, target.logits])
+    predicted_only = -(1 - torch.sigmoid(model.discriminator(predicted))).log().mean()
+    reversed_ = torch.autograd.grad(predicted_only, [source.logits, target.logits])
+    for one, other in zip(found, reversed_, strict=True):
+        torch.testing.assert_close(one, -other)
+        assert one.abs().sum() > 0
+
+
+def test_weight_zero_is_plain_training_on_the_same_masks() -> None:
+    plain = fit(build(Segmentation, **NETWORK, train_on="both", optimizer=ADAM), 4, hearts(target_labels=3))
+    zero = fit(build(AdversarialSegmentation, **ADVERSARIAL, domain_weight=0.0, optimizer=ADAM), 4,
+               hearts(target_labels=3))  # fmt: skip
+    one, other = state(plain), state(zero)
+    assert one.keys() == other.keys()
+    for key, value in one.items():  # images pass the network in other batches
+        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-5)
+    played = fit(build(AdversarialSegmentation, **ADVERSARIAL, optimizer=ADAM), 4, hearts(target_labels=3))
+    assert not torch.allclose(state(played)["head.weight"], other["head.weight"], rtol=1e-3, atol=1e-5)
+
+
+def test_weight_zero_is_training_on_the_source_bit_by_bit() -> None:
+    plain = fit(build(Segmentation, **NETWORK, optimizer=ADAM), 4, hearts())
+    zero = fit(build(AdversarialSegmentation, **ADVERSARIAL, train_on="source", domain_weight=0.0, optimizer=ADAM), 4,
+               hearts())  # fmt: skip
+    assert equal(state(plain), state(zero))
+
+
+def test_no_mask_of_the_target_is_read_without_being_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = partial(build, AdversarialSegmentation, **ADVERSARIAL, train_on="source", optimizer=ADAM)
+    one = fit(model(), 3, hearts())
+    read = Hearts.dataset
+
+    def other_masks(self: Hearts, domain: str, split: str) -> Any:
+        found = read(self, domain, split)
+        if domain == "scanner_b":
+            found.masks = 2 - found.masks  # type: ignore[operator]
+        return found
+
+    monkeypatch.setattr(Hearts, "dataset", other_masks)
+    other = fit(model(), 3, hearts())
+    assert equal(one.state_dict(), other.state_dict())
+
+
+def test_the_encoder_comes_from_a_classifier_and_frozen_layers_keep_its_bits(tmp_path: Path) -> None:
+    classifier = fit(build(FineTune, input_shape=(1, SIZE, SIZE), backbone=TINY), 2, hearts(labels="classes"))
+    torch.save({"state_dict": classifier.state_dict()}, tmp_path / "classifier.ckpt")
+    start = {"init_from": str(tmp_path / "classifier.ckpt"), "train_on": "target", "optimizer": ADAM}
+    frozen = fit(build(Segmentation, **NETWORK, **start, freeze="all"), 4, hearts())
+    assert equal(state(classifier, "backbone."), state(frozen, "backbone."))
+    fresh = build(Segmentation, **NETWORK, **start)
+    assert not equal(state(fresh, "bottleneck."), state(frozen, "bottleneck."))
+    half = fit(build(Segmentation, **NETWORK, **start, freeze=1), 4, hearts())
+    assert equal(state(classifier, "backbone.stage1."), state(half, "backbone.stage1."))
+    assert not equal(state(classifier, "backbone.stage2."), state(half, "backbone.stage2."))
+    released = fit(build(Segmentation, **NETWORK, **start, freeze="all", unfreeze_by=0.5), 4, hearts())
+    assert not equal(state(classifier, "backbone.stage1."), state(released, "backbone.stage1."))
+
+
+def test_methods_and_labels_of_two_kinds_are_refused() -> None:
+    for method in (FineTune, DANN):
+        with pytest.raises(DataError, match="the labels are masks, and the method needs a class for each sample"):
+            fit(build(method, input_shape=(1, SIZE, SIZE), backbone=TINY), 1, hearts())
+    with pytest.raises(DataError, match="the method answers with masks, and the labels are none"):
+        fit(build(Segmentation, **NETWORK), 1, hearts(labels="classes"))
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_the_commands_predict_masks_and_compare_dice(capsys: pytest.CaptureFixture[str]) -> None:
+    small = [f"--data.{key}={value}" for key, value in {"number": 20, "size": SIZE, "batch_size": 4}.items()]
+    quick = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"]
+    words = ["--config", "data/hearts.yaml", *small, *quick]
+    lightning_da(["fit", "--config", "method/segmentation.yaml", *words, "--name", "a"])
+    lightning_da(["test", "--ckpt_path", "a"])
+    found = lightning_da(["predict", "--ckpt_path", "a", "--predictions.path", "out.csv"])
+    with Path("out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["train"] * 12 + ["val"] * 2 + ["test"] * 6
+    assert rows[0].keys() == {"sample", "split", "mask"}
+    model, data = found.model, found.datamodule
+    part = data.dataset("scanner_b", "test")
+    model.set_domain("target")
+    with torch.no_grad():
+        expected = model.eval()(part.__getitems__(list(range(6)))[0]).argmax(dim=1)
+    for row, mask in zip(rows[-6:], expected, strict=True):
+        with Image.open(row["mask"]) as image:
+            assert image.mode == "L"
+            assert np.array_equal(np.asarray(image), mask.numpy())
+    assert len(list(Path("out_masks").rglob("*.*"))) == 20
+    capsys.readouterr()
+    table = lightning_da(["compare"])
+    printed = capsys.readouterr().out
+    for score in ("dice", "jaccard", "sensitivity"):
+        assert f"target {score}" in printed
+    assert 0 <= table["target dice"].iloc[0] <= 1
+    assert "target acc" not in printed
+    assert "the labels are masks" in printed
+
+
+def test_a_network_that_has_diverged_predicts_nothing() -> None:
+    model = build(Segmentation, **NETWORK)
+    nn.init.constant_(model.head.bias, torch.nan)
+    with pytest.raises(ConfigError, match="no finite answer"):
+        model.predict_step((torch.rand(1, 1, SIZE, SIZE), None), 0)
