@@ -35,6 +35,7 @@ DATA = {
     ),
     "StreamedImages": ("data/streamed_images.py", "data/shards.py", "commands/shard.py"),
     "Sentences": ("data/sentences.py", "text/synthesis.py"),
+    "Trajectories": ("data/trajectories.py",),
     "SpeechCorpora": ("data/speech.py", "speech", "grids/speech.py", "commands/speech_transfer.py"),
 }
 """Each kind of data with its files. Plans and commands for one kind only go with it."""
@@ -94,14 +95,15 @@ def names(config: object, classes: set[str], copy: Path) -> bool:
 
 
 def without(path: Path, classes: set[str]) -> None:
-    """Takes classes out of `toy.py`: their imports, functions that use them, and their entries in `METHODS`."""
+    """Takes classes out of `toy.py`: their imports, what is made of them, and their entries in `METHODS`."""
 
     def uses(node: ast.AST) -> bool:
         return any(isinstance(part, ast.Name) and part.id in classes for part in ast.walk(node))
 
     tree = ast.parse(path.read_text())
-    classes = classes | {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and uses(node)}
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name in classes)]
+    made = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and uses(node)]
+    classes = classes | {node.name for node in made}
+    tree.body = [node for node in tree.body if node not in made]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             node.names = [alias for alias in node.names if alias.name not in classes]
