@@ -35,6 +35,7 @@ DATA = {
     ),
     "StreamedImages": ("data/streamed_images.py", "data/shards.py", "commands/shard.py"),
     "Sentences": ("data/sentences.py", "text/synthesis.py"),
+    "Trajectories": ("data/trajectories.py",),
     "SpeechCorpora": ("data/speech.py", "speech", "grids/speech.py", "commands/speech_transfer.py"),
 }
 """Each kind of data with its files. Plans and commands for one kind only go with it."""

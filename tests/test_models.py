@@ -222,6 +222,7 @@ SMALL = {
     "tradaboost": ("--data.target_labels", "3/class"),
     "osbp": ("--data.class_sets", "open"),
     "ati": ("--data.class_sets", "open"),
+    "cotrans": ("--model.forest_reads", "lightning_da.networks.Raw"),
     "taisl": ("--model.estimator.shape", "[5]"),
     **dict.fromkeys(("conservative", "fine_tune", "progressive"), ("--after", "source_only")),
     **dict.fromkeys(

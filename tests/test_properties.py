@@ -18,6 +18,7 @@ from tests.toy import (
     ADAPTING,
     METHODS,
     ON_ONE_NETWORK,
+    WITHOUT_DOMAIN_LOSS,
     Toy,
     accuracy,
     build,
@@ -79,9 +80,10 @@ def test_weight_zero_is_source_only_bit_by_bit(name: str, batch_norm: str, short
     check("weight_zero", name, batch_norm=batch_norm, short=short)
 
 
-@pytest.mark.parametrize("prop", ["precision", "checkpoint"])
-def test_source_only_holds(prop: str) -> None:
-    check(prop, "source_only")
+@pytest.mark.parametrize("name", each(WITHOUT_DOMAIN_LOSS))
+@pytest.mark.parametrize("prop", ["precision", "checkpoint", "labels"])
+def test_a_method_without_domain_loss_holds(prop: str, name: str) -> None:
+    check_or_lack(prop, name)
 
 
 @pytest.mark.parametrize("name", each(METHODS))

@@ -17,6 +17,7 @@ from lightning_da import testing
 from lightning_da.data.base import DomainPairDataModule
 from lightning_da.methods import (
     ADDA,
+    AMN,
     CDAN,
     CMD,
     DAN,
@@ -29,14 +30,18 @@ from lightning_da.methods import (
     OSBP,
     PADA,
     SHOT,
+    Clusters,
     CoGAN,
+    CoTrans,
     DeepCORAL,
     DomainConfusion,
     FineTune,
     LabelEfficient,
+    Multimodal,
     TransferModule,
 )
 from lightning_da.methods.adaptation import DomainBatch
+from lightning_da.networks import MemoryNetwork, Raw
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.testing import ADAM, NETWORK, SGD, Shift, Toy, Uneven, accuracy, equal, fit, state, trainer
 
@@ -85,6 +90,28 @@ class CoGANOfVectors(CoGAN):
 def pictures(x: Tensor) -> Tensor:
     """Vectors (n, 8) as pictures (n, 1, 4, 4), which stay as they are."""
     return x if x.ndim == 4 else x.repeat(1, 2).view(-1, 1, 4, 4)
+
+
+class AMNOfVectors(AMN):
+    """It reads a vector of 8 values as a sentence of 8 words: each value, rounded, in its place."""
+
+    reads_words = False  # type: ignore[assignment]  # for the checks of the data
+
+    def __init__(self, **kwargs: Any) -> None:
+        memory = partial(MemoryNetwork, width=16, words=256)
+        super().__init__(**kwargs | {"backbone": memory, "standardize": False})
+        self.backbone.get_submodule("embedding").words.copy_(torch.arange(256))
+
+    def training_samples(self, data: DomainPairDataModule, role: str) -> Iterator[Tensor]:
+        return map(words, super().training_samples(data, role))
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(words(x))
+
+
+def words(x: Tensor) -> Tensor:
+    """Vectors (n, 8) as sentences of the words 1 to 248, (n, 8)."""
+    return 31 * torch.arange(8) + 16 + (2 * x).round().clamp(-15, 15).long()
 
 
 class CountedDAN(DAN):
@@ -143,8 +170,15 @@ METHODS: dict[str, Entry] = {
     # its losses of source codes do not fall with the weight of the domain loss, and source samples have labels there
     "dhn": Entry(partial(DHN, bottleneck=HASH_LAYER, beta="uniform"), shift="moved", without=("weight_zero", "null")),
     "label_efficient": Entry(partial(LabelEfficient, layers=("bottleneck",))),
+    # words have no moved or turned classes
+    "amn": Entry(AMNOfVectors, without=("better",)),
+    "clusters": Entry(Clusters),
+    "cotrans": Entry(partial(CoTrans, forest_reads=Raw, trees=5, threshold=0.5)),
+    # it reads the labels of the target
+    "multimodal": Entry(partial(Multimodal, source_shape=(8,), source_backbone=BACKBONE), without=("labels",)),
 }
-ADAPTING = [name for name in METHODS if name != "source_only"]
+WITHOUT_DOMAIN_LOSS = ("source_only", "clusters", "cotrans", "multimodal")
+ADAPTING = [name for name in METHODS if name not in WITHOUT_DOMAIN_LOSS]
 TWO_STAGES = ("adda", "shot")
 OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan", "gan_classifier")
 """Methods that need pictures."""
@@ -154,7 +188,7 @@ OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd", "dhn", "label_efficient")
 """Those that adapt the input of the head and no other layer."""
 FURTHER = (
     *("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd", "cogan"),
-    *("dhn", "label_efficient"),
+    *("dhn", "label_efficient", "amn", "clusters", "cotrans", "multimodal"),
 )
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
 

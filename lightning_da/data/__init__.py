@@ -11,6 +11,7 @@ from lightning_da.data.shapes import Shapes
 from lightning_da.data.speech import SpeechCorpora
 from lightning_da.data.streamed_images import StreamedImages
 from lightning_da.data.task import Task
+from lightning_da.data.trajectories import Trajectories
 
 __all__ = [
     "DataError",
@@ -29,4 +30,5 @@ __all__ = [
     "StreamedImages",
     "Task",
     "TensorDomain",
+    "Trajectories",
 ]

@@ -12,6 +12,7 @@ from lightning_da.methods.clusters import Clusters
 from lightning_da.methods.cmd import CMD
 from lightning_da.methods.cogan import CoGAN
 from lightning_da.methods.conservative import Conservative
+from lightning_da.methods.cotrans import CoTrans
 from lightning_da.methods.cycle_gan import CycleGAN
 from lightning_da.methods.dan import DAN
 from lightning_da.methods.dann import DANN
@@ -65,6 +66,7 @@ __all__ = [
     "Classifier",
     "Clusters",
     "CoGAN",
+    "CoTrans",
     "Conservative",
     "CycleGAN",
     "DeepCORAL",

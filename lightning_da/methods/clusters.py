@@ -5,11 +5,9 @@ from typing import Any
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, check_range
-from lightning_da.gather import total, world_size
 from lightning_da.methods.semi_supervised import SemiSupervised
 from lightning_da.schedules import constant
 
@@ -75,7 +73,6 @@ class Clusters(SemiSupervised):
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Cross-entropy of the clusters; for the shapes see `SemiSupervised.unlabelled_loss`."""
-        logits, clusters = self.cluster_head(self.features(x)).float(), self.clusters(x)
+        logits, clusters = self.cluster_head(self.features(x)), self.clusters(x)
         self.log("train/cluster_acc", (logits.argmax(dim=1) == clusters).float().mean())
-        loss = cross_entropy(logits, clusters, reduction="sum")
-        return loss * world_size() / total(loss.new_tensor(len(x)))
+        return self.loss_of_made_labels(logits, clusters)

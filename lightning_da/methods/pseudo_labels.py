@@ -2,11 +2,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import check_range
-from lightning_da.gather import total, world_size
 from lightning_da.methods.semi_supervised import SemiSupervised
 
 
@@ -33,9 +31,8 @@ class PseudoLabels(SemiSupervised):
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Cross-entropy of the pseudo-labels; for the shapes see `SemiSupervised.unlabelled_loss`."""
-        logits = self.classify(x)[1].float()
-        certainty, labels = logits.detach().softmax(dim=1).max(dim=1)
+        logits = self.classify(x)[1]
+        certainty, labels = logits.detach().float().softmax(dim=1).max(dim=1)
         labels = torch.where(certainty >= self._threshold, labels, UNKNOWN)
         self.log("train/pseudo_labelled", (labels != UNKNOWN).float().mean())
-        loss = cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")
-        return loss * world_size() / total(loss.new_tensor(len(x)))
+        return self.loss_of_made_labels(logits, labels)

@@ -1,10 +1,13 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from lightning_da.data.base import DOMAINS
+from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import check_range
+from lightning_da.gather import total, world_size
 from lightning_da.methods.base import TransferModule, samples_of
 from lightning_da.schedules import check_schedule, ramp
 
@@ -51,6 +54,16 @@ class SemiSupervised(TransferModule):
         """
         raise NotImplementedError
 
+    def loss_of_made_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of labels that were made, the mean over the samples of all processes.
+
+        Args:
+            logits: Shape (n, number of labels).
+            labels: Shape (n,), int64; where they are `UNKNOWN`, the loss is 0.
+        """
+        loss = cross_entropy(logits.float(), labels, ignore_index=UNKNOWN, reduction="sum")
+        return loss * world_size() / total(loss.new_tensor(len(labels)))
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         weight = self._weight * self._schedule(self.progress)
@@ -61,3 +74,18 @@ class SemiSupervised(TransferModule):
             loss = loss + weight * extra
         self.set_domain("target")
         return loss
+
+
+def certain(probabilities: Tensor, threshold: float) -> Tensor:
+    """The most probable class of each sample, (n,), int64; `UNKNOWN` where its probability is not above a threshold.
+
+    Args:
+        probabilities: Shape (n, num_classes).
+        threshold: In [0, 1]; nothing is above 1.
+
+    Examples:
+        >>> certain(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), 0.6)
+        tensor([ 0, -1])
+    """
+    largest, labels = probabilities.max(dim=1)
+    return torch.where(largest > threshold, labels, UNKNOWN)

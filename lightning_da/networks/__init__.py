@@ -2,6 +2,7 @@ from lightning_da.networks.backbones import Backbone, BackboneCallable, FeedForw
 from lightning_da.networks.codes import PrincipalComponents, Raw, SparseCoding
 from lightning_da.networks.lstm import LSTM
 from lightning_da.networks.memory import MemoryNetwork
+from lightning_da.networks.trajectories import Movement, TrajectoryLeNet
 from lightning_da.networks.unet import UNetEncoder
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "FeedForward",
     "LeNet",
     "MemoryNetwork",
+    "Movement",
     "PrincipalComponents",
     "Raw",
     "SparseCoding",
     "TimmBackbone",
+    "TrajectoryLeNet",
     "UNetEncoder",
 ]

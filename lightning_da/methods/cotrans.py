@@ -1,0 +1,116 @@
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
+from lightning_da.errors import check_range
+from lightning_da.gather import total
+from lightning_da.methods.hooks import essential
+from lightning_da.methods.semi_supervised import SemiSupervised, certain
+from lightning_da.networks.backbones import BackboneCallable
+from lightning_da.networks.forest import Forest
+from lightning_da.schedules import constant
+
+
+class CoTrans(SemiSupervised):
+    """Co-training across domains: a random forest and a network, which see a sample differently, teach each other.
+
+    The forest reads numbers that mean the same in both domains, the network reads the sample by its backbone. The
+    forest learns from the labels of the source. What it is certain of in the target are labels for the network. When a
+    round begins, the forest is grown anew, and what the network is certain of in the target is added to its labels. The
+    answer is the mean of both probabilities.
+
+    Source: Wang et al., "Ridesourcing car detection by transfer learning", 2017. The paper's network learns from the
+    target alone, and its forest gets further numbers in the second stage; here the network learns from the labels of
+    the source, too, and the numbers stay the same. https://arxiv.org/abs/1705.08409
+
+    Args:
+        forest_reads: From the shape of one sample to a backbone without weights, which gives the forest's numbers.
+        rounds: Number of rounds, which have equally many steps. In the first the forest knows the source alone.
+        threshold: The probability that a label of the forest exceeds; with 1 the network learns nothing from it.
+        network_threshold: The same for labels of the network.
+        forest_share: The forest's share of the answer: 0 is the network alone, 1 the forest alone.
+        trees: Number of trees.
+        unlabelled_schedule: As for `SemiSupervised`.
+        **kwargs: Arguments of `SemiSupervised`.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    round: Tensor
+    """The number of the round, from 0; -1 before the first."""
+
+    def __init__(
+        self,
+        forest_reads: BackboneCallable,
+        rounds: int = 5,
+        threshold: float = 0.9,
+        network_threshold: float = 0.9,
+        forest_share: float = 0.5,
+        trees: int = 100,
+        unlabelled_schedule: Callable[[float], float] = constant,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(read_unlabelled="target", unlabelled_schedule=unlabelled_schedule, **kwargs)
+        check_range("rounds", rounds, 1)
+        for name, value in (("threshold", threshold), ("network_threshold", network_threshold)):
+            check_range(name, value, 0, 1)
+        check_range("forest_share", forest_share, 0, 1)
+        self._rounds, self._share = rounds, forest_share
+        self._threshold, self._network_threshold = threshold, network_threshold
+        self.numbers = forest_reads(self.input_shape).requires_grad_(False)
+        self.forest = Forest(self.numbers.num_features, self.num_classes, trees)
+        self.register_buffer("round", torch.tensor(-1))
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, width), and logits (B, num_classes): the network's in training, then those of the answer."""
+        features, logits = super().classify(x)
+        if self.training or self._share == 0:
+            return features, logits
+        answer = torch.lerp(logits.float().softmax(dim=1), self.forest(self.numbers(x)), self._share)
+        return features, answer.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+    def unlabelled_loss(self, x: Tensor) -> Tensor:
+        """Cross-entropy of the forest's labels; for the shapes see `SemiSupervised.unlabelled_loss`."""
+        labels = certain(self.forest(self.numbers(x)), self._threshold)
+        number = total((labels != UNKNOWN).sum())
+        self.log("train/taught_by_forest", number / total(torch.tensor(len(x), device=x.device)))
+        if number == 0:  # batch norm and dropout are those of the network alone
+            return torch.zeros((), device=x.device)
+        return self.loss_of_made_labels(self.classify(x)[1], labels)
+
+    @essential
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        number = min(int(self.progress * self._rounds), self._rounds - 1)
+        if number > self.round:
+            self.teach_forest()
+            self.round.fill_(number)
+
+    @torch.no_grad()
+    def teach_forest(self) -> None:
+        """Grows the forest from the labels that are read and, after the first round, those of the network."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        numbers, labels = [], []
+        for role in DOMAINS:
+            found = torch.cat([self.numbers(x) for x in self.training_samples(data, role)])
+            read = role in self.supervised
+            numbers.append(found)
+            labels.append(data.training_labels(role) if read else torch.full((len(found),), UNKNOWN))
+        if self.round >= 0:
+            taught = self.trainer.strategy.broadcast(self.network_labels(data))
+            self.log("train/taught_by_network", (taught != UNKNOWN).float().mean())
+            labels[1] = torch.where(labels[1] == UNKNOWN, taught, labels[1])
+        x, y = torch.cat(numbers), torch.cat(labels)
+        self.forest.fit(x[y != UNKNOWN], y[y != UNKNOWN])
+
+    def network_labels(self, data: DomainPairDataModule) -> Tensor:
+        """What the network is certain of in the training samples of the target, (n,), int64, otherwise `UNKNOWN`."""
+        self.eval()
+        self.set_domain("target")
+        logits = [super(CoTrans, self).classify(x.to(self.device))[1] for x in self.training_samples(data, "target")]
+        self.train()
+        return certain(torch.cat(logits).float().softmax(dim=1), self._network_threshold).cpu()

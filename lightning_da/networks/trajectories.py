@@ -1,0 +1,120 @@
+"""Two views of a trajectory: numbers about the movement, and a picture.
+
+A trajectory has the shape (1, points, 3): seconds, metres east and metres north of each point, in order of time. A
+shorter one repeats its last point.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_da.errors import ConfigError, check_range
+from lightning_da.networks.backbones import Backbone, LeNet
+
+BANDS = (0.7, 2.5, 5.0, 8.0, 11.0)
+"""Bounds of speed in m/s; what is below the first is standing."""
+MOVEMENT = (
+    *("length in km", "mean speed", "deviation of speed", "mean acceleration"),
+    *("share of the time that is spent standing", "at up to 2.5 m/s", "at up to 5 m/s", "at up to 8 m/s"),
+    *("at up to 11 m/s", "faster", "stops per km", "mean length of a stop in s", "turning in radians per km"),
+    *("distance from the first to the last point, as a share of the length",),
+)
+"""The values of `Movement`, in order."""
+
+
+def _check(shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != 3:
+        raise ConfigError(
+            f"samples have the shape {shape}; a trajectory has (1, points, 3), the seconds and the metres east and "
+            "north of each point"
+        )
+
+
+def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Seconds (B, n) and metres (B, n, 2) between the points of trajectories (B, 1, n + 1, 3)."""
+    steps = x[:, 0].float().diff(dim=1)
+    return steps[..., 0], steps[..., 1:]
+
+
+class Movement(Backbone):
+    """Numbers about the movement, which mean the same in every city (`MOVEMENT`).
+
+    Args:
+        input_shape: (1, points, 3).
+
+    Raises:
+        ConfigError: If the samples are no trajectories.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        _check(input_shape)
+        self.layers, self.num_features = [], len(MOVEMENT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes (B, 14) values of trajectories (B, 1, points, 3)."""
+        seconds, metres = _steps(x)
+        there = seconds > 0
+        distance = metres.norm(dim=2)
+        speed = distance / torch.where(there, seconds, 1)
+        time, length = seconds.sum(dim=1).clamp(min=1), distance.sum(dim=1)
+        mean = length / time
+        deviation = ((speed - mean[:, None]).square() * seconds).sum(dim=1).div(time).sqrt()
+        change = (speed.diff(dim=1).abs() * there[:, 1:]).sum(dim=1) / time
+        band = torch.bucketize(speed, speed.new_tensor(BANDS))
+        shares = [((band == number) * seconds).sum(dim=1) / time for number in range(len(BANDS) + 1)]
+        moving = there & (band > 0)
+        stops = (moving[:, :-1] & there[:, 1:] & ~moving[:, 1:]).sum(dim=1)
+        angle = torch.atan2(metres[..., 1], metres[..., 0])
+        turn = torch.remainder(angle.diff(dim=1) + torch.pi, 2 * torch.pi) - torch.pi
+        turning = (turn.abs() * (moving[:, 1:] & moving[:, :-1])).sum(dim=1)
+        km = length.clamp(min=1) / 1000
+        straight = metres.sum(dim=1).norm(dim=1) / length.clamp(min=1)
+        stop = shares[0] * time / stops.clamp(min=1)
+        return torch.stack([km, mean, deviation, change, *shares, stops / km, stop, turning / km, straight], dim=1)
+
+
+class TrajectoryLeNet(LeNet):
+    """`LeNet` on a picture of a trajectory, whose brightness says how long each cell of a map is visited.
+
+    The map has its north at the top and the middle of the trajectory in its centre. With s the seconds in a cell, a
+    pixel has log(1 + s / 10). What is outside of the map is left out.
+
+    Args:
+        input_shape: (1, points, 3).
+        side: Number of cells along a side of the map, at least 16.
+        cell: Metres along a side of a cell.
+        batch_norm: As for `LeNet`.
+        dropout: As for `LeNet`.
+
+    Raises:
+        ConfigError: If the samples are no trajectories, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        side: int = 24,
+        cell: float = 100.0,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        _check(input_shape)
+        check_range("cell", cell, above=0)
+        super().__init__((1, side, side), batch_norm, dropout)
+        self._side, self._cell = side, cell
+
+    def draw(self, x: Tensor) -> Tensor:
+        """The pictures (B, 1, side, side) of trajectories (B, 1, points, 3)."""
+        seconds, metres = _steps(x)
+        places = x[:, 0, :-1, 1:].float() + metres / 2
+        middle = (places.amax(dim=1, keepdim=True) + places.amin(dim=1, keepdim=True)) / 2
+        east, north = ((places - middle) / self._cell + self._side / 2).floor().long().unbind(dim=2)
+        cell = (self._side - 1 - north) * self._side + east
+        inside = (east >= 0) & (east < self._side) & (north >= 0) & (north < self._side)
+        spent = seconds.new_zeros(len(x), self._side**2)
+        spent = spent.scatter_add(1, torch.where(inside, cell, 0), torch.where(inside, seconds, 0))
+        return (spent / 10).log1p().view(-1, 1, self._side, self._side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes features (B, 100) of trajectories (B, 1, points, 3)."""
+        return super().forward(self.draw(x))

@@ -1,0 +1,160 @@
+"""A random forest and a network that teach each other."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lightning_da.callbacks.keep_random_state import KeepRandomState
+from lightning_da.data.base import UNKNOWN, TensorDomain
+from lightning_da.errors import ConfigError
+from lightning_da.methods import CoTrans, FineTune
+from lightning_da.methods.semi_supervised import certain
+from lightning_da.networks import Raw
+from lightning_da.networks.backbones import FeedForward
+from lightning_da.schedules import inverse_decay
+from tests.toy import ADAM, Toy, equal, fit, replace, state, trainer
+
+NETWORK: dict[str, Any] = {
+    "backbone": partial(FeedForward, hidden=[16], batch_norm=True, dropout=0.2),
+    "optimizer": ADAM,
+}
+FOREST: dict[str, Any] = {"forest_reads": Raw, "trees": 5}
+
+
+class Turned(Toy):
+    """Its target is `turned`, where most predictions are right."""
+
+    def __init__(self, number: int = 96) -> None:
+        super().__init__(number=number, shift="turned")
+
+
+def made(seed: int = 0, **kwargs: Any) -> Any:
+    L.seed_everything(seed, verbose=False)
+    return CoTrans(num_classes=3, input_shape=(8,), **NETWORK | FOREST | kwargs)
+
+
+def alone() -> Any:
+    L.seed_everything(0, verbose=False)
+    return FineTune(num_classes=3, input_shape=(8,), **NETWORK)
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    """Weights and statistics of the network alone."""
+    return state(model, ("backbone.", "head."))
+
+
+def test_with_threshold_1_the_network_is_the_network_alone_bit_by_bit() -> None:
+    plain = fit(alone(), 12, Turned())
+    taught = fit(made(threshold=1.0), 12, Turned())
+    assert equal(weights(plain), weights(taught))
+    assert not equal(weights(plain), weights(fit(made(threshold=0.5), 12, Turned())))
+
+
+def test_the_labels_of_the_target_are_not_read() -> None:
+    class Wrong(Turned):
+        def dataset(self, domain: str, split: str) -> TensorDomain:
+            data = super().dataset(domain, split)
+            if domain == "noisy":
+                data.y = (data.y + 1) % 3
+            return data
+
+    given: dict[str, Any] = {"threshold": 0.5, "network_threshold": 0.4}
+    own, other = (fit(made(**given), 12, data) for data in (Turned(), Wrong()))
+    assert equal(state(own, ("",)), state(other, ("",)))
+    assert own.round == 4
+
+
+def test_a_forest_that_knows_all_gives_the_network_exactly_its_labels() -> None:
+    data = Turned()
+    x, y = data.dataset("noisy", "train").__getitems__(list(range(96)))
+    model = made(threshold=0.0, backbone=partial(FeedForward, hidden=[16]))
+    model.forest.values.zero_()
+    replace(model.forest, "forward", lambda z: one_hot(y[(x[None] == z[:, None]).all(dim=2).int().argmax(dim=1)]))
+    logged: dict[str, Tensor] = {}
+    replace(model, "log", lambda name, value: logged.update({name: value}))
+    found = model.unlabelled_loss(x[:40])
+    assert found.item() == pytest.approx(cross_entropy(model(x[:40]), y[:40]).item(), rel=1e-6)
+    assert logged["train/taught_by_forest"] == 1
+
+
+def one_hot(y: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(y, 3).float()
+
+
+class Seen(CoTrans):
+    """Keeps the labels that each forest learns from, and the step."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lessons: list[tuple[int, Tensor]] = []
+        fit_forest = self.forest.fit
+        replace(self.forest, "fit", lambda x, y: (self.lessons.append((self.trainer.global_step, y)), fit_forest(x, y)))
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_the_forest_is_grown_once_a_round_and_learns_what_the_network_is_certain_of(rounds: int) -> None:
+    L.seed_everything(0, verbose=False)
+    given = {"rounds": rounds, "network_threshold": 0.5}
+    model: Any = fit(Seen(num_classes=3, input_shape=(8,), **NETWORK | FOREST | given), 12, Turned())
+    assert [step for step, _ in model.lessons] == [12 * number // rounds for number in range(rounds)]
+    source = Turned().dataset("calm", "train").y
+    for number, (_, labels) in enumerate(model.lessons):
+        assert torch.equal(labels[:96], source)
+        assert (len(labels) > 96) == (number > 0)
+
+
+def test_an_answer_is_the_mean_of_both() -> None:
+    data = Turned()
+    model = fit(made(network_threshold=1.0, rounds=1), 12, data).eval()
+    x = data.dataset("noisy", "test").x.float()
+    with torch.no_grad():
+        answer, forest = model(x).softmax(dim=1), model.forest(x)
+        model._share = 0
+        network = model(x).softmax(dim=1)
+        model._share = 1
+        assert torch.allclose(model(x).softmax(dim=1), forest, atol=1e-6)
+    assert torch.allclose(answer, (forest + network) / 2, atol=1e-6)
+    assert not torch.allclose(forest, network, atol=0.1)
+
+
+def test_labels_of_the_target_that_are_read_teach_the_forest() -> None:
+    class Few(Seen):
+        pass
+
+    L.seed_everything(0, verbose=False)
+    given: dict[str, Any] = {"train_on": "target", "rounds": 1}
+    model: Any = fit(Few(num_classes=3, input_shape=(8,), **NETWORK | FOREST | given), 2, Turned())
+    assert torch.equal(model.lessons[0][1], Turned().dataset("noisy", "train").y)
+
+
+def test_resumed_equals_unbroken(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"threshold": 0.5, "network_threshold": 0.5, "lr_schedule": inverse_decay}
+    keep = [KeepRandomState(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)]
+    unbroken = made(**given)
+    trainer(12, enable_checkpointing=True, callbacks=keep).fit(unbroken, Turned())
+    resumed = made(9, **given)
+    L.seed_everything(0, verbose=False)
+    again = trainer(12, callbacks=[KeepRandomState()])
+    again.fit(resumed, Turned(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
+    assert resumed.trainer.global_step == 12
+    assert equal(state(resumed, ("",)), state(unbroken, ("",)))
+
+
+def test_certain_is_above_the_threshold() -> None:
+    assert certain(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.25, 0.75]]), 0.5).tolist() == [0, UNKNOWN, 1]
+    assert certain(torch.tensor([[1.0, 0.0]]), 1.0).tolist() == [UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rounds": 0}, {"threshold": 1.1}, {"network_threshold": -0.1}, {"forest_share": 2.0}, {"trees": 0}]
+)
+def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: "):
+        made(**wrong)

@@ -1,0 +1,123 @@
+"""Made trajectories, the numbers and the picture of one, and a random forest as tensors."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from torch import Tensor
+
+from lightning_da.data import Trajectories
+from lightning_da.data.trajectories import CITIES, MODES, travel
+from lightning_da.errors import ConfigError
+from lightning_da.networks import Movement, TrajectoryLeNet
+from lightning_da.networks.forest import Forest
+from lightning_da.networks.trajectories import MOVEMENT
+from lightning_da.testing import check_data
+
+SHAPE = (1, 12, 3)
+
+
+def trajectory(*points: tuple[float, float, float]) -> Tensor:
+    """A trajectory of twelve points, (1, 1, 12, 3), from its first ones."""
+    return torch.tensor([*points, *[points[-1]] * (12 - len(points))])[None, None]
+
+
+def movement(x: Tensor) -> dict[str, float]:
+    return dict(zip(MOVEMENT, Movement(SHAPE)(x)[0].tolist(), strict=True))
+
+
+# 100 m to the east in 20 s, 30 s of standing, 100 m to the north in 20 s
+CORNER = trajectory((0, 0, 0), (20, 100, 0), (50, 100, 0), (70, 100, 100))
+
+
+def test_the_numbers_of_a_trip_are_those_of_its_parts() -> None:
+    found = movement(CORNER)
+    assert found["length in km"] == pytest.approx(0.2)
+    assert found["mean speed"] == pytest.approx(200 / 70)
+    assert found["deviation of speed"] == pytest.approx(np.std([5] * 4 + [0] * 3))
+    assert found["mean acceleration"] == pytest.approx(10 / 70)
+    assert found["share of the time that is spent standing"] == pytest.approx(30 / 70)
+    assert found["at up to 5 m/s"] == pytest.approx(40 / 70)
+    assert found["stops per km"] == pytest.approx(5)
+    assert found["mean length of a stop in s"] == pytest.approx(30)
+    assert found["turning in radians per km"] == 0  # the corner is turned while standing
+    assert found["distance from the first to the last point, as a share of the length"] == pytest.approx(0.5**0.5)
+    turned = movement(trajectory((0, 0, 0), (20, 100, 0), (40, 100, 100)))
+    assert turned["turning in radians per km"] == pytest.approx(5 * np.pi / 2)
+
+
+def test_the_numbers_do_not_depend_on_place_direction_time_and_padding() -> None:
+    x = torch.from_numpy(travel(MODES["car"], CITIES["grid"], np.random.default_rng(0)))[None, None].double()
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]]).double()
+    moved = torch.cat([x[..., :1] + 40, x[..., 1:] @ turn + 500], dim=-1)
+    longer = torch.cat([moved, moved[:, :, -1:].expand(-1, -1, 9, -1)], dim=2)
+    own, other = (Movement(tuple(part.shape[1:]))(part.float()) for part in (x, longer))
+    assert torch.allclose(own, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_picture_says_how_long_each_cell_is_visited() -> None:
+    network = TrajectoryLeNet(SHAPE, side=16, cell=50)
+    seconds = 10 * network.draw(CORNER)[0, 0].expm1()
+    assert seconds.sum().item() == pytest.approx(70, rel=1e-4)
+    row, column = (seconds == seconds.max()).nonzero()[0].tolist()
+    found = [seconds[row, column], seconds[row, column - 1], seconds[row - 1, column]]  # west is left, north is up
+    assert [part.item() for part in found] == pytest.approx([30, 20, 20], rel=1e-4)
+    far = trajectory((0, -9e5, 0), (5, 9e5, 0), (15, 9e5, 0))
+    assert network.draw(far).sum().item() == pytest.approx(np.log1p(0.5), rel=1e-5)  # the rest is off the map
+
+
+def test_made_trajectories_hold_what_data_must_hold() -> None:
+    check_data(Trajectories(number=20, batch_size=8))
+
+
+def test_modes_differ_as_they_should_in_each_city() -> None:
+    rng = np.random.default_rng(0)
+    for city in CITIES.values():
+        trips = [np.stack([travel(mode, city, rng) for _ in range(40)]) for mode in MODES.values()]
+        found = [Movement((1, 150, 3))(torch.from_numpy(part)[:, None].float()).mean(dim=0) for part in trips]
+        walk, bike, bus, car = (dict(zip(MOVEMENT, part.tolist(), strict=True)) for part in found)
+        assert walk["mean speed"] < bike["mean speed"] < car["mean speed"]
+        straight = "distance from the first to the last point, as a share of the length"
+        assert bus[straight] > car[straight]
+        assert np.diff(trips[0][0, :10, 0]) == pytest.approx(city.period)
+
+
+def test_the_cities_differ() -> None:
+    own = [Trajectories(number=20).dataset(city, "train") for city in CITIES]
+    speeds = [Movement((1, 150, 3))(data.x)[:, MOVEMENT.index("mean speed")].mean().item() for data in own]
+    assert speeds[1] < 0.85 * speeds[0]
+
+
+@pytest.mark.parametrize("network", [Movement, TrajectoryLeNet])
+def test_what_is_no_trajectory_is_refused(network: type[Movement | TrajectoryLeNet]) -> None:
+    with pytest.raises(ConfigError, match=r"\(1, points, 3\)"):
+        network((1, 28, 28))
+
+
+# ---------------------------------------------------------------- the forest
+
+
+@pytest.mark.parametrize("depth", [1, 6])
+def test_a_forest_is_that_of_scikit_learn(depth: int) -> None:
+    torch.manual_seed(0)
+    x, z = torch.randn(300, 5).round(decimals=1), torch.randn(200, 5).round(decimals=1)
+    y = 3 * (x[:, 0] + x[:, 1] * x[:, 2] > 0).long() + (x[:, 3] > 1).long()
+    y[y == 1] = 0
+    forest = Forest(5, 5, 7, depth)
+    assert torch.allclose(forest(z), torch.full((200, 5), 0.2))
+    forest.fit(x, y, seed=4)
+    expected = RandomForestClassifier(7, max_depth=depth, random_state=4).fit(x.numpy(), y.numpy())
+    found = forest(z)
+    assert found[:, expected.classes_].numpy() == pytest.approx(expected.predict_proba(z.numpy()), abs=1e-6)
+    assert found.sum(dim=1).numpy() == pytest.approx(1)
+    again = Forest(5, 5, 7, depth)
+    again.load_state_dict(forest.state_dict())
+    assert torch.equal(again(z), found)
+
+
+@pytest.mark.parametrize("wrong", [{"trees": 0}, {"depth": 0}])
+def test_a_forest_without_trees_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        partial(Forest, 5, 2)(**wrong)
