@@ -26,13 +26,13 @@ COLUMNS = {
     f"tags.`{PAIR}`": 160,
     f"metrics.`{PRIMARY_METRIC}`": 110,
     "metrics.`test/target/class_acc`": 155,
+    f"metrics.`{GAP_CLOSED}`": 95,
+    f"tags.`{VERDICT}`": 110,
     "metrics.`test/target/h_score`": 145,
     "metrics.`test/target/rmse`": 125,
     "metrics.`test/target/r2`": 105,
-    f"metrics.`{GAP_CLOSED}`": 95,
-    f"tags.`{VERDICT}`": 110,
 }
-"""The columns of the table, and their widths in pixels."""
+"""The columns of the table, and their widths in pixels; the page leaves out metrics that no run has."""
 CHARTS = {
     "Results on the test splits": ("BAR", (PRIMARY_METRIC, "test/target/class_acc", "test/source/acc", GAP_CLOSED)),
     "Over depth (step = layer)": (
@@ -56,6 +56,8 @@ Each run is one training of one method with one seed. The best accuracy on the t
 | `test/target/class_acc` | the same as a mean over the classes, which all count equally |
 | `gap_closed` | 0 = as good as `source_only`, 1 = as good as `target_only`; written by `lightning-da sweep` |
 | `verdict` | what a choice without target labels says, of all methods of the sweep |
+| `test/target/h_score` | with classes that the source lacks: high if known and unknown samples are told apart |
+| `test/target/rmse`, `test/target/r2` | if the labels are numbers: the error, and the explained share of the variance |
 
 Compare a method with `source_only` over two seeds or more: a method that is not better does not transfer. The icon with
 the curve above the table opens the charts. A run has its confusion matrices, embeddings and curves under *Artifacts*.
