@@ -29,6 +29,8 @@ DATA = {
     "FeatureTables": ("data/features.py", "data/identities.py", "data/sketches.py"),
     "Identities": ("data/identities.py", "data/sketches.py"),
     "Shapes": ("data/shapes.py",),
+    "Hearts": ("data/hearts.py",),
+    "MaskFolders": ("data/mask_folders.py",),
     "ImageFolders": (
         *("data/image_folders.py", "data/image_files.py", "data/streamed_images.py", "data/shards.py"),
         "commands/shard.py",
