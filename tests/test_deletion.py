@@ -21,7 +21,7 @@ from lightning_da.methods import AdaptationModule
 from lightning_da.paths import PROJECT
 from tests import toy
 
-KEPT = ("AdaptationModule", "Classifier", "DomainBatch", "FineTune", "TransferModule")
+KEPT = ("AdaptationModule", "Classifier", "DomainBatch", "FineTune", "MarginEnsemble", "TransferModule")
 """What the commands and the other methods are made of."""
 DELETED = [name for name in methods.__all__ if name not in KEPT]
 DATA = {
