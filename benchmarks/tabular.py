@@ -8,6 +8,9 @@ together, the methods of weights that read no label of the target, and TrAdaBoos
 shares of wrong classes in per cent, or root mean squared errors. The numbers in parentheses count the seeds in which
 the error is below that of source-only and of target-only with the same learner.
 
+The 10 rounds, the two shares that TrAdaBoost chooses from and the rule of its choice, which TrAdaBoost.R2 has too, were
+found on `red to white`, with seeds 10 to 19.
+
 The pair `mushroom, t to e` draws 46 rows (1% of the source), whatever their class is, as the paper's table 3.
 """
 
@@ -109,7 +112,7 @@ def classified(pair: Pair, known: NDArray[np.bool_]) -> Iterator[tuple[str, floa
             "target-only": clone(learner).fit(*few),
             "both": clone(learner).fit(*both),
             "both, domains even": clone(learner).fit(*both, sample_weight=even / even.mean()),
-            "tradaboost": TrAdaBoost(iterations=50, estimator=learner).fit(x, y, domain),
+            "tradaboost": TrAdaBoost(iterations=10, estimator=learner).fit(x, y, domain),
         }
         for name, model in models.items():
             yield f"{name}, {kind}", 100 * float((model.predict(rest) != wanted).mean())
@@ -139,7 +142,9 @@ def predicted(pair: Pair, known: NDArray[np.bool_]) -> Iterator[tuple[str, float
             f"source-only, {kind}": clone(learner).fit(pair.source, pair.y_source),
             f"target-only, {kind}": clone(learner).fit(*few),
             f"both, {kind}": clone(learner).fit(*both),
-            f"tradaboost.r2, {kind}": TrAdaBoostR2(steps=5, iterations=5, folds=3, estimator=learner).fit(x, y, domain),
+            f"tradaboost.r2, {kind}": TrAdaBoostR2(steps=5, iterations=5, folds=10, estimator=learner).fit(
+                x, y, domain
+            ),
         }
         for name, model in models.items():
             yield name, float(np.sqrt(np.mean((model.predict(rest) - wanted) ** 2)))

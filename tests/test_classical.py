@@ -1,5 +1,6 @@
 """The classical methods by their properties and beside naive computations of their papers' formulas."""
 
+import importlib.util
 import inspect
 import itertools
 from types import ModuleType
@@ -32,8 +33,12 @@ from lightning_da.classical.manifolds import CTC, DIP, DME, StatisticalManifold,
 from lightning_da.classical.open_sets import ATI, assigned, transform
 from lightning_da.classical.projections import ACA, BDA, DJPMMD, JDA, JGSA, TCA, TJM, VDA, estimated_mu
 from lightning_da.classical.selection import FSSL, FSSP, SCL
+from lightning_da.classical.source_only import SourceOnly
 from lightning_da.classical.subspaces import CORAL, GFK, SA, SDA, SGF, Geodesic, principal
 from lightning_da.classical.tensors import TAISL, multiply, unfold
+from lightning_da.classical.tradaboost import TrAdaBoost
+from lightning_da.classical.transport import JDOT, OptimalTransport
+from lightning_da.classical.weights import KLIEP, KMM, InstanceWeighting
 from lightning_da.errors import ConfigError
 
 MODULES: tuple[ModuleType, ...] = (classifiers, manifolds, open_sets, projections, selection, subspaces, tensors)
@@ -131,21 +136,29 @@ class Alternate:
         return self.fit(X, y, sample_domain).transform(X)
 
 
-class AlternateSA(Alternate, SA):
-    """SA."""
-
-
-class AlternateBDA(Alternate, BDA):
-    """BDA."""
-
-
-class AlternateARTL(Alternate, ARTL):
-    """ARTL."""
+def alternate(method: type[Adapter]) -> Any:
+    """An estimator of the method with such a `fit`, of a class of this module, since one check pickles it."""
+    name = f"Alternate{method.__name__}"
+    globals()[name] = type(name, (Alternate, method), {"__module__": __name__})
+    known = method().get_params()
+    small = {"dim": 2, "neighbors": 2, "iterations": 2, "steps": 5}
+    return globals()[name](**{key: value for key, value in small.items() if key in known})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [AlternateSA(dim=2), AlternateBDA(dim=2, mu=0.5), AlternateARTL(neighbors=2)])
-def test_scikit_learns_checks(estimator: Any) -> None:
+@pytest.mark.parametrize("method", [*METHODS, KMM, KLIEP, InstanceWeighting, SourceOnly, TrAdaBoost])
+def test_scikit_learns_checks(method: type[Adapter]) -> None:
+    check_scikit_learns(alternate(method))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ot") is None, reason="needs the extra classical")
+@pytest.mark.parametrize("method", [OptimalTransport, JDOT])
+def test_scikit_learns_checks_of_transport(method: type[Adapter]) -> None:
+    check_scikit_learns(alternate(method))
+
+
+def check_scikit_learns(estimator: Any) -> None:
     narrow = {"check_fit2d_1feature": "two dimensions of one"} if "dim" in estimator.get_params() else {}
     results = check_estimator(estimator, on_fail=None, expected_failed_checks=narrow)
     failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
@@ -343,7 +356,7 @@ def test_left_out_rows_are_not_learnt_from() -> None:
 
 def test_gfk_is_the_integral_along_the_geodesic(pair: Pair) -> None:
     source, _, target = apart(pair)
-    p_s, p_t = principal(source, 2, "source")[0], principal(target, 2, "target")[0]
+    p_s, p_t = principal(source, 2)[0], principal(target, 2)[0]
     path = Geodesic(p_s, p_t)
     for t, p in ((0.0, p_s), (1.0, p_t)):
         np.testing.assert_allclose(path.basis(t) @ path.basis(t).T, p @ p.T, atol=1e-12)
@@ -371,7 +384,7 @@ def test_sgf_tends_to_gfk(pair: Pair) -> None:
 def test_gfk_of_one_subspace_is_the_projection() -> None:
     x = np.random.default_rng(6).normal(size=(30, 5)) * [5, 4, 1, 1, 1]
     path = GFK(dim=2)._matrices(x, x)[0]
-    p = principal(x, 2, "source")[0]
+    p = principal(x, 2)[0]
     np.testing.assert_allclose(path @ path.T, p @ p.T, atol=1e-12)
 
 
@@ -400,14 +413,14 @@ def test_sda_gives_the_source_the_targets_variances() -> None:
     source = generator.normal(size=(40, 3)) @ np.diag([3, 2, 1])
     target = (source - source.mean(0)) * [1.5, 1.2, 0.4] + 5
     # the axes of `source` itself are turned onto its principal directions, so that the scales act along them
-    directions = principal(source, 3, "source")[0]
+    directions = principal(source, 3)[0]
     target = (source @ directions * [1.5, 1.2, 0.4]) @ directions.T + 5
     domain = np.r_[np.ones(40, int), -np.ones(40, int)]
     rows, labels = np.vstack([source, target]), np.arange(80) % 2
     z = SDA(dim=3).fit_transform(rows, labels, domain)
     np.testing.assert_allclose(np.cov(z[:40], rowvar=False), np.cov(z[40:], rowvar=False), atol=1e-9)
     z = SA(dim=3).fit_transform(rows, labels, domain)
-    np.testing.assert_allclose(np.cov(z[:40], rowvar=False), np.diag(principal(source, 3, "source")[1]), atol=1e-9)
+    np.testing.assert_allclose(np.cov(z[:40], rowvar=False), np.diag(principal(source, 3)[1]), atol=1e-9)
 
 
 # --- classifiers ---
@@ -479,7 +492,7 @@ def test_the_distance_falls_along_orthonormal_columns(method: Any) -> None:
     W = method(dim=3, steps=30).fit(x, np.arange(80) // 40, domain).components_
     np.testing.assert_allclose(W.T @ W, np.eye(3), atol=1e-12)
     shift = np.array([4, 4, 0, 0, 0, 0])
-    assert np.linalg.norm(shift @ principal(x, 3, "")[0]) > 5
+    assert np.linalg.norm(shift @ principal(x, 3)[0]) > 5
     assert np.linalg.norm(shift @ W) < 1
 
 
@@ -562,6 +575,7 @@ def failing(**changes: Any) -> tuple[Any, Any, Any]:
         (TCA(dim=4), failing(), "dim: 4 dimensions are wanted, and the rows have 3"),
         (TCA(dim=0), failing(), "dim: 0 dimensions are wanted"),
         (SA(dim=4), failing(), "dim: 4 dimensions are wanted, and the source's rows have 3"),
+        (DIP(dim=4), failing(), "dim: 4 dimensions are wanted, and the rows have 3"),
         (TCA(dim=1, lam=0.0), failing(), "lam: 0.0 is not more than 0"),
         *(
             (method(iterations=0), failing(), "iterations: 0 is less than 1")

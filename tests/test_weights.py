@@ -149,28 +149,83 @@ def test_an_estimator_without_weights_is_refused(shifted: Pair) -> None:
         InstanceWeighting(estimator=KNeighborsClassifier()).fit(*shifted)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("skada") is None, reason="needs the extra benchmarks")
-def test_kmm_is_at_or_below_the_objective_of_skada() -> None:
-    """In a process of its own: importing skada switches on metadata routing in all of scikit-learn."""
-    code = """
+def beside_skada(code: str) -> list[float]:
+    """The numbers that code prints, in a process of its own: skada switches on metadata routing in all of scikit-learn.
+
+    It finds `source`, `target`, `x`, `y` and `domain` of a pair.
+    """
+    pair = """
 import numpy as np
-from skada._reweight import KMMReweightAdapter
 from sklearn.metrics.pairwise import rbf_kernel
-from lightning_da.classical import KMM
 rng = np.random.default_rng(0)
 source, target = rng.normal(size=(60, 2)), rng.normal(size=(50, 2)) + 1
-x, domain = np.concatenate([source, target]), np.repeat([1, -1], [60, 50])
-theirs = KMMReweightAdapter(gamma=1.0, B=1000.0, tol=1e-9, max_iter=5000, eps=0.5)
-theirs.fit(x, sample_domain=domain)
-ours = KMM(gamma=1.0, slack=0.5).fit(x, np.arange(110) % 2, domain).weights_
+x, y, domain = np.concatenate([source, target]), np.arange(110) % 2, np.repeat([1, -1], [60, 50])
+order = rng.permutation(110)
+x, y, domain = x[order], y[order], domain[order]
+source, target = x[domain > 0], x[domain < 0]
+"""
+    found = subprocess.run([sys.executable, "-c", pair + code], capture_output=True, text=True, check=True)
+    return [float(number) for number in found.stdout.split()]
+
+
+needs_skada = pytest.mark.skipif(importlib.util.find_spec("skada") is None, reason="needs the extra benchmarks")
+
+
+@pytest.mark.slow
+@needs_skada
+def test_kmm_is_at_or_below_the_objective_of_skada() -> None:
+    difference, size = beside_skada("""
+from skada._reweight import KMMReweightAdapter
+from lightning_da.classical import KMM
+theirs = KMMReweightAdapter(gamma=1.0, B=1000.0, tol=1e-9, max_iter=5000, eps=0.5).fit(x, sample_domain=domain)
+ours = KMM(gamma=1.0, slack=0.5).fit(x, y, domain).weights_
 K, k = rbf_kernel(source, gamma=1.0), 60 * rbf_kernel(source, target, gamma=1.0).mean(1)
 a, b = (w @ K @ w / 2 - k @ w for w in (ours, theirs.source_weights_))
 print(a - b, abs(b))
-"""
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    difference, size = map(float, found.stdout.split())
+""")
     assert -1e-2 * size < difference < 1e-6 * size
+
+
+@pytest.mark.slow
+@needs_skada
+def test_kliep_is_above_the_likelihood_of_skada() -> None:
+    """Its kernels are those of the target samples that skada drew, and the mean weight of the source is 1 in both.
+
+    skada 0.6.0 moves by steps of 2e-16, and so stays near its start, a mixture of equal kernels.
+    """
+    ours, theirs, equal, *means = beside_skada("""
+from skada._reweight import KLIEPReweightAdapter
+from lightning_da.classical import KLIEP
+adapter = KLIEPReweightAdapter(gamma=1.0, random_state=0).fit(x, sample_domain=domain)
+centres = np.unique(adapter.centers_, axis=0)
+a = KLIEP(steps=5000)._mixture(source, target, centres, 1.0)
+kernels = [rbf_kernel(rows, adapter.centers_, gamma=1.0) for rows in (source, target)]
+even = np.full(kernels[0].shape[1], 1 / kernels[0].mean(0).sum())
+print(np.log(rbf_kernel(target, centres, gamma=1.0) @ a).mean())
+print(np.log(kernels[1] @ adapter.alpha_).mean(), np.log(kernels[1] @ even).mean())
+print((rbf_kernel(source, centres, gamma=1.0) @ a).mean(), (kernels[0] @ adapter.alpha_).mean())
+""")
+    assert ours > theirs + 0.01
+    assert theirs > equal - 0.2
+    assert means == pytest.approx([1, 1])
+
+
+@pytest.mark.slow
+@needs_skada
+def test_subspace_alignment_equals_that_of_skada() -> None:
+    """Up to the signs of the target's directions."""
+    differences = beside_skada("""
+from skada._subspace import SubspaceAlignmentAdapter
+from lightning_da.classical import SA
+rng = np.random.default_rng(1)
+x = rng.normal(size=(110, 5)) @ rng.normal(size=(5, 5)) + (domain < 0)[:, None]
+theirs = SubspaceAlignmentAdapter(n_components=3).fit_transform(x, sample_domain=domain)
+ours = SA(dim=3).fit_transform(x, y, domain)
+signs = np.sign((ours * theirs)[domain < 0].sum(0))
+print(*np.abs(ours - theirs * signs).max(0))
+""")
+    assert len(differences) == 3
+    assert max(differences) < 1e-9
 
 
 # ---------------------------------------------------------------- boosting
@@ -193,15 +248,24 @@ def test_tradaboost_on_five_points_by_hand() -> None:
     y, domain = np.array([1, 0, 0, 1, 1, -1]), np.array([1, 1, -1, -1, -1, -1])
     fitted = TrAdaBoost(iterations=3, estimator=Above()).fit(x, y, domain)
     beta = 1 / (1 + np.sqrt(2 * np.log(2) / 3))
-    # Cut 0.5 errs on a third of the target: 1 / beta_1 = 2. Cut 2.5 then errs on 1/3 of 4/3: 1 / beta_2 = 3.
-    second = np.array([1 / 2 * beta, 1 / 2, 2 / 3, 1 / 3, 1 / 3])
+    # Cut 0.5 errs on a third of the target: 1 / beta_1 = 2. Cut 2.5 then errs on 1 of 4: 1 / beta_2 = 3.
+    second = np.array([beta, 1, 2, 1, 1])
     third = second * [beta, 1, 1, 3, 1]
     for found, expected in zip(fitted.weights_, (second, third), strict=True):  # rounds 2 and 3 vote
         np.testing.assert_allclose(found, expected / expected.mean())
-    # Cut 0.5 errs on 2/3 of 2: 1 / beta_3 = 2.
+    # Cut 0.5 errs on 2 of 6: 1 / beta_3 = 2.
     np.testing.assert_allclose(fitted.votes_, np.log([3, 2]))
     np.testing.assert_array_equal(fitted.predict(np.array([[0.0], [2.0], [3.0]])), [0, 0, 1])
     np.testing.assert_allclose(fitted.predict_proba([[2.0]])[0, 1], np.log(2) / np.log(6))
+
+
+@pytest.mark.parametrize(("known", "least", "expected"), [(2, 0.25, 0.25), (2, 0, 2 / 11), (6, 0.25, 6 / 15)])
+def test_the_first_round_of_tradaboost_gives_the_target_a_share(known: int, least: float, expected: float) -> None:
+    source, target = np.linspace(0, 3, 9)[:, None], np.linspace(0, 3, known)[:, None]
+    pair = joined(source, (source[:, 0] > 0.5).astype(int), target, (target[:, 0] > 0.5).astype(int))
+    (weights,) = TrAdaBoost(iterations=1, share=least, estimator=Above()).fit(*pair).weights_
+    assert weights[9:].sum() / weights.sum() == pytest.approx(expected)
+    assert len(np.unique(weights[:9])) == len(np.unique(weights[9:])) == 1
 
 
 def test_tradaboost_votes_with_the_second_half_of_its_rounds() -> None:
@@ -237,13 +301,25 @@ def test_tradaboost_counts_weighted_votes() -> None:
 
 def test_tradaboost_learns_what_source_and_few_labels_alone_do_not() -> None:
     rng = np.random.default_rng(5)
-    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
-    source, target = rng.normal(size=(300, 2)), rng.normal(size=(300, 2))
-    y, wanted = (source[:, 0] > 0).astype(int), (target @ turn[0] > 0).astype(int)
-    known = np.where(np.arange(300) < 12, wanted, -1)
-    boosted = TrAdaBoost(iterations=30).fit(*joined(source, y, target, known)).score(target[12:], wanted[12:])
-    plain = SourceOnly(estimator=LogisticRegression()).fit(*joined(source, y, target)).score(target[12:], wanted[12:])
-    assert boosted > plain + 0.05
+    source, target = rng.normal(size=(300, 6)), rng.normal(size=(300, 6))
+    slopes, moved = np.ones(6), np.array([-2, -2, 1, 1, 1, 1])
+    y, wanted = (source @ slopes > 0).astype(int), (target @ moved > 0).astype(int)
+    known, rest = np.where(np.arange(300) < 40, wanted, -1), slice(40, 300)
+    method = TrAdaBoost(iterations=10).fit(*joined(source, y, target, known))
+    assert method.share_ == 0.5
+    for rows, labels in ((source, y), (target[:40], wanted[:40])):
+        alone = LogisticRegression().fit(rows, labels).score(target[rest], wanted[rest])
+        assert method.score(target[rest], wanted[rest]) > alone + 0.05
+    same = np.where(known < 0, -1, target @ slopes > 0)  # nothing moved: the smaller share errs as little
+    assert method.fit(*joined(source, y, target, same)).share_ == 0.05
+
+
+def test_a_mean_is_better_by_more_than_its_standard_error() -> None:
+    """Gains of 2, 0 and 1 have the mean 1 and the standard error .58, those of 3, -1 and 1 have 1 and 1.15."""
+    others = np.array([3.0, 1.0, 4.0])
+    assert boosting.is_better(others - [2, 0, 1], others)
+    assert not boosting.is_better(others - [3, -1, 1], others)
+    assert not boosting.is_better(others, others)
 
 
 def test_tradaboost_needs_labels_of_known_classes() -> None:

@@ -114,7 +114,7 @@ class DIP(Adapter):
         check_range("clustering", self.clustering, low=0)
         x, n_s = np.vstack([source, target]), len(source)
         weights = np.r_[np.full(n_s, 1 / n_s), np.full(len(target), -1 / len(target))]
-        start = principal(x, self.dim, "both domains'")[0]
+        start = principal(x, self.dim)[0]
         self.gamma_ = self.gamma or median_gamma(source @ start)
         spread = (source - class_means(source, labels)[labels]) / np.sqrt(n_s)
 
@@ -221,7 +221,7 @@ class CTC(Weighted):
         check_range("iterations", self.iterations, low=1)
         n_s, counts = len(source), np.bincount(labels)
         of_class = one_hot(labels, len(counts))
-        w = principal(np.vstack([source, target]), self.dim, "both domains'")[0]
+        w = principal(np.vstack([source, target]), self.dim)[0]
         gamma = self.gamma or median_gamma(source @ w)
         moves = np.stack([np.ones((len(counts), self.dim)), np.zeros((len(counts), self.dim))])  # a and b, (2, C, dim)
         shares: Array = counts / n_s

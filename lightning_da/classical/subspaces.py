@@ -8,14 +8,14 @@ from lightning_da.classical.base import Adapter, Array, Labels, parameters
 from lightning_da.errors import check_range
 
 
-def principal(x: Array, dim: int, domain: str) -> tuple[Array, Array]:
+def principal(x: Array, dim: int, rows: str = "the rows") -> tuple[Array, Array]:
     """Orthonormal principal directions of centred rows, (d, dim), and the variances along them, (dim,).
 
     Raises:
         ConfigError: If the rows have fewer dimensions.
     """
     _, singular, directions = np.linalg.svd(x - x.mean(0), full_matrices=False)
-    check_rank(dim, int(np.sum(singular > singular[0] * 1e-10)), f"the {domain}'s rows")
+    check_rank(dim, int(np.sum(singular > singular[0] * 1e-10)), rows)
     return directions[:dim].T, singular[:dim] ** 2 / (len(x) - 1)
 
 
@@ -48,7 +48,10 @@ class SA(Centred):
     estimator: BaseEstimator | None = None
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
-        p_s, p_t = principal(source, self.dim, "source")[0], principal(target, self.dim, "target")[0]
+        p_s, p_t = (
+            principal(source, self.dim, "the source's rows")[0],
+            principal(target, self.dim, "the target's rows")[0],
+        )
         return p_s @ (p_s.T @ p_t), p_t
 
 
@@ -62,7 +65,10 @@ class SDA(SA):
     """
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
-        (p_s, v_s), (p_t, v_t) = principal(source, self.dim, "source"), principal(target, self.dim, "target")
+        (p_s, v_s), (p_t, v_t) = (
+            principal(source, self.dim, "the source's rows"),
+            principal(target, self.dim, "the target's rows"),
+        )
         return p_s @ (p_s.T @ p_t) * np.sqrt(v_t / v_s), p_t
 
 
@@ -139,7 +145,9 @@ class GFK(Centred):
     estimator: BaseEstimator | None = None
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
-        path = Geodesic(principal(source, self.dim, "source")[0], principal(target, self.dim, "target")[0])
+        path = Geodesic(
+            principal(source, self.dim, "the source's rows")[0], principal(target, self.dim, "the target's rows")[0]
+        )
         ratio = np.sinc(2 * path.angles / np.pi)  # sin(2 a) / (2 a)
         mixed = np.sin(path.angles) * np.sinc(path.angles / np.pi) / 2  # (1 - cos(2 a)) / (4 a)
         blocks = np.array([[(1 + ratio) / 2, mixed], [mixed, (1 - ratio) / 2]]).transpose(2, 0, 1)
@@ -174,7 +182,9 @@ class SGF(Centred):
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
         check_range("samples", self.samples, low=1)
-        path = Geodesic(principal(source, self.dim, "source")[0], principal(target, self.dim, "target")[0])
+        path = Geodesic(
+            principal(source, self.dim, "the source's rows")[0], principal(target, self.dim, "the target's rows")[0]
+        )
         times = (np.arange(self.samples) + 0.5) / self.samples
         components: Array = np.hstack([path.basis(t) for t in times]) / np.sqrt(self.samples)
         return components, components

@@ -17,8 +17,16 @@ from lightning_da.errors import ConfigError, check_range
 
 UNKNOWN = -1
 """Label of a target row whose class is not known."""
+SHARES = (1 / 20, 1 / 2)
+"""The shares of the weight at the start that `TrAdaBoost` chooses from."""
 LEAST = 1e-10
 """The smallest error of a hypothesis: one without an error would have all the votes."""
+
+
+def is_better(errors: Array, others: Array) -> bool:
+    """Whether the mean of errors, (m,), is below that of others on the same rows by more than its standard error."""
+    gain = others - errors
+    return bool(gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5)
 
 
 @parameters
@@ -31,11 +39,16 @@ class TrAdaBoost(SourceOnly):
     by `1 / b_t`. The hypotheses of the second half of the rounds vote with weight `ln(1 / b_t)`. The algorithm needs an
     error below 1/2: boosting ends before the first hypothesis with a larger one, as AdaBoost.M1 does.
 
-    Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1. The paper has two classes; with more
-    the vote is that of AdaBoost.M1.
+    Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1, which leaves the weights of the first
+    round to the user. The paper has two classes; with more the vote is that of AdaBoost.M1.
 
     Args:
         iterations: N, the largest number of rounds.
+        share: Share of the weight that the target rows have together in the first round; if they are a larger share
+            of the rows, they keep that one. Rows of one domain begin with equal weights. `None` tries 1/20 and 1/2 on
+            held-out folds of the target, and takes 1/2 if it errs less by more than the standard error.
+        folds: Number of folds, at most that of the labelled target rows.
+        random_state: Seed of the folds.
         estimator: The classifier, whose `fit` takes `sample_weight`. `None` is a linear support vector machine, as in
             the paper.
 
@@ -44,6 +57,9 @@ class TrAdaBoost(SourceOnly):
     """
 
     iterations: int = 100
+    share: float | None = None
+    folds: int = 5
+    random_state: int = 0
     estimator: BaseEstimator | None = None
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
@@ -55,6 +71,8 @@ class TrAdaBoost(SourceOnly):
             sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
         """
         check_range("iterations", self.iterations, 1)
+        if self.share is not None:
+            check_range("share", self.share, low=0, high=1)
         source, given, _ = self.split(X, y, sample_domain)
         labelled = (np.asarray(sample_domain) < 0) & (np.asarray(y) != UNKNOWN)
         target, known = self._rows(X, reset=False)[labelled], np.asarray(y)[labelled]
@@ -67,19 +85,36 @@ class TrAdaBoost(SourceOnly):
             raise ConfigError(f"y: the source has no class {min(foreign)} of the target; give both the same classes")
         self.features_ = np.concatenate([source, target])
         self.labels_ = np.concatenate([labels, np.searchsorted(self.classes_, known)])
-        self._boost(len(source))
+        self.share_ = self._choice(len(source)) if self.share is None else self.share
+        self.weights_, self.votes_ = self._boosted(np.arange(len(self.labels_)), len(source), self.share_)
         self.fit_estimator()
         return self
 
-    def _boost(self, n: int) -> None:
-        own = np.arange(len(self.features_)) >= n  # of the target
-        weights = np.where(own, 1 / own.sum(), 1 / n)
+    def _choice(self, n: int) -> float:
+        """The share that errs less on held-out target rows; n rows are of the source."""
+        rows, wrong = np.arange(len(self.labels_)), np.empty((len(SHARES), len(self.labels_) - n))
+        if wrong.shape[1] < 2:
+            return SHARES[0]
+        splits = KFold(min(self.folds, wrong.shape[1]), shuffle=True, random_state=self.random_state)
+        for train, test in splits.split(rows[n:]):
+            used = np.concatenate([rows[:n], n + train])
+            for errors, share in zip(wrong, SHARES, strict=True):
+                weights, votes = self._boosted(used, n, share)
+                vote = self._vote(used, weights, votes)
+                errors[test] = vote.predict(self.features_[n + test]) != self.labels_[n + test]
+        return SHARES[int(is_better(wrong[1], wrong[0]))]
+
+    def _boosted(self, rows: Labels, n: int, share: float) -> tuple[Array, Array]:
+        """The weights of rows, the first n of the source, in the rounds that vote, (rounds, rows), and their votes."""
+        own, labels = np.arange(len(rows)) >= n, self.labels_[rows]
+        share = max(share, own.mean())
+        weights = np.where(own, share / own.sum(), (1 - share) / n)
         less = 1 / (1 + (2 * np.log(n) / self.iterations) ** 0.5)
         kept: list[Array] = []
         votes: list[float] = []
         for _ in range(self.iterations):
             weights = weights / weights.mean()
-            wrong = self._hypothesis(weights).predict(self.features_) != self.labels_
+            wrong = self._hypothesis(rows, weights).predict(self.features_[rows]) != labels
             error = np.clip(weights[own] @ wrong[own] / weights[own].sum(), LEAST, 0.5)
             if kept and error > 0.5 - 1e-9:
                 break
@@ -87,15 +122,17 @@ class TrAdaBoost(SourceOnly):
             votes.append(np.log((1 - error) / error))
             weights = weights * np.where(own, np.exp(votes[-1] * wrong), less**wrong)
         first = (len(kept) + 1) // 2 - 1  # of the rounds that vote
-        self.weights_, self.votes_ = np.array(kept[first:]), np.array(votes[first:])  # (rounds, rows), (rounds,)
+        return np.array(kept[first:]), np.array(votes[first:])
 
-    def _hypothesis(self, weights: Array) -> Any:
+    def _hypothesis(self, rows: Labels, weights: Array) -> Any:
         learner = LinearSVC() if self.estimator is None else clone(self.estimator)
-        return learner.fit(self.features_, self.labels_, sample_weight=weights)
+        return learner.fit(self.features_[rows], self.labels_[rows], sample_weight=weights)
+
+    def _vote(self, rows: Labels, weights: Array, votes: Array) -> "Vote":
+        return Vote([self._hypothesis(rows, own) for own in weights], votes, len(self.classes_))
 
     def fit_estimator(self) -> None:
-        hypotheses = [self._hypothesis(weights) for weights in self.weights_]
-        self.estimator_ = Vote(hypotheses, self.votes_, len(self.classes_))
+        self.estimator_ = self._vote(np.arange(len(self.labels_)), self.weights_, self.votes_)
 
     def predict_proba(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> Array:
         """The share of the votes for each class, (n, C); the arguments are those of `transform`."""
@@ -135,11 +172,13 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
 
     Step t of S gives the target rows the share `m / (n + m) + t / (S - 1) (1 - m / (n + m))` of the weight, t = 0 to
     S - 1. It takes that from the source rows by factors `b^e_i`, where `e_i` is the error of row i as a share of the
-    largest. The step whose AdaBoost.R2, in which the source's weights are fixed, has the smallest error on held-out
-    folds of the target is kept. AdaBoost.R2 predicts the weighted median of its members.
+    largest. Held-out folds of the target choose the step by the squared error of its AdaBoost.R2, in which the source's
+    weights are fixed: a later step takes the place of an earlier one if the mean difference is more than its standard
+    error, so that few rows do not choose by chance. AdaBoost.R2 predicts the weighted median of its members.
 
-    Source: Pardoe and Stone, "Boosting for regression transfer", ICML 2010, algorithm 3; Drucker, "Improving regressors
-    using boosting techniques", ICML 1997. The error of a member is that on the target rows.
+    Source: Pardoe and Stone, "Boosting for regression transfer", ICML 2010, algorithm 3, which takes the smallest error
+    as it is; Drucker, "Improving regressors using boosting techniques", ICML 1997. The error of a member is that on the
+    target rows.
 
     Args:
         steps: S.
@@ -175,12 +214,12 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
         n, m = int((source & known).sum()), int((~source & known).sum())
         if m < 2 or n < 1:
             raise ConfigError(f"y: {n} source rows and {m} target rows have a value; give 1 and 2 or more")
-        weights, best = np.full(n + m, 1 / (n + m)), np.inf
+        weights, best = np.full(n + m, 1 / (n + m)), np.zeros(m)
         folds = list(KFold(min(self.folds, m), shuffle=True, random_state=self.random_state).split(x[n:]))
         for step in range(self.steps):
-            error = self._held_out(x, values, weights, n, folds)
-            if error < best:
-                best, kept, self.share_ = error, weights, float(weights[n:].sum())
+            held_out = self._held_out(x, values, weights, n, folds)
+            if step == 0 or is_better(held_out, best):
+                best, kept, self.share_ = held_out, weights, float(weights[n:].sum())
             if step + 1 < self.steps:
                 share = m / (n + m) + (step + 1) / (self.steps - 1) * (1 - m / (n + m))
                 errors = _shares(values, self._learnt(x, values, weights).predict(x))
@@ -197,16 +236,16 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
         learner = default if self.estimator is None else clone(self.estimator)
         return learner.fit(x, y, sample_weight=weights * len(x))
 
-    def _held_out(self, x: Array, y: Array, weights: Array, n: int, folds: list[Any]) -> float:
-        """The mean squared error on the folds of the target."""
-        errors = []
+    def _held_out(self, x: Array, y: Array, weights: Array, n: int, folds: list[Any]) -> Array:
+        """The squared errors of the target rows, (m,), each of its own fold."""
+        errors = np.empty(len(x) - n)
         for train, test in folds:
             rows = np.concatenate([np.arange(n), n + train])
             own = weights[rows]
             own[n:] *= weights[n:].sum() / own[n:].sum()
             found = _median(*self._boosted(x[rows], y[rows], own, n), x[n + test])
-            errors.append(float(np.mean((found - y[n + test]) ** 2)))
-        return float(np.mean(errors))
+            errors[test] = (found - y[n + test]) ** 2
+        return errors
 
     def _boosted(self, x: Array, y: Array, weights: Array, n: int) -> tuple[list[Any], Array]:
         """The members of AdaBoost.R2, which changes the weights of the target rows alone, and their votes."""
