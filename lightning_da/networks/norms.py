@@ -81,7 +81,9 @@ def split_layers(backbone: Backbone, number: int) -> Backbone:
         ConfigError: If `number` exceeds the number of layers.
     """
     if not 0 <= number <= len(backbone.layers):
-        raise ConfigError(f"own_layers: {number} of the backbone's {len(backbone.layers)} layers; give 0 to that number")
+        raise ConfigError(
+            f"own_layers: {number} of the backbone's {len(backbone.layers)} layers; give 0 to that number"
+        )
     depths = dict(module_depths(backbone, backbone.layers))
 
     def split(network: nn.Module) -> None:
