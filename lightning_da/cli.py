@@ -1,10 +1,12 @@
 """Builds trainer, model and data from command-line arguments or a configuration."""
 
 import errno
+import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,8 @@ class TransferCLI(LightningCLI):
         config = self.config
         for key, value in config.items():
             _check_finite(key.replace(".init_args", ""), value)
+            if value is None and key.startswith(("model.", "data.")):
+                _check_null(key, config)
         for key in (*LEAST, *ABOVE):
             if isinstance(value := config.trainer.get(key), int | float):
                 check_range(f"trainer.{key}", value, LEAST.get(key, -math.inf), above=ABOVE.get(key, -math.inf))
@@ -368,6 +372,21 @@ def _check_finite(key: str, value: Any) -> None:
     for part in value if isinstance(value, list | tuple) else [value]:
         if isinstance(part, float) and not math.isfinite(part):
             raise ConfigError(f"{key}: {part} is not a finite number")
+
+
+def _check_null(key: str, config: Any) -> None:
+    """Refuses null for an argument of a class whose default is another value: the parser takes it for each."""
+    owner, _, name = key.rpartition(".init_args.")
+    given = config.get(f"{owner}.class_path")
+    if not given or "." in name:
+        return
+    module, _, kind = given.rpartition(".")
+    for part in getattr(import_module(module), kind).__mro__:
+        argument = inspect.signature(part.__init__).parameters.get(name) if "__init__" in vars(part) else None
+        if argument is not None:
+            if argument.default not in (None, inspect.Parameter.empty):
+                raise ConfigError(f"{key.replace('.init_args', '')}: null is no value of it; leave it out")
+            return
 
 
 def _names_ensemble(args: Sequence[str] | Mapping[str, Any]) -> bool:

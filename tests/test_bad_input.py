@@ -43,6 +43,9 @@ SPEECH = [
 ]
 
 
+STOP = ["--trainer.callbacks+=lightning_da.callbacks.StopAtDivergence"]
+
+
 def method(name: str, *more: str) -> list[str]:
     return ["fit", "--config", f"method/{name}.yaml", *GRID, *more]
 
@@ -79,7 +82,11 @@ def write_tables(folder: Path) -> None:
     table(folder / "columns.csv", x, y, "a,b,c,e,label")
     table(folder / "unlabelled.csv", x, y, "a,b,c,d,klass")
     table(folder / "halves.csv", x, y + 0.5)
+    table(folder / "halves_huge.csv", x, np.where(np.arange(90) == 7, 1e300, y + 0.5))
     table(folder / "header.csv", x[:0], y[:0])
+    for name, word in (("s", "good"), ("t", "fine")):
+        rows = "".join(f"a {word} film {i},{i % 2}\n" for i in range(60))
+        (folder / f"{name}.csv").write_text(f"text,label\n{rows}")
     (folder / "words.csv").write_text("a,label\n" + "".join(f"x{i},{i % 3}\n" for i in range(90)))
     (folder / "ragged.csv").write_text("a,b,label\n1,2,0\n1,2,3,4,0\n")
     (folder / "binary.csv").write_bytes(bytes(range(256)))
@@ -213,7 +220,7 @@ VALUES = {
                         "torch.nn.Linear": "torch.nn.Linear is no Optimizer"},
     "model.domain_weight": {"-1": "domain_weight: -1.0 is less than 0", ".nan": "nan is not a finite",
                             ".inf": "inf is not",
-                            "x": NUMBER, "[1]": NUMBER, "null": "domain_weight: None is not a finite number"},
+                            "x": NUMBER, "[1]": NUMBER, "null": "model.domain_weight: null is no value of it"},
     "model.domain_schedule": {"foo": "'foo' is not an import path", "3": "'3' is not an import path",
                               "lightning_da.schedules.nothing": "has no attribute 'nothing'",
                               "os.getcwd": "domain_schedule: no function of the progress of training"},
@@ -255,7 +262,14 @@ VALUES = {
     "data": {"torch.nn.Linear": "torch.nn.Linear is no DomainPairDataModule",
              "lightning_da.data.Digit": "did you mean 'Digits'"},
     "data.batch_size": {"0": "batch_size: 0 is less than 1", "-1": "batch_size: -1 is less", "1.5": WHOLE, "x": WHOLE,
-                        "5000": "set --data.batch_size to at most", "null": "batch_size: None is not a finite number"},
+                        "5000": "set --data.batch_size to at most", "null": "data.batch_size: null is no value of it"},
+    "data.source": {"[]": "data.source: the list is empty", "[source.csv, source.csv]": "is named twice",
+                    "[source.csv, 3]": "YAML reads 3, which is not text",
+                    "[source.csv, copy.csv]": "are the same data", "[source.csv, four.csv]": "classes differ"},
+    "data.source_weights": {"foo": "'foo' is not a valid choice", "equal": "is for several source domains",
+                            "null": "data.source_weights: null is no value of it"},
+    "data.class_sets": {"foo": "'foo' is not a valid choice"},
+    "data.labels": {"foo": "'foo' is not a valid choice"},
     "data.seed": {"-1": "data.seed: -1 is less than 0", "x": WHOLE},
     "data.val_share": {"-1": "data.val_share (-1.0)", "1": "data.val_share (1.0)", ".nan": "nan is not a finite",
                        "0": "the val split is empty"},
@@ -345,6 +359,21 @@ def test_no_gpu(name: str, complaint: Complaint) -> None:
             ["fit", "--config", "method/dann.yaml", "--config", "data/digits.yaml", "--data.seed=-1"],
             "data.seed: -1 is less",
         ),
+        ([*FIT, *STOP, "--trainer.callbacks.skip=-1"], "skip: -1 is less than 0"),
+        ([*FIT, *STOP, "--trainer.callbacks.skip=many"], "trainer.callbacks.skip: 'many' is not a whole number"),
+        ([*FIT, "--data.labels=numbers", "--data.class_sets=open"], "open is for classes, and the labels are numbers"),
+        ([*FIT, "--data.labels=numbers", "--data.target_labels=2/class"], "2/class counts labels of each class"),
+        ([*FIT, "--data.labels=numbers", "--model.label_smoothing=0.1"], "label_smoothing is for classes"),
+        ([*FIT, "--data.labels=numbers", "--data.source=halves_huge.csv"], "label '1e+300' in 'label' is no finite 32"),
+        ([*FIT, "--data.labels=numbers", "--data.source=one_class.csv"], "all training labels are 0; there is nothing"),
+        ([*FIT, "--data.labels=numbers", "--trainer.precision=bf16-true"], "bf16-true rounds labels that are numbers"),
+        (method("cdan", "--data.labels=numbers"), "the labels are numbers, and CDAN needs classes"),
+        (method("multimodal", "--model.source_backbone=null"), "Multimodal needs a value of 'source_backbone'"),
+        (method("cycle_gan", "--model.game=chess"), "model.game: 'chess' is not a valid choice"),
+        (method("cogan"), "this method makes pictures of shape"),
+        (method("amn"), "AMN reads the words of sentences"),
+        (method("taisl", "--model.estimator.shape=[-2,-2]"), "shape: -2 is less than 1"),
+        ([*SPEECH, "--data.outside=3"], "data.outside: '3' is not true or false"),
         ([*SPEECH, "--data.rate=3"], "rate: 3 is not within 8000 and 48000"),
         ([*SPEECH, "--data.features=foo"], "no feature set 'foo'"),
         ([*SPEECH, "--data.task=foo"], "data.task: 'foo' is not a valid choice"),
@@ -354,6 +383,115 @@ def test_no_gpu(name: str, complaint: Complaint) -> None:
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
 def test_values_that_do_not_go_together(words: list[str], message: str, complaint: Complaint) -> None:
+    assert message in complaint(words)
+
+
+DIGITS = ["--config", "data/digits.yaml", *SHORT, *QUICK, "--data.num_typeset=401", "--data.batch_size=8"]
+SENTENCES = ["--config", "data/sentences.yaml", *SHORT, *QUICK, "--data.source=s.csv", "--data.target=t.csv"]
+MEMORY = [*SENTENCES, "--data.batch_size=4", "--config", "backbone/memory_network.yaml"]
+COMPILE = ["--trainer.callbacks+=lightning_da.callbacks.CompileLayers"]
+NUMBERS = "--data.labels=numbers"
+
+
+def pictures(name: str, *more: str) -> list[str]:
+    return ["fit", "--config", f"method/{name}.yaml", *DIGITS, *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*FIT, "--data.source=[source.csv, target.csv]"], "are the same data"),
+        ([*FIT, "--data.target=[]"], "data.target: the list is empty"),
+        ([*FIT, "--data.target=[target.csv, target.csv]"], "data.target: domain 'target.csv' is named twice"),
+        ([*FIT, "--data.source=[source.csv, '']"], "data.source: the name is empty"),
+        ([*FIT, "--data.source=[[source.csv]]"], "which is not text"),
+        ([*FIT, "--data.source=[null]"], "which is not text"),
+        ([*FIT, "--data.source={a: source.csv}"], "is not text or a list"),
+        ([*FIT, "--data.source=null"], "there is one domain, 'target.csv'"),
+        ([*FIT, "--data.source=[source.csv, nothing.csv]"], "no file 'nothing.csv'"),
+        ([*FIT, "--data.source=[source.csv, nan.csv]"], "nan.csv, line 9: column 'b' holds nan"),
+        ([*FIT, "--data.source=[source.csv, huge.csv]"], "huge.csv, line 9: column 'b' holds 1e+300"),
+        ([*FIT, "--data.source=[source.csv, one_class.csv]"], "classes differ"),
+        ([*FIT, "--data.source=[source.csv, few.csv]"], "domain 'few.csv': the val split is empty"),
+        ([*FIT, "--data.source=[source.csv, ./source.csv]"], "are the same data"),
+        ([*FIT, "--data.source=[source.csv, s.npz]"], "are the same data"),
+        ([*FIT, "--data.source_weights=[1,2]"], "is not a valid choice"),
+        ([*FIT, "--data.class_sets=null"], "data.class_sets: null is no value of it"),
+        ([*FIT, "--data.class_sets=partial", "--data.target=four.csv"], "classes differ"),
+        (method("osbp"), "set --data.class_sets open"),
+        (method("osbp", "--data.class_sets=open", "--model.threshold=2"), "threshold: 2.0 is not in (0, 1)"),
+        (method("pada", "--model.warm_up=-1"), "warm_up: -1.0 is less than 0"),
+        ([*FIT, NUMBERS, "--data.source=inf.csv", "--data.label_column=b"], "label 'inf' in 'b' is no finite 32"),
+        ([*FIT, NUMBERS, "--data.source=words.csv", "--data.label_column=a"], "label 'x0' in 'a' is no finite 32"),
+        *(
+            (method(name, NUMBERS), "the labels are numbers, and")
+            for name in ("tca", "mcc", "dhn", "label_efficient", "dlid", "multimodal", "dsn")
+        ),
+        (["label-curve", *GRID, NUMBERS], "label-curve counts right classes"),
+        (["search", "--config", "method/dann.yaml", *GRID, NUMBERS], "search counts right classes"),
+        (pictures("dann", NUMBERS), "unknown key 'labels' of lightning_da.data.Digits"),
+        ([*FIT, "--data.outside=true"], "unknown key 'outside'"),
+        ([*FIT, *STOP, "--trainer.callbacks.skip=.nan"], "'nan' is not a whole number"),
+        ([*FIT, *STOP, "--trainer.callbacks.skipp=1"], "did you mean 'skip'"),
+        ([*FIT, *COMPILE, "--trainer.callbacks.backend=inductr"], "no backend 'inductr'; did you mean 'inductor'"),
+        ([*FIT, "--trainer.strategy=fsdp"], "`fsdp` requires a GPU"),
+        ([*FIT, "--config", "trainer/fsdp.yaml"], "there is no GPU"),
+        (pictures("cogan", "--model.own_layers=-1"), "own_layers: -1 of the backbone's 4 layers"),
+        (pictures("cogan", "--model.own_layers=99"), "own_layers: 99 of the backbone's 4 layers"),
+        (pictures("cogan", "--model.pictures=0"), "pictures: 0 is less than 1"),
+        (pictures("cogan", "--model.noise=0"), "noise: 0 is less than 1"),
+        (pictures("cogan", "--model.generator=0"), "generator: 0 is less than 1"),
+        (pictures("cogan", "--model.batch_norm=joint"), "'joint' is not a valid choice"),
+        (pictures("cogan", "--model.layers=[conv1]"), "unknown key 'layers' of lightning_da.methods.CoGAN"),
+        (method("cycle_gan"), "this method makes pictures"),
+        (pictures("cycle_gan", "--model.cycle=foo"), "'foo' is not a valid choice"),
+        (pictures("cycle_gan", "--model.game=null"), "model.game: null is no value of it"),
+        (pictures("cycle_gan", "--model.cycle_weight=-1"), "cycle_weight: -1.0 is less than 0"),
+        (pictures("cycle_gan", "--model.identity_weight=.nan"), "nan is not a finite number"),
+        (pictures("cycle_gan", "--model.width=0"), "width: 0 is less than 1"),
+        (pictures("cycle_gan", "--model.train_on=target"), "'target' is not a valid choice"),
+        (method("gan_classifier"), "this method makes pictures"),
+        (pictures("gan_classifier", "--data.target_labels=0/class"), "'0/class' is no number of labels"),
+        (pictures("gan_classifier", "--model.unlabelled_weight=-1"), "unlabelled_weight: -1.0 is less than 0"),
+        (pictures("gan_classifier", "--model.unlabelled_schedule=math.log"), "unlabelled_schedule: no function"),
+        (pictures("amn"), "AMN reads the words of sentences"),
+        (["fit", "--config", "method/amn.yaml", *SENTENCES, "--data.batch_size=4"], "with a memory network"),
+        (["fit", "--config", "method/amn.yaml", *MEMORY, "--model.backbone.hops=0"], "hops: 0 is less than 1"),
+        (["fit", "--config", "method/amn.yaml", *MEMORY, "--model.discriminator=[0]"], "hidden: 0 is less than 1"),
+        (["fit", "--config", "method/dlid.yaml", *SENTENCES], "an autoencoder computes numbers, not words"),
+        (method("multimodal", "--model.map_weight=-1"), "map_weight: -1.0 is less than 0"),
+        (method("multimodal", "--model.transfer_weight=.nan"), "nan is not a finite number"),
+        (method("multimodal", "--model.transfer_schedule=foo"), "'foo' is not an import path"),
+        (method("multimodal", "--model.source_shape=[3]"), "model.source_shape: the data give it"),
+        (method("multimodal", "--model.source_backbone=LeNet"), "LeNet reads images"),
+        (method("multimodal", "--model.train_on=source"), "unknown key 'train_on'"),
+        (method("dhn", "--model.bottleneck=null"), "the codes are the signs of the bottleneck"),
+        (method("dhn", "--model.layers=[head]"), "the codes are the signs of the bottleneck"),
+        (method("dhn", "--model.hash_weight=-1"), "hash_weight: -1.0 is less than 0"),
+        (method("dhn", "--model.entropy_weight=.nan"), "nan is not a finite number"),
+        (method("dhn", "--model.bottleneck.activation=tnh"), "did you mean 'tanh'"),
+        (method("dlid", "--model.points=1"), "points: 1 is less than 2"),
+        (method("dlid", "--model.points=2.5"), "model.points: '2.5' is not a whole number"),
+        (method("dlid", "--model.points=null"), "model.points: null is no value of it"),
+        (method("dlid", "--model.decoder=[0]"), "0 is less than 1"),
+        (method("taisl", "--model.estimator.shape=[3]"), "shape: a row has 4 values"),
+        (method("taisl", "--model.estimator.dims=[0]"), "dims: give one for each side"),
+        (method("taisl", "--model.estimator.iterations=-1"), "iterations: -1 is less than 0"),
+        (method("taisl", "--model.estimator.estimator=torch.nn.Linear"), "is no BaseEstimator"),
+        (method("ati", "--model.estimator.cost=2"), "cost: 2.0 is more than 1"),
+        (method("ati", "--model.estimator.ridge=0"), "ridge: 0.0 is not more than 0"),
+        (method("ati", "--model.estimator.iterations=0"), "iterations: 0 is less than 1"),
+        (method("ati", "--model.layer=fc9"), "the network has no layer 'fc9'"),
+        (method("ati", "--model.train_on=target"), "a classical method learns from labels of the source"),
+        (method("label_efficient", "--model.layers=[head]"), "classes are near in the bottleneck"),
+        (method("label_efficient", "--model.hidden=0"), "hidden: 0 is less than 1"),
+        (method("label_efficient", "--model.temperature=0"), "temperature: 0.0 is not more than 0"),
+        (method("label_efficient", "--model.semantic_weight=-1"), "semantic_weight: -1.0 is less than 0"),
+    ],
+    ids=lambda value: " ".join([*value[2:3], value[-1]]) if isinstance(value, list) else "",
+)
+def test_an_argument_of_a_method_or_of_several_domains(words: list[str], message: str, complaint: Complaint) -> None:
     assert message in complaint(words)
 
 

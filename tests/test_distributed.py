@@ -97,7 +97,7 @@ def lightning_da(*args: str) -> None:
         env=os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert found.returncode == 0, found.stderr[-3000:]

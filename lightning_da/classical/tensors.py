@@ -67,6 +67,7 @@ class TAISL(Adapter):
     def _sides(self, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The sides of the tensor and of the core."""
         shape = (width,) if self.shape is None else tuple(self.shape)
+        check_range("shape", shape, 1)
         if prod(shape) != width:
             raise ConfigError(f"shape: a row has {width} values, and a tensor {list(shape)} has {prod(shape)}")
         dims = tuple(-(-side // 2) for side in shape) if self.dims is None else tuple(self.dims)

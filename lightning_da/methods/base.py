@@ -159,6 +159,11 @@ class TransferModule(Classifier):
         """Samples (B, *input_shape) to the input of the head (B, width)."""
         return features_of(self, x)
 
+    def moved(self, x: Tensor) -> Tensor:
+        """Samples (B, *input_shape) that the trainer did not load, on its device and in its precision."""
+        found: Tensor = self.trainer.precision_plugin.convert_input(x.to(self.device))
+        return found
+
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(x)
         return features, self.head(features)

@@ -135,7 +135,7 @@ class Classical(TransferModule):
         vectors, labels = [], []
         for role in DOMAINS:
             self.set_domain(role)
-            parts = [self.read(x.to(self.device)).cpu() for x in data.training_samples((role,))]
+            parts = [self.read(self.moved(x)).cpu() for x in data.training_samples((role,))]
             vectors.append(torch.cat(parts))
             read = role in self.supervised
             labels.append(data.training_labels(role) if read else torch.full((len(vectors[-1]),), UNKNOWN))

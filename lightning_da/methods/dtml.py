@@ -8,6 +8,7 @@ from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import check_metric_learning, check_range
 from lightning_da.gather import gather
 from lightning_da.losses.mmd import linear_kernel, mmd
+from lightning_da.losses.precision import full_precision
 from lightning_da.losses.scatter import MarginalFisher
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.verification import Verification
@@ -60,7 +61,8 @@ class DTML(AdaptationModule):
     def metric_losses(self, batch: DomainBatch) -> Tensor:
         """The loss of each adapted layer, shape (layers,), from the samples of all processes."""
         known = batch.labels != UNKNOWN
-        return torch.stack([self.loss(x[known], batch.labels[known]) for x in batch.layers])
+        loss = full_precision(self.loss)
+        return torch.stack([loss(x[known], batch.labels[known]) for x in batch.layers])
 
     def mean_distances(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         """The squared distance of the domain means in each adapted layer, shape (layers,)."""

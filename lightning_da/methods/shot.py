@@ -89,7 +89,7 @@ class SHOT(AdaptationModule):
         self.eval()
         self.set_domain("target")
         loader = self.trainer.datamodule.unlabelled_dataloader("target")  # type: ignore[attr-defined]
-        found = [self.classify(x.to(self.device)) for x in loader]
+        found = [self.classify(self.moved(x)) for x in loader]
         features, logits = (torch.cat(parts).float() for parts in zip(*found, strict=True))
         self.train()
         weights = logits.softmax(dim=1)
