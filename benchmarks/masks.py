@@ -2,11 +2,11 @@
 
     python benchmarks/masks.py --out results
 
-Images have 32 x 32 pixels. The source has 120 for training, all with masks; so has the target, of which 5 or 20 keep theirs. `scratch` reads the
-target's masks alone; `classifier` too, with an encoder that has learned the kinds of hearts from the source's images,
-released layer by layer. `both` reads the masks of both domains, `adversarial` adds the discriminator. The settings are
-those of `conf/method/unet.yaml` and `segmentation.yaml`. A finished training is not run again; `--table` prints what is
-there.
+Images have 32 x 32 pixels. The source has 120 for training, all with masks; so has the target, of which 5 or 20 keep
+theirs. `scratch` reads the target's masks alone; `classifier` too, with an encoder that has learned the kinds of hearts
+from the source's images, released layer by layer. `both` reads the masks of both domains, `adversarial` adds the
+discriminator. The settings are those of `conf/method/unet.yaml` and `segmentation.yaml`. A finished training is not run
+again; `--table` prints what is there.
 """
 
 import argparse

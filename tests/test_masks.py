@@ -425,6 +425,7 @@ def test_methods_and_labels_of_two_kinds_are_refused() -> None:
 
 def test_masks_are_written_as_png_files_and_read_back(tmp_path: Path) -> None:
     model, data = build(Segmentation, **NETWORK), hearts()
+    nn.init.normal_(model.head.weight, std=5)  # so that it answers with more than one class
     writer = WritePredictions(str(tmp_path / "out.csv"))
     for _ in range(2):  # the second time over the files of the first
         trainer(callbacks=[writer]).predict(model, data)
