@@ -2,11 +2,11 @@
 
     python benchmarks/masks.py --out results
 
-The source has 120 training images, all with masks; so has the target, of which 5 or 20 keep theirs. `scratch` reads the
-target's masks alone; `classifier` too, with an encoder that has learned the kinds of hearts from the source's images,
-released layer by layer. `both` reads the masks of both domains, `adversarial` adds the discriminator. The settings are
-those of `conf/method/unet.yaml` and `segmentation.yaml`. A finished training is not run again; `--table` prints what is
-there.
+Images have 32 x 32 pixels. The source has 120 for training, all with masks; so has the target, of which 5 or 20 keep
+theirs. `scratch` reads the target's masks alone; `classifier` too, with an encoder that has learned the kinds of hearts
+from the source's images, released layer by layer. `both` reads the masks of both domains, `adversarial` adds the
+discriminator. The settings are those of `conf/method/unet.yaml` and `segmentation.yaml`. A finished training is not run
+again; `--table` prints what is there.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lightning_da.methods.masks import SCORES
 from lightning_da.networks import UNetEncoder
 from lightning_da.schedules import ramp
 
-LABELS, STEPS, RATE = (5, 20), 100, 0.01
+SIZE, LABELS, STEPS, RATE = 32, (5, 20), 150, 0.01
 METHODS = ("scratch", "classifier", "both", "adversarial")
 
 
@@ -37,7 +37,7 @@ def classifier(out: Path, seed: int) -> str:
     path = out / f"classifier-{seed}.ckpt"
     if not path.exists():
         L.seed_everything(seed, verbose=False)
-        data: Any = Hearts(labels="classes")
+        data: Any = Hearts(labels="classes", size=SIZE)
         model = built(FineTune, data, RATE, backbone=UNetEncoder, standardize=True)
         print(f"classifier {seed}: {train(model, data, STEPS)['source/acc']:.3f} on the source", flush=True)
         torch.save({"state_dict": model.state_dict()}, path)
@@ -48,7 +48,7 @@ def cell(out: Path, method: str, labels: int, seed: int, weight: float) -> dict[
     """Scores of each class on the target after a training with some of its masks."""
     start = {"init_from": classifier(out, seed), "freeze": "all", "unfreeze_by": 0.5} if method == "classifier" else {}
     L.seed_everything(seed, verbose=False)
-    data: Any = Hearts(target_labels=labels)
+    data: Any = Hearts(target_labels=labels, size=SIZE)
     network = {"backbone": UNetEncoder, "standardize": True}
     begun = time.perf_counter()
     if method in ("scratch", "classifier"):

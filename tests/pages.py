@@ -174,6 +174,18 @@ def write_data(folder: Path, page: Path) -> None:
         table.assign(path=[f"sounds/{path}" for path in table["path"]]).to_csv(folder / f"{new}.csv", index=False)
     voices.sound(folder / "call.wav", 120.0)
     write_texts(folder)
+    write_masks(folder / "data" / "hearts")
+
+
+def write_masks(folder: Path) -> None:
+    """Images and masks of two scanners, five of each of six patients."""
+    for seed, domain in enumerate(("one", "two")):
+        rng = np.random.default_rng(seed)
+        for place in range(30):
+            for kind, values in (("images", 256), ("masks", 3)):
+                path = folder / domain / kind / f"p{place // 5}" / f"{place}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(values, size=(16, 16), dtype=np.uint8)).save(path)
 
 
 def write_texts(folder: Path) -> None:

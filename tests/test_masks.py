@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torchmetrics.functional.segmentation import dice_score, mean_iou
 
+from lightning_da.callbacks.masks import Drawn, mask_table, masks_figure
+from lightning_da.callbacks.write_predictions import WritePredictions, _parts
 from lightning_da.data import DataError, Hearts, MaskFolders
 from lightning_da.data.base import SPLITS, UNKNOWN
 from lightning_da.data.hearts import PARTS
@@ -25,7 +27,10 @@ from lightning_da.methods.masks import MaskScores
 from lightning_da.networks import FeedForward, LeNet, TimmBackbone, UNetEncoder
 from lightning_da.networks.unet import feature_maps
 from lightning_da.schedules import constant
-from lightning_da.testing import ADAM, build, equal, fit, ready, state
+from lightning_da.served import Served
+from lightning_da.store import client
+from lightning_da.testing import ADAM, build, equal, fit, ready, state, trainer
+from lightning_da.tracking import _latest
 
 SIZE = 32
 TINY = partial(UNetEncoder, widths=(2, 4))
@@ -60,7 +65,7 @@ def test_hearts_are_the_same_for_a_seed_and_fewer_are_the_first_of_more() -> Non
 
 def test_the_wall_is_around_the_cavity_and_parts_differ_in_brightness() -> None:
     for domain in ("scanner_a", "scanner_b"):
-        data = hearts(number=40).dataset(domain, "train")
+        data = hearts(number=40, size=64).dataset(domain, "train")
         assert data.masks is not None
         cavity, wall = (data.masks == PARTS.index(name) for name in ("cavity", "wall"))
         beside = nn.functional.max_pool2d(cavity.float()[:, None], 3, 1, 1)[:, 0].bool()
@@ -132,7 +137,7 @@ def write_domains(number: int = 10) -> None:
 
 
 def test_folders_give_each_image_its_mask_and_keep_a_patient_in_one_split() -> None:
-    write_domains()
+    write_domains(20)
     Path("two/unlabelled").mkdir()
     Image.new("L", (5, 5)).save("two/unlabelled/x.png")
     data = folders()
@@ -146,7 +151,7 @@ def test_folders_give_each_image_its_mask_and_keep_a_patient_in_one_split() -> N
             assert torch.equal(part[place][1], torch.where(expected == 255, UNKNOWN, expected))
             with Image.open(name) as image:
                 assert torch.equal(part.x[place, 0], torch.from_numpy(np.asarray(image)))
-    assert sorted(seen) == [f"p{place}" for place in range(5)]
+    assert sorted(seen, key=lambda name: int(name[1:])) == [f"p{place}" for place in range(10)]
     assert all(len(splits) == 1 for splits in seen.values())
     others = [data.dataset("two", split) for split in SPLITS]
     alone = [
@@ -219,9 +224,15 @@ def test_what_is_no_pair_of_folders_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "backbone",
-    [TINY, partial(TimmBackbone, model="resnet18"), partial(TimmBackbone, model="swin_tiny_patch4_window7_224",
-                                                            model_args={"img_size": 32})],
-)  # fmt: skip
+    [
+        TINY,
+        pytest.param(partial(TimmBackbone, model="resnet18"), marks=pytest.mark.slow),
+        pytest.param(
+            partial(TimmBackbone, model="swin_tiny_patch4_window7_224", model_args={"img_size": 32}),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_every_backbone_with_feature_maps_is_an_encoder(backbone: Any) -> None:
     model = build(Segmentation, **NETWORK | {"backbone": backbone}).eval()
     x = torch.rand(2, 1, SIZE, SIZE)
@@ -353,15 +364,14 @@ def test_the_adversarial_term_is_that_of_a_gan_on_masks() -> None:
 
 
 def test_weight_zero_is_plain_training_on_the_same_masks() -> None:
-    plain = fit(build(Segmentation, **NETWORK, train_on="both", optimizer=ADAM), 4, hearts(target_labels=3))
-    zero = fit(build(AdversarialSegmentation, **ADVERSARIAL, domain_weight=0.0, optimizer=ADAM), 4,
-               hearts(target_labels=3))  # fmt: skip
-    one, other = state(plain), state(zero)
-    assert one.keys() == other.keys()
-    for key, value in one.items():  # images pass the network in other batches
-        torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-5)
-    played = fit(build(AdversarialSegmentation, **ADVERSARIAL, optimizer=ADAM), 4, hearts(target_labels=3))
-    assert not torch.allclose(state(played)["head.weight"], other["head.weight"], rtol=1e-3, atol=1e-5)
+    plain = state(fit(build(Segmentation, **NETWORK, train_on="both"), 4, hearts(target_labels=3)))
+    zero, played = (
+        state(fit(build(AdversarialSegmentation, **ADVERSARIAL, domain_weight=weight), 4, hearts(target_labels=3)))
+        for weight in (0.0, 1.0)
+    )
+    for key, value in plain.items():  # images pass the network in other batches
+        torch.testing.assert_close(zero[key], value, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(played["head.weight"], zero["head.weight"], rtol=1e-3, atol=1e-5)
 
 
 def test_weight_zero_is_training_on_the_source_bit_by_bit() -> None:
@@ -413,28 +423,59 @@ def test_methods_and_labels_of_two_kinds_are_refused() -> None:
 # ---------------------------------------------------------------- commands
 
 
-def test_the_commands_predict_masks_and_compare_dice(capsys: pytest.CaptureFixture[str]) -> None:
-    small = [f"--data.{key}={value}" for key, value in {"number": 20, "size": SIZE, "batch_size": 4}.items()]
-    quick = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"]
-    words = ["--config", "data/hearts.yaml", *small, *quick]
-    lightning_da(["fit", "--config", "method/segmentation.yaml", *words, "--name", "a"])
-    lightning_da(["test", "--ckpt_path", "a"])
-    found = lightning_da(["predict", "--ckpt_path", "a", "--predictions.path", "out.csv"])
+def test_masks_are_written_as_png_files_and_read_back(tmp_path: Path) -> None:
+    model, data = build(Segmentation, **NETWORK), hearts()
+    nn.init.normal_(model.head.weight, std=5)  # so that it answers with more than one class
+    writer = WritePredictions(str(tmp_path / "out.csv"))
+    for _ in range(2):  # the second time over the files of the first
+        trainer(callbacks=[writer]).predict(model, data)
     with Path("out.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["split"] for row in rows] == ["train"] * 12 + ["val"] * 2 + ["test"] * 6
     assert rows[0].keys() == {"sample", "split", "mask"}
-    model, data = found.model, found.datamodule
-    part = data.dataset("scanner_b", "test")
-    model.set_domain("target")
     with torch.no_grad():
-        expected = model.eval()(part.__getitems__(list(range(6)))[0]).argmax(dim=1)
+        expected = model.eval()(data.dataset("scanner_b", "test").__getitems__(list(range(6)))[0]).argmax(dim=1)
+    assert len(expected.unique()) > 1
     for row, mask in zip(rows[-6:], expected, strict=True):
         with Image.open(row["mask"]) as image:
             assert image.mode == "L"
             assert np.array_equal(np.asarray(image), mask.numpy())
-    assert len(list(Path("out_masks").rglob("*.*"))) == 20
-    capsys.readouterr()
+    assert len([path for path in Path("out_masks").rglob("*") if path.is_file()]) == 20
+
+
+def test_names_of_masks_stay_in_their_folder() -> None:
+    found = ["/".join(_parts(name)) for name in ("7", "one/images/a.b.JPG", "/etc/../x.v1", "two/images/p1/c.png")]
+    assert found == ["7.png", "one/images/a.b.png", "etc/x.v1.png", "two/images/p1/c.png"]
+
+
+def test_the_picture_shows_both_masks_and_the_table_each_class() -> None:
+    scores = MaskScores(3)
+    y = random_masks(2, 8, 8)
+    scores.update(y.clamp(min=0), y)
+    drawn_masks = Drawn(np.random.default_rng(0).random((2, 1, 8, 8)), y.numpy(), y.clamp(min=0).numpy())
+    figure = masks_figure({"a": drawn_masks, "b": drawn_masks}, PARTS)
+    assert len(figure.axes) == 12
+    assert [axes.get_title() for axes in figure.axes[:6]] == ["a", "true", "predicted", "b", "true", "predicted"]
+    shown = figure.axes[1].images[0].get_array()
+    assert np.array_equal(np.ma.getmaskarray(shown), y[0].numpy() == UNKNOWN)
+    table = mask_table({"a": scores.compute(), "b": MaskScores(3).compute()}, PARTS)
+    assert list(table["domain"]) == ["a"] * 3
+    assert list(table["dice"]) == [1.0] * 3
+
+
+@pytest.mark.slow
+def test_the_commands_fit_test_and_compare_masks(capsys: pytest.CaptureFixture[str]) -> None:
+    small = [f"--data.{key}={value}" for key, value in {"number": 90, "size": SIZE, "batch_size": 4}.items()]
+    quick = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"]
+    lightning_da(["fit", "--config", "method/segmentation.yaml", "--config", "data/hearts.yaml", *small, *quick])
+    run = "segmentation-scanner_a-scanner_b-s0"
+    lightning_da(["test", "--ckpt_path", run])
+    lightning_da(["predict", "--ckpt_path", run])
+    assert len(list(Path("predictions_masks").rglob("*.png"))) == 54 + 9 + 27
+    lightning_da(["export", run, "--output", "net.pt2"])
+    assert "to probabilities (n, 3, 32, 32)" in capsys.readouterr().out
+    with Image.open(Path("predictions_masks/test/0.png")) as image:
+        mask = np.asarray(image)
     table = lightning_da(["compare"])
     printed = capsys.readouterr().out
     for score in ("dice", "jaccard", "sensitivity"):
@@ -442,6 +483,14 @@ def test_the_commands_predict_masks_and_compare_dice(capsys: pytest.CaptureFixtu
     assert 0 <= table["target dice"].iloc[0] <= 1
     assert "target acc" not in printed
     assert "the labels are masks" in printed
+    names = {artifact.path for artifact in client().list_artifacts(_latest(run, None, {}).info.run_id)}  # type: ignore[union-attr]
+    assert {"masks.png", "confusion.png", "per_class.csv"} <= names
+
+    data = Hearts(number=90, size=SIZE, batch_size=4)
+    served = Served(Path("net.pt2"))
+    x = data.dataset("scanner_b", "test").unscaled(0)
+    answer = served.network(x[None]).argmax(dim=1)[0]
+    assert np.array_equal(answer.numpy(), mask)
 
 
 def test_a_network_that_has_diverged_predicts_nothing() -> None:

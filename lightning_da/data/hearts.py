@@ -13,7 +13,7 @@ from lightning_da.names import Names
 
 PARTS = ["background", "cavity", "wall"]
 """Classes of pixels: what is outside of the epicardium, inside of the endocardium, and between both."""
-KINDS = {"normal": (0.6, 0.68), "dilated": (0.75, 0.81), "thick": (0.45, 0.53)}
+KINDS = {"normal": (0.64, 0.7), "dilated": (0.76, 0.8), "thick": (0.54, 0.6)}
 """Kinds of hearts, and the range of the radius of the endocardium as a fraction of that of the epicardium."""
 
 
@@ -67,7 +67,7 @@ class Hearts(DomainPairDataModule):
         self,
         source: Names | None = "scanner_a",
         target: Names | None = "scanner_b",
-        batch_size: int = 4,
+        batch_size: int = 6,
         labels: Literal["masks", "classes"] = "masks",
         number: int = 200,
         source_number: int | None = None,
@@ -125,12 +125,13 @@ def draw(
         found: NDArray[np.float64] = np.hypot(along / axes[0], across / axes[1])
         return found
 
-    centre = rng.uniform(-0.15, 0.15, 2)
-    outer = rng.uniform(0.45, 0.62) * np.array([1.0, rng.uniform(0.8, 1.0)])
+    centre = rng.uniform(-0.12, 0.12, 2)
+    outer = rng.uniform(0.52, 0.66) * np.array([1.0, rng.uniform(0.8, 1.0)])
     angle = rng.uniform(0, np.pi)
-    inner = rng.uniform(*KINDS[kind]) * outer * rng.uniform(0.95, 1.05, 2)
+    inner = rng.uniform(*KINDS[kind]) * outer * rng.uniform(0.97, 1.03, 2)
     epicardium = radius(centre, outer, angle) <= 1
-    endocardium = radius(centre + 0.02 * rng.normal(size=2), inner, angle) <= 1
+    moved = centre + 0.2 * (outer - inner).min() * rng.uniform(-1, 1, 2)
+    endocardium = radius(moved, inner, angle) <= 1
     side = np.pi + rng.uniform(-0.4, 0.4)
     beside = centre + (outer.max() + 0.1) * np.array([np.cos(side), np.sin(side)])
     right = radius(beside, rng.uniform(0.18, 0.32, 2), rng.uniform(0, np.pi)) <= 1

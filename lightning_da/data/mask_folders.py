@@ -163,6 +163,6 @@ class MaskFolders(DomainPairDataModule):
                 f"{path}: value {wrong[0]} is no place in data.classes, 0 to {len(self._parts) - 1}; {VOID} stands for "
                 "no class"
             )
-        found = np.where(known, values, UNKNOWN).astype(np.int16)
+        found = np.where(known, values.astype(np.int32), UNKNOWN).astype(np.int16)
         rows, columns = ((np.arange(to) + 0.5) * of // to for to, of in zip(side, found.shape, strict=True))
         return torch.from_numpy(found[np.ix_(rows.astype(int), columns.astype(int))])

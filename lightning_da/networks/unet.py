@@ -14,7 +14,7 @@ from lightning_da.networks.layers import capture
 def _convolutions(channels: int, width: int, number: int) -> nn.Sequential:
     """Convolutions of 3 x 3, each with instance normalisation, so that no image depends on another, and ReLU."""
     widths = [channels] + number * [width]
-    parts = [(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(b, b), nn.ReLU()) for a, b in pairwise(widths)]
+    parts = [(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.GroupNorm(b, b), nn.ReLU()) for a, b in pairwise(widths)]
     return nn.Sequential(*(layer for part in parts for layer in part))
 
 
