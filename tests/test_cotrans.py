@@ -95,13 +95,18 @@ class Seen(CoTrans):
         super().__init__(**kwargs)
         self.lessons: list[tuple[int, Tensor]] = []
         fit_forest = self.forest.fit
-        replace(self.forest, "fit", lambda x, y: (self.lessons.append((self.trainer.global_step, y)), fit_forest(x, y)))
+
+        def keep(x: Tensor, y: Tensor) -> None:
+            self.lessons.append((self.trainer.global_step, y))
+            fit_forest(x, y)
+
+        replace(self.forest, "fit", keep)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_the_forest_is_grown_once_a_round_and_learns_what_the_network_is_certain_of(rounds: int) -> None:
     L.seed_everything(0, verbose=False)
-    given = {"rounds": rounds, "network_threshold": 0.5}
+    given = {"rounds": rounds, "network_threshold": 0.4}
     model: Any = fit(Seen(num_classes=3, input_shape=(8,), **NETWORK | FOREST | given), 12, Turned())
     assert [step for step, _ in model.lessons] == [12 * number // rounds for number in range(rounds)]
     source = Turned().dataset("calm", "train").y
@@ -155,6 +160,6 @@ def test_certain_is_above_the_threshold() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"rounds": 0}, {"threshold": 1.1}, {"network_threshold": -0.1}, {"forest_share": 2.0}, {"trees": 0}]
 )
-def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: "):
         made(**wrong)

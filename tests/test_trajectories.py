@@ -55,17 +55,23 @@ def test_the_numbers_do_not_depend_on_place_direction_time_and_padding() -> None
     longer = torch.cat([moved, moved[:, :, -1:].expand(-1, -1, 9, -1)], dim=2)
     own, other = (Movement(tuple(part.shape[1:]))(part.float()) for part in (x, longer))
     assert torch.allclose(own, other, rtol=1e-3, atol=1e-3)
+    network = TrajectoryLeNet(SHAPE)
+    assert torch.allclose(network.draw(moved.float()), network.draw(longer.float()), atol=1e-5)
 
 
-def test_a_picture_says_how_long_each_cell_is_visited() -> None:
-    network = TrajectoryLeNet(SHAPE, side=16, cell=50)
-    seconds = 10 * network.draw(CORNER)[0, 0].expm1()
-    assert seconds.sum().item() == pytest.approx(70, rel=1e-4)
-    row, column = (seconds == seconds.max()).nonzero()[0].tolist()
-    found = [seconds[row, column], seconds[row, column - 1], seconds[row - 1, column]]  # west is left, north is up
-    assert [part.item() for part in found] == pytest.approx([30, 20, 20], rel=1e-4)
-    far = trajectory((0, -9e5, 0), (5, 9e5, 0), (15, 9e5, 0))
-    assert network.draw(far).sum().item() == pytest.approx(np.log1p(0.5), rel=1e-5)  # the rest is off the map
+def test_maps_say_how_long_each_cell_is_visited() -> None:
+    network = TrajectoryLeNet(SHAPE, side=16, size=1500)
+    own, fixed = 10 * network.draw(CORNER)[0].expm1()
+    # north is up and west is left; a part is drawn in its middle, and the map is a square of 100 m
+    assert [own[15, 8], own[15, 15], own[7, 15]] == pytest.approx([20, 30, 20], rel=1e-4)
+    assert own.sum().item() == pytest.approx(70, rel=1e-4)
+    assert fixed[7:9, 7:9].sum().item() == pytest.approx(70, rel=1e-4)
+    larger = torch.cat([CORNER[..., :1], 10 * CORNER[..., 1:] - 100], dim=-1)
+    own, fixed = 10 * network.draw(larger)[0].expm1()
+    assert own.sum().item() == pytest.approx(70, rel=1e-4)
+    assert (fixed > 0).nonzero().tolist() == [[7, 13], [12, 8], [12, 13]]
+    far = trajectory((0, -9e4, 0), (5, 0, 0), (15, 0, 0), (20, 9e4, 0))
+    assert network.draw(far)[0, 1].sum().item() == pytest.approx(np.log(2), rel=1e-5)  # the rest is off the map
 
 
 def test_made_trajectories_hold_what_data_must_hold() -> None:

@@ -95,12 +95,12 @@ def pictures(x: Tensor) -> Tensor:
 class AMNOfVectors(AMN):
     """It reads a vector of 8 values as a sentence of 8 words: each value, rounded, in its place."""
 
-    reads_words = False  # type: ignore[assignment]  # for the checks of the data
+    reads_words = False  # for the checks of the data
 
     def __init__(self, **kwargs: Any) -> None:
         memory = partial(MemoryNetwork, width=16, words=256)
         super().__init__(**kwargs | {"backbone": memory, "standardize": False})
-        self.backbone.get_submodule("embedding").words.copy_(torch.arange(256))
+        self.backbone.get_buffer("embedding.words").copy_(torch.arange(256))
 
     def training_samples(self, data: DomainPairDataModule, role: str) -> Iterator[Tensor]:
         return map(words, super().training_samples(data, role))

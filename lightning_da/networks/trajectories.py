@@ -74,15 +74,16 @@ class Movement(Backbone):
 
 
 class TrajectoryLeNet(LeNet):
-    """`LeNet` on a picture of a trajectory, whose brightness says how long each cell of a map is visited.
+    """`LeNet` on two maps of a trajectory, whose brightness says how long each cell is visited.
 
-    The map has its north at the top and the middle of the trajectory in its centre. With s the seconds in a cell, a
-    pixel has log(1 + s / 10). What is outside of the map is left out.
+    The first map is as large as the trajectory and shows its form, the second has a fixed size and shows distances.
+    Their north is at the top, in training a random direction, and the middle of the trajectory is in the centre. With s
+    the seconds in a cell, a pixel has log(1 + s / 10). What is outside of the second map is left out.
 
     Args:
         input_shape: (1, points, 3).
-        side: Number of cells along a side of the map, at least 16.
-        cell: Metres along a side of a cell.
+        side: Number of cells along a side of a map, at least 16.
+        size: Metres along a side of the second map.
         batch_norm: As for `LeNet`.
         dropout: As for `LeNet`.
 
@@ -94,27 +95,39 @@ class TrajectoryLeNet(LeNet):
         self,
         input_shape: tuple[int, ...],
         side: int = 24,
-        cell: float = 100.0,
+        size: float = 2400.0,
         batch_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
         _check(input_shape)
-        check_range("cell", cell, above=0)
-        super().__init__((1, side, side), batch_norm, dropout)
-        self._side, self._cell = side, cell
+        check_range("size", size, above=0)
+        super().__init__((2, side, side), batch_norm, dropout)
+        self._side, self._size = side, size
 
     def draw(self, x: Tensor) -> Tensor:
-        """The pictures (B, 1, side, side) of trajectories (B, 1, points, 3)."""
+        """The maps (B, 2, side, side) of trajectories (B, 1, points, 3)."""
         seconds, metres = _steps(x)
-        places = x[:, 0, :-1, 1:].float() + metres / 2
-        middle = (places.amax(dim=1, keepdim=True) + places.amin(dim=1, keepdim=True)) / 2
-        east, north = ((places - middle) / self._cell + self._side / 2).floor().long().unbind(dim=2)
-        cell = (self._side - 1 - north) * self._side + east
-        inside = (east >= 0) & (east < self._side) & (north >= 0) & (north < self._side)
-        spent = seconds.new_zeros(len(x), self._side**2)
-        spent = spent.scatter_add(1, torch.where(inside, cell, 0), torch.where(inside, seconds, 0))
-        return (spent / 10).log1p().view(-1, 1, self._side, self._side)
+        points = x[:, 0, :, 1:].float()
+        low, high = points.amin(dim=1, keepdim=True), points.amax(dim=1, keepdim=True)
+        places = points[:, :-1] + metres / 2 - (low + high) / 2
+        own = (high - low).amax(dim=2, keepdim=True).clamp(min=1)
+        return torch.stack([self._map(seconds, places / size) for size in (own, self._size)], dim=1)
+
+    def _map(self, seconds: Tensor, places: Tensor) -> Tensor:
+        """A map (B, side, side) of places (B, n, 2), whose bounds are -1/2 and 1/2."""
+        inside = (places.abs() <= 0.5).all(dim=2)
+        cell = (places.clamp(-0.5, 0.5) * (self._side - 1) + self._side / 2).long()
+        spent = seconds.new_zeros(len(seconds), self._side**2)
+        spent = spent.scatter_add(1, (self._side - 1 - cell[..., 1]) * self._side + cell[..., 0], seconds * inside)
+        return (spent / 10).log1p().view(-1, self._side, self._side)
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes features (B, 100) of trajectories (B, 1, points, 3)."""
-        return super().forward(self.draw(x))
+        return super().forward(self.draw(_turned(x) if self.training else x))
+
+
+def _turned(x: Tensor) -> Tensor:
+    """Trajectories (B, 1, points, 3), each turned by a random angle."""
+    turn = 2 * torch.pi * torch.rand(len(x), 1, 1, device=x.device)
+    seconds, east, north = x.unbind(dim=3)
+    return torch.stack([seconds, turn.cos() * east - turn.sin() * north, turn.sin() * east + turn.cos() * north], dim=3)
