@@ -5,7 +5,8 @@
 zero-shot: Animals with Attributes (shared data `awa`), 40 seen and 10 unseen classes, by attributes and by embedding,
 with 58 training pictures of a seen class; with 44, so that 12 are left to test, also in the generalised setting.
 self-taught: the digits 0 to 4 of MNIST without labels, and some labels of 5 to 9. semi-supervised: MNIST with some
-labels of each digit. The settings of zero-shot learning were chosen on seen classes that were left out. A finished training is not run again; `--table` runs nothing and prints what is there.
+labels of each digit. The settings of zero-shot learning were chosen on seen classes that were left out. A finished
+training is not run again; `--table` runs nothing and prints what is there.
 """
 
 import argparse
