@@ -191,7 +191,11 @@ def awa(root: Path, out: Path) -> None:
     x = PCA(300, random_state=0).fit(x[seen]).transform(x)
     x /= x[seen].std()
     names = found["classes"][found["y"]]
-    for name, rows, parts in (("seen", seen, (44, 4, 12)), ("unseen", ~seen, (1, 1, 58))):
+    for name, rows, parts in (
+        ("seen", seen, (44, 4, 12)),
+        ("seen_whole", seen, (58, 1, 1)),
+        ("unseen", ~seen, (1, 1, 58)),
+    ):
         place = np.empty(rows.sum(), dtype=int)  # of a picture in its class
         for own in np.unique(names[rows]):
             place[names[rows] == own] = np.random.default_rng(0).permutation(60)

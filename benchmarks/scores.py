@@ -27,7 +27,10 @@ BASELINE = "source_only"
 
 
 def outcomes() -> pd.DataFrame:
-    """One row for each tested training with scores: group, pair, seed, method, target accuracy and scores."""
+    """One row for each tested training with scores: group, pair, seed, method, target accuracy and scores.
+
+    Of trainings that were repeated, it is the latest.
+    """
     rows = []
     for experiment in client().search_experiments(filter_string="name LIKE 'no_harm-%'"):
         for run in tested_runs(experiment.experiment_id):
@@ -37,7 +40,8 @@ def outcomes() -> pd.DataFrame:
             row |= {"method": params["method"]}
             row["answers"] = answers_of(run)
             rows.append(row | {name: metrics.get(f"score/{name}") for name in SCORES})
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame.drop_duplicates(["group", "pair", "seed", "method"]) if len(frame) else frame
 
 
 def choices(rows: pd.DataFrame) -> pd.DataFrame:
