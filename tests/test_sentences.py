@@ -234,7 +234,7 @@ def test_texts_that_differ_in_words_that_are_not_read_are_no_repetitions(tmp_pat
     write(tmp_path / "a.csv", frame)
     other = table(first="another", split=frame["split"])
     other["text"] = "the same eight words begin all of them " + other["text"]
-    other.loc[33, "text"] = other.loc[1, "text"].replace(" ", "  ")
+    other.loc[33, "text"] = str(other.loc[1, "text"]).replace(" ", "  ")
     write(tmp_path / "b.csv", other)
     with pytest.warns(UserWarning, match="1 of the 8 test sentences of 'b.csv' are training sentences"):
         data(tmp_path).check()

@@ -221,7 +221,7 @@ class TimmBackbone(Backbone):
         with torch.random.fork_rng(devices=[]):
             fresh = timm.create_model(self.name, pretrained=False, **self._args).state_dict()
         try:
-            if overlay is None and (repository := self.model.pretrained_cfg.get("hf_hub_id")):
+            if overlay is None and (repository := timm.get_pretrained_cfg_value(self.name, "hf_hub_id")):
                 _check_server(repository)
             donor = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay, **self._args)
         except Exception as error:  # a broken file raises exceptions of many kinds
@@ -270,7 +270,7 @@ def _check_server(repository: str) -> None:
         Exception: If the server does not answer within `PATIENCE`.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download  # noqa: PLC0415
-    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
         snapshot_download(repository, local_files_only=True)
