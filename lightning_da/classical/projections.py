@@ -184,7 +184,7 @@ class VDA(BDA):
     """
 
     mu: float | Literal["estimate"] = 0.5
-    within: float = 0.1
+    within: float = 100.0
 
     def _cost(self, x: Array, labels: Labels, pseudo: Labels | None) -> Array:
         scatter = within_scatter(x[: len(labels)], labels) / len(labels)

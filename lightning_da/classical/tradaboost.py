@@ -71,6 +71,7 @@ class TrAdaBoost(SourceOnly):
             sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
         """
         check_range("iterations", self.iterations, 1)
+        check_range("folds", self.folds, low=2)
         if self.share is not None:
             check_range("share", self.share, low=0, high=1)
         source, given, _ = self.split(X, y, sample_domain)
@@ -99,8 +100,7 @@ class TrAdaBoost(SourceOnly):
         for train, test in splits.split(rows[n:]):
             used = np.concatenate([rows[:n], n + train])
             for errors, share in zip(wrong, SHARES, strict=True):
-                weights, votes = self._boosted(used, n, share)
-                vote = self._vote(used, weights, votes)
+                vote = self._vote(used, *self._boosted(used, n, share))
                 errors[test] = vote.predict(self.features_[n + test]) != self.labels_[n + test]
         return SHARES[int(is_better(wrong[1], wrong[0]))]
 
@@ -206,6 +206,7 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
             sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
         """
         check_range("steps", self.steps, 2)
+        check_range("folds", self.folds, low=2)
         x, values = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
         check_consistent_length(x, values, sample_domain)
         source = np.asarray(sample_domain) > 0
