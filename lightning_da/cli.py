@@ -381,7 +381,7 @@ def _check_null(key: str, config: Any) -> None:
     if not given or "." in name:
         return
     module, _, kind = given.rpartition(".")
-    for part in getattr(import_module(module), kind).__mro__:
+    for part in getattr(getattr(import_module(module), kind), "__mro__", ()):  # a function has none
         argument = inspect.signature(part.__init__).parameters.get(name) if "__init__" in vars(part) else None
         if argument is not None:
             if argument.default not in (None, inspect.Parameter.empty):

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import numpy as np
@@ -169,9 +169,9 @@ def same(one: pd.DataFrame, two: pd.DataFrame) -> None:
 # ---------------------------------------------------------------- one cell
 
 
-def scores(words: list[str], name: str, broken: bool, number: int = slurm.PREEMPT) -> dict[str, float]:
-    """The metrics of a cell, which is interrupted by a signal if it is `broken`."""
-    more = [once(number)] if broken else []
+def scores(words: list[str], name: str, broken: bool) -> dict[str, float]:
+    """The metrics of a cell, which is interrupted if it is `broken`."""
+    more = [once(slurm.PREEMPT)] if broken else []
     cli = TransferCLI("fit", [*words, experiment(name), *more]).build()
     cell = add_fit({}, cli, 0)
     parent = client().create_run(client().get_experiment_by_name(name).experiment_id).info.run_id  # type: ignore[union-attr]
@@ -196,10 +196,18 @@ def test_an_interrupted_cell_goes_on_in_its_run_and_equals_an_unbroken_one(words
 def test_an_interrupted_cell_of_two_processes_goes_on_as_well(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signal comes to the process that started them, and they may have it from SLURM, too."""
+    """The signal comes to the process that started them."""
+
+    def end(*_args: Any) -> NoReturn:  # as in a job
+        raise KeyboardInterrupt
+
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     two = [*words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    broken = scores(two, f"{tmp_path.name}-a", True, signal.SIGINT)
+    before = signal.signal(slurm.PREEMPT, end)
+    try:
+        broken = scores(two, f"{tmp_path.name}-a", True)
+    finally:
+        signal.signal(slurm.PREEMPT, before)
     assert broken == scores(two, f"{tmp_path.name}-b", False)
     (run,) = cells(f"{tmp_path.name}-a")
     assert run.data.tags["resumed_from"].endswith("interrupted.ckpt")
