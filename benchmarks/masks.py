@@ -46,16 +46,18 @@ def classifier(out: Path, seed: int) -> str:
 
 def cell(out: Path, method: str, labels: int, seed: int, weight: float) -> dict[str, list[float]]:
     """Scores of each class on the target after a training with some of its masks."""
-    start = {"init_from": classifier(out, seed), "freeze": "all", "unfreeze_by": 0.5} if method == "classifier" else {}
+    start: dict[str, Any] = {}
+    if method == "classifier":
+        start = {"init_from": classifier(out, seed), "freeze": "all", "unfreeze_by": 0.5}
     L.seed_everything(seed, verbose=False)
     data: Any = Hearts(target_labels=labels, size=SIZE)
-    network = {"backbone": UNetEncoder, "standardize": True}
+    network: dict[str, Any] = {"backbone": UNetEncoder, "standardize": True}
     begun = time.perf_counter()
     if method in ("scratch", "classifier"):
         model = built(Segmentation, data, RATE, train_on="target", **network, **start)
     else:
-        schedule = {"domain_weight": weight if method == "adversarial" else 0, "domain_schedule": ramp}
-        model = built(AdversarialSegmentation, data, RATE, **schedule, **network)
+        of_term: dict[str, Any] = {"domain_weight": weight if method == "adversarial" else 0, "domain_schedule": ramp}
+        model = built(AdversarialSegmentation, data, RATE, **of_term, **network)
     train(model, data, STEPS)
     found = model.counted("test", "target").compute()
     return {name: found[name].tolist() for name in SCORES} | {"seconds": [time.perf_counter() - begun]}

@@ -109,6 +109,7 @@ def without_download(name: str) -> list[str]:
 ELSEWHERE = (
     *("vgg16", "speech_ffn", "speech_gender", "speech_speaker", "margin_ensemble"),
     *("amn", "class_embedding", "cotrans", "dap", "ddml", "dstml", "dtml", "stml"),
+    *("segmentation", "unet"),
 )
 """Methods of other data than digits, tested on those."""
 CLASSICAL = [name for name in METHODS if "methods.Classical" in (CONF / "method" / f"{name}.yaml").read_text()]

@@ -27,14 +27,16 @@ DELETED = [name for name in methods.__all__ if name not in KEPT]
 DATA = {
     "Digits": ("data/digits.py",),
     "FeatureTables": ("data/features.py", "data/identities.py", "data/sketches.py"),
+    "Hearts": ("data/hearts.py",),
     "Identities": ("data/identities.py", "data/sketches.py"),
     "Shapes": ("data/shapes.py",),
     "Hearts": ("data/hearts.py",),
     "MaskFolders": ("data/mask_folders.py",),
     "ImageFolders": (
         *("data/image_folders.py", "data/image_files.py", "data/streamed_images.py", "data/shards.py"),
-        "commands/shard.py",
+        *("data/mask_folders.py", "commands/shard.py"),
     ),
+    "MaskFolders": ("data/mask_folders.py",),
     "StreamedImages": ("data/streamed_images.py", "data/shards.py", "commands/shard.py"),
     "Sentences": ("data/sentences.py", "text/synthesis.py"),
     "Trajectories": ("data/trajectories.py",),

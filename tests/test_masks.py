@@ -103,7 +103,8 @@ def test_a_mask_is_part_of_the_fingerprint_and_follows_its_image_into_several_do
         one = hearts().dataset(domain, "train")
         assert torch.equal(joined[start + 3][1], one[3][1])
         before = one.fingerprint()
-        one.masks = 2 - one.masks  # type: ignore[operator]
+        assert one.masks is not None
+        one.masks = 2 - one.masks
         assert one.fingerprint() != before
 
 
@@ -126,7 +127,7 @@ def drawn(seed: int, size: tuple[int, int] = (8, 6)) -> Any:
 
 
 def folders(**kwargs: Any) -> MaskFolders:
-    given = {"source": "one", "target": "two", "image_size": 6, "batch_size": 2} | kwargs
+    given: dict[str, Any] = {"source": "one", "target": "two", "image_size": 6, "batch_size": 2} | kwargs
     return MaskFolders(".", ["background", "cavity", "wall"], **given)
 
 
@@ -389,7 +390,8 @@ def test_no_mask_of_the_target_is_read_without_being_asked_for(monkeypatch: pyte
     def other_masks(self: Hearts, domain: str, split: str) -> Any:
         found = read(self, domain, split)
         if domain == "scanner_b":
-            found.masks = 2 - found.masks  # type: ignore[operator]
+            assert found.masks is not None
+            found.masks = 2 - found.masks
         return found
 
     monkeypatch.setattr(Hearts, "dataset", other_masks)
@@ -400,7 +402,7 @@ def test_no_mask_of_the_target_is_read_without_being_asked_for(monkeypatch: pyte
 def test_the_encoder_comes_from_a_classifier_and_frozen_layers_keep_its_bits(tmp_path: Path) -> None:
     classifier = fit(build(FineTune, input_shape=(1, SIZE, SIZE), backbone=TINY), 2, hearts(labels="classes"))
     torch.save({"state_dict": classifier.state_dict()}, tmp_path / "classifier.ckpt")
-    start = {"init_from": str(tmp_path / "classifier.ckpt"), "train_on": "target", "optimizer": ADAM}
+    start: dict[str, Any] = {"init_from": str(tmp_path / "classifier.ckpt"), "train_on": "target", "optimizer": ADAM}
     frozen = fit(build(Segmentation, **NETWORK, **start, freeze="all"), 4, hearts())
     assert equal(state(classifier, "backbone."), state(frozen, "backbone."))
     fresh = build(Segmentation, **NETWORK, **start)
@@ -456,7 +458,7 @@ def test_the_picture_shows_both_masks_and_the_table_each_class() -> None:
     figure = masks_figure({"a": drawn_masks, "b": drawn_masks}, PARTS)
     assert len(figure.axes) == 12
     assert [axes.get_title() for axes in figure.axes[:6]] == ["a", "true", "predicted", "b", "true", "predicted"]
-    shown = figure.axes[1].images[0].get_array()
+    shown: Any = figure.axes[1].images[0].get_array()
     assert np.array_equal(np.ma.getmaskarray(shown), y[0].numpy() == UNKNOWN)
     table = mask_table({"a": scores.compute(), "b": MaskScores(3).compute()}, PARTS)
     assert list(table["domain"]) == ["a"] * 3

@@ -216,8 +216,8 @@ def test_an_ensemble_and_separate_batch_norms_are_exported() -> None:
     assert not torch.allclose(members[0](x).softmax(dim=1), export(members[0], data).module()(given))
 
 
-OF_OTHER_DATA = ("amn", "class_embedding", "dap", "ddml", "dstml", "dtml", "stml")
-"""Methods that read words, descriptions or identities; the last four have no model."""
+OF_OTHER_DATA = ("amn", "class_embedding", "dap", "ddml", "dstml", "dtml", "stml", "segmentation", "unet")
+"""Methods that read words, descriptions, identities or masks; those of identities have no model."""
 SMALL = {
     "tradaboost": ("--data.target_labels", "3/class"),
     "osbp": ("--data.class_sets", "open"),

@@ -112,11 +112,9 @@ class WritePredictions(BasePredictionWriter):
 
 def _parts(name: str) -> tuple[str, ...]:
     """The parts of the path of a mask, from the name of a sample: below its folder, with the suffix of a PNG file."""
-    from lightning_da.data.image_files import SUFFIXES  # noqa: PLC0415  # slow to import, and only masks need it
-
     *folders, last = (part for part in Path(name).parts if part not in (os.sep, os.pardir))
     stem, suffix = os.path.splitext(last)
-    return (*folders, f"{stem if suffix.lower() in SUFFIXES else last}.png")
+    return (*folders, f"{stem if suffix.lower() in Image.registered_extensions() else last}.png")
 
 
 def _numbers(embeddings: Tensor) -> list[tuple[str, ...]]:
