@@ -22,6 +22,9 @@ from lightning_da.paths import PROJECT
 from lightning_da.tracking import chosen_checkpoint
 
 METHODS = ("source_only", "dann", "dan", "deep_coral", "adda")
+OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan")
+"""Methods that make pictures, of values around 0."""
+FURTHER = ("dann_paper", "dan_paper", "jan", "drcn", "dsn", *OF_PICTURES)
 KEYS = ("protocol", "plain", "steps", "source", "target", "method", "seed")
 """What tells one cell from another."""
 
@@ -41,11 +44,12 @@ PROTOCOLS = {
     "mnist-m": Protocol(".", (("mnist", "mnist_m"),), 3, 3000),
 }
 PUBLISHED = {
-    ("sampled", "mnist", "usps"): {"source_only": 0.752, "dann": 0.771, "adda": 0.894},
-    ("sampled", "usps", "mnist"): {"source_only": 0.571, "dann": 0.730, "adda": 0.901},
-    ("mnist-m", "mnist", "mnist_m"): {"source_only": 0.5225, "dann": 0.7666, "dann_paper": 0.7666},
+    ("sampled", "mnist", "usps"): {"source_only": 0.752, "dann": 0.771, "adda": 0.894, "cogan": 0.912},
+    ("sampled", "usps", "mnist"): {"source_only": 0.571, "dann": 0.730, "adda": 0.901, "cogan": 0.891},
+    ("mnist-m", "mnist", "mnist_m"): {"source_only": 0.5225, "dann": 0.7666, "dann_paper": 0.7666, "dsn": 0.832},
 }
-"""Tzeng et al., CVPR 2017, table 2 (sampled protocol, gradient reversal as DANN); Ganin et al., JMLR 2016, table 2."""
+"""Tzeng et al., CVPR 2017, table 2 (sampled protocol, gradient reversal as DANN); Ganin et al., JMLR 2016, table 2; Liu
+and Tuzel, NeurIPS 2016, for CoGAN; Bousmalis et al., NeurIPS 2016, table 1, for DSN."""
 
 
 def finished(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -67,7 +71,7 @@ def run(cell: dict[str, Any], data: Path, before: str | None) -> dict[str, Any]:
         "data.init_args.root": data / PROTOCOLS[cell["protocol"]].folder.format(seed=seed),
         "data.init_args.source": f"{source}.npz",
         "data.init_args.target": f"{target}.npz",
-        "model.init_args.standardize": "false",
+        "model.init_args.standardize": str(method in OF_PICTURES).lower(),
         "model.init_args.backbone": "lightning_da.networks.backbones.LeNet",
         "model.init_args.backbone.init_args.batch_norm": str(not cell["plain"]).lower(),
         "trainer.max_steps": cell["steps"],
@@ -112,7 +116,7 @@ def main() -> None:
     parser.add_argument("protocols", nargs="*", metavar="PROTOCOL", help=", ".join(PROTOCOLS))
     parser.add_argument("--data-root", type=Path, help="the folder that prepare.py wrote")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS, "dann_paper", "dan_paper", "jan"], default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *FURTHER], default=METHODS)
     parser.add_argument("--plain", action="store_true", help="LeNet without batch norm")
     parser.add_argument("--seeds", type=int, help="seeds of each cell, in place of those of the protocol")
     parser.add_argument("--steps", type=int, help="steps of a fit, in place of those of the protocol")
