@@ -26,7 +26,12 @@ from lightning_da.paths import PROJECT
 from lightning_da.tracking import chosen_checkpoint
 
 METHODS = ("source_only", "dann", "dan", "deep_coral", "adda")
-FURTHER = ("dann_paper", "dan_paper", "jan", "cmd", "domain_confusion", "cdan", "mcc", "shot")
+OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan")
+"""Methods that make pictures, of values around 0."""
+FURTHER = (
+    *("dann_paper", "dan_paper", "jan", "cmd", "domain_confusion", "cdan", "mcc", "shot", "drcn", "dsn"),
+    *OF_PICTURES,
+)
 TWO_STAGES = ("adda", "shot")
 KEYS = ("protocol", "plain", "steps", "source", "target", "method", "seed")
 """What tells one cell from another."""
@@ -48,14 +53,20 @@ PROTOCOLS = {
     "mnist-m": Protocol(".", (("mnist", "mnist_m"),), 3, 3000),
 }
 PUBLISHED = {
-    ("sampled", "mnist", "usps"): {"source_only": 0.752, "dann": 0.771, "adda": 0.894, "domain_confusion": 0.791},
-    ("sampled", "usps", "mnist"): {"source_only": 0.571, "dann": 0.730, "adda": 0.901, "domain_confusion": 0.665},
+    ("sampled", "mnist", "usps"): {
+        **{"source_only": 0.752, "dann": 0.771, "adda": 0.894},
+        **{"domain_confusion": 0.791, "cogan": 0.912},
+    },
+    ("sampled", "usps", "mnist"): {
+        **{"source_only": 0.571, "dann": 0.730, "adda": 0.901},
+        **{"domain_confusion": 0.665, "cogan": 0.891},
+    },
     ("aligned", "mnist", "usps"): {"shot": 0.980},
     ("aligned", "usps", "mnist"): {"shot": 0.984},
-    ("mnist-m", "mnist", "mnist_m"): {"source_only": 0.5225, "dann": 0.7666, "dann_paper": 0.7666},
+    ("mnist-m", "mnist", "mnist_m"): {"source_only": 0.5225, "dann": 0.7666, "dann_paper": 0.7666, "dsn": 0.832},
 }
 """Tzeng et al., CVPR 2017, table 2 (sampled protocol, gradient reversal as DANN); Ganin et al., JMLR 2016, table 2;
-Liang et al., ICML 2020, for SHOT."""
+Liang et al., ICML 2020, for SHOT; Bousmalis et al., NeurIPS 2016, table 1, for DSN."""
 
 
 def finished(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -77,7 +88,7 @@ def run(cell: dict[str, Any], data: Path, before: str | None) -> dict[str, Any]:
         "data.init_args.root": data / PROTOCOLS[cell["protocol"]].folder.format(seed=seed),
         "data.init_args.source": f"{source}.npz",
         "data.init_args.target": f"{target}.npz",
-        "model.init_args.standardize": "false",
+        "model.init_args.standardize": str(method in OF_PICTURES).lower(),
         "model.init_args.backbone": "lightning_da.networks.backbones.LeNet",
         "model.init_args.backbone.init_args.batch_norm": str(not cell["plain"]).lower(),
         "trainer.max_steps": cell["steps"],

@@ -15,7 +15,7 @@ from lightning_da.callbacks.keep_random_state import KeepRandomState
 from lightning_da.data.base import UNKNOWN, TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.methods import CoTrans, FineTune
-from lightning_da.methods.semi_supervised import certain
+from lightning_da.methods.semi_supervised import NEVER, bounds_of_classes, certain
 from lightning_da.networks import Raw
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import inverse_decay
@@ -50,11 +50,11 @@ def weights(model: Any) -> dict[str, Tensor]:
     return state(model, ("backbone.", "head."))
 
 
-def test_with_threshold_1_the_network_is_the_network_alone_bit_by_bit() -> None:
+def test_without_exchange_the_network_is_the_network_alone_bit_by_bit() -> None:
     plain = fit(alone(), 12, Turned())
-    taught = fit(made(threshold=1.0), 12, Turned())
+    taught = fit(made(certain_share=0.0), 12, Turned())
     assert equal(weights(plain), weights(taught))
-    assert not equal(weights(plain), weights(fit(made(threshold=0.5), 12, Turned())))
+    assert not equal(weights(plain), weights(fit(made(), 12, Turned())))
 
 
 def test_the_labels_of_the_target_are_not_read() -> None:
@@ -65,8 +65,7 @@ def test_the_labels_of_the_target_are_not_read() -> None:
                 data.y = (data.y + 1) % 3
             return data
 
-    given: dict[str, Any] = {"threshold": 0.5, "network_threshold": 0.4}
-    own, other = (fit(made(**given), 12, data) for data in (Turned(), Wrong()))
+    own, other = (fit(made(), 12, data) for data in (Turned(), Wrong()))
     assert equal(state(own, ("",)), state(other, ("",)))
     assert own.round == 4
 
@@ -74,8 +73,8 @@ def test_the_labels_of_the_target_are_not_read() -> None:
 def test_a_forest_that_knows_all_gives_the_network_exactly_its_labels() -> None:
     data = Turned()
     x, y = data.dataset("noisy", "train").__getitems__(list(range(96)))
-    model = made(threshold=0.0, backbone=partial(FeedForward, hidden=[16]))
-    model.forest.values.zero_()
+    model = made(backbone=partial(FeedForward, hidden=[16]))
+    model.bounds.zero_()
     replace(model.forest, "forward", lambda z: one_hot(y[(x[None] == z[:, None]).all(dim=2).int().argmax(dim=1)]))
     logged: dict[str, Tensor] = {}
     replace(model, "log", lambda name, value: logged.update({name: value}))
@@ -106,7 +105,7 @@ class Seen(CoTrans):
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_the_forest_is_grown_once_a_round_and_learns_what_the_network_is_certain_of(rounds: int) -> None:
     L.seed_everything(0, verbose=False)
-    given = {"rounds": rounds, "network_threshold": 0.4}
+    given = {"rounds": rounds}
     model: Any = fit(Seen(num_classes=3, input_shape=(8,), **NETWORK | FOREST | given), 12, Turned())
     assert [step for step, _ in model.lessons] == [12 * number // rounds for number in range(rounds)]
     source = Turned().dataset("calm", "train").y
@@ -117,13 +116,13 @@ def test_the_forest_is_grown_once_a_round_and_learns_what_the_network_is_certain
 
 def test_an_answer_is_the_mean_of_both() -> None:
     data = Turned()
-    model = fit(made(network_threshold=1.0, rounds=1), 12, data).eval()
+    model = fit(made(rounds=1), 12, data).eval()
     x = data.dataset("noisy", "test").x.float()
     with torch.no_grad():
         answer, forest = model(x).softmax(dim=1), model.forest(x)
-        model._share = 0
+        model._weight_of_forest = 0
         network = model(x).softmax(dim=1)
-        model._share = 1
+        model._weight_of_forest = 1
         assert torch.allclose(model(x).softmax(dim=1), forest, atol=1e-6)
     assert torch.allclose(answer, (forest + network) / 2, atol=1e-6)
     assert not torch.allclose(forest, network, atol=0.1)
@@ -140,7 +139,7 @@ def test_labels_of_the_target_that_are_read_teach_the_forest() -> None:
 
 
 def test_resumed_equals_unbroken(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"threshold": 0.5, "network_threshold": 0.5, "lr_schedule": inverse_decay}
+    given: dict[str, Any] = {"lr_schedule": inverse_decay}
     keep = [KeepRandomState(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)]
     unbroken = made(**given)
     trainer(12, enable_checkpointing=True, callbacks=keep).fit(unbroken, Turned())
@@ -152,14 +151,25 @@ def test_resumed_equals_unbroken(tmp_path: Path) -> None:
     assert equal(state(resumed, ("",)), state(unbroken, ("",)))
 
 
-def test_certain_is_above_the_threshold() -> None:
-    assert certain(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.25, 0.75]]), 0.5).tolist() == [0, UNKNOWN, 1]
-    assert certain(torch.tensor([[1.0, 0.0]]), 1.0).tolist() == [UNKNOWN]
+def test_the_most_certain_of_each_class_are_taken() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(90, 3, generator=generator).double().softmax(dim=1)
+    x[:, 1] *= 0.6  # a class that is seldom predicted, and never with much certainty
+    x[x.argmax(dim=1) == 2] = torch.tensor([0.5, 0.2, 0.3]).double()
+    labels = x.argmax(dim=1)
+    for share in (0.0, 0.25, 1.0):
+        found = certain(x, bounds_of_classes(x, share))
+        for label in (0, 1):
+            own = x[labels == label, label].sort().values
+            taken = x[found == label, label].sort().values
+            if label == 1:  # no ties
+                assert torch.equal(taken, own[len(own) - round(share * len(own)) :])
+        assert (found != UNKNOWN).sum() >= round(share * 90) - 2
+        assert torch.equal(found[found != UNKNOWN], labels[found != UNKNOWN])
+    assert bounds_of_classes(x, 1.0)[2] == NEVER
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"rounds": 0}, {"threshold": 1.1}, {"network_threshold": -0.1}, {"forest_share": 2.0}, {"trees": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"certain_share": 1.1}, {"forest_weight": -0.1}, {"trees": 0}])
 def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: "):
         made(**wrong)

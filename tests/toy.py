@@ -173,7 +173,7 @@ METHODS: dict[str, Entry] = {
     # words have no moved or turned classes
     "amn": Entry(AMNOfVectors, without=("better",)),
     "clusters": Entry(Clusters),
-    "cotrans": Entry(partial(CoTrans, forest_reads=Raw, trees=5, threshold=0.5)),
+    "cotrans": Entry(partial(CoTrans, forest_reads=Raw, trees=5)),
     # it reads the labels of the target
     "multimodal": Entry(partial(Multimodal, source_shape=(8,), source_backbone=BACKBONE), without=("labels",)),
 }

@@ -8,7 +8,7 @@ from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
 from lightning_da.errors import check_range
 from lightning_da.gather import total
 from lightning_da.methods.hooks import essential
-from lightning_da.methods.semi_supervised import SemiSupervised, certain
+from lightning_da.methods.semi_supervised import NEVER, SemiSupervised, bounds_of_classes, certain
 from lightning_da.networks.backbones import BackboneCallable
 from lightning_da.networks.forest import Forest
 from lightning_da.schedules import constant
@@ -18,9 +18,9 @@ class CoTrans(SemiSupervised):
     """Co-training across domains: a random forest and a network, which see a sample differently, teach each other.
 
     The forest reads numbers that mean the same in both domains, the network reads the sample by its backbone. The
-    forest learns from the labels of the source. What it is certain of in the target are labels for the network. When a
-    round begins, the forest is grown anew, and what the network is certain of in the target is added to its labels. The
-    answer is the mean of both probabilities.
+    forest learns from the labels of the source. What it is most certain of in the target, class by class, are labels
+    for the network. When a round begins, the forest is grown anew, and what the network is most certain of is added to
+    its labels. The answer is the mean of both probabilities.
 
     Source: Wang et al., "Ridesourcing car detection by transfer learning", 2017. The paper's network learns from the
     target alone, and its forest gets further numbers in the second stage; here the network learns from the labels of
@@ -29,9 +29,9 @@ class CoTrans(SemiSupervised):
     Args:
         forest_reads: From the shape of one sample to a backbone without weights, which gives the forest's numbers.
         rounds: Number of rounds, which have equally many steps. In the first the forest knows the source alone.
-        threshold: The probability that a label of the forest exceeds; with 1 the network learns nothing from it.
-        network_threshold: The same for labels of the network.
-        forest_share: The forest's share of the answer: 0 is the network alone, 1 the forest alone.
+        certain_share: The share of the target samples of each predicted class, the most certain ones, whose label one
+            tells the other; with 0 the network learns as it does alone.
+        forest_weight: The forest's weight in the answer: 0 is the network alone, 1 the forest alone.
         trees: Number of trees.
         unlabelled_schedule: As for `SemiSupervised`.
         **kwargs: Arguments of `SemiSupervised`.
@@ -42,40 +42,40 @@ class CoTrans(SemiSupervised):
 
     round: Tensor
     """The number of the round, from 0; -1 before the first."""
+    bounds: Tensor
+    """The smallest probability of a label of the forest, for each class, shape (num_classes,)."""
 
     def __init__(
         self,
         forest_reads: BackboneCallable,
         rounds: int = 5,
-        threshold: float = 0.9,
-        network_threshold: float = 0.9,
-        forest_share: float = 0.5,
+        certain_share: float = 0.5,
+        forest_weight: float = 0.5,
         trees: int = 100,
         unlabelled_schedule: Callable[[float], float] = constant,
         **kwargs: Any,
     ) -> None:
         super().__init__(read_unlabelled="target", unlabelled_schedule=unlabelled_schedule, **kwargs)
         check_range("rounds", rounds, 1)
-        for name, value in (("threshold", threshold), ("network_threshold", network_threshold)):
+        for name, value in (("certain_share", certain_share), ("forest_weight", forest_weight)):
             check_range(name, value, 0, 1)
-        check_range("forest_share", forest_share, 0, 1)
-        self._rounds, self._share = rounds, forest_share
-        self._threshold, self._network_threshold = threshold, network_threshold
+        self._rounds, self._certain, self._weight_of_forest = rounds, certain_share, forest_weight
         self.numbers = forest_reads(self.input_shape).requires_grad_(False)
         self.forest = Forest(self.numbers.num_features, self.num_classes, trees)
         self.register_buffer("round", torch.tensor(-1))
+        self.register_buffer("bounds", torch.full((self.num_classes,), NEVER))
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, width), and logits (B, num_classes): the network's in training, then those of the answer."""
         features, logits = super().classify(x)
-        if self.training or self._share == 0:
+        if self.training or self._weight_of_forest == 0:
             return features, logits
-        answer = torch.lerp(logits.float().softmax(dim=1), self.forest(self.numbers(x)), self._share)
+        answer = torch.lerp(logits.float().softmax(dim=1), self.forest(self.numbers(x)), self._weight_of_forest)
         return features, answer.clamp(min=torch.finfo(torch.float32).tiny).log()
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Cross-entropy of the forest's labels; for the shapes see `SemiSupervised.unlabelled_loss`."""
-        labels = certain(self.forest(self.numbers(x)), self._threshold)
+        labels = certain(self.forest(self.numbers(x)), self.bounds)
         number = total((labels != UNKNOWN).sum())
         self.log("train/taught_by_forest", number / total(torch.tensor(len(x), device=x.device)))
         if number == 0:  # batch norm and dropout are those of the network alone
@@ -106,11 +106,13 @@ class CoTrans(SemiSupervised):
             labels[1] = torch.where(labels[1] == UNKNOWN, taught, labels[1])
         x, y = torch.cat(numbers), torch.cat(labels)
         self.forest.fit(x[y != UNKNOWN], y[y != UNKNOWN])
+        self.bounds.copy_(bounds_of_classes(self.forest(numbers[1].to(self.device)), self._certain))
 
     def network_labels(self, data: DomainPairDataModule) -> Tensor:
-        """What the network is certain of in the training samples of the target, (n,), int64, otherwise `UNKNOWN`."""
+        """What the network is most certain of in the target's training samples, (n,), int64, `UNKNOWN` elsewhere."""
         self.eval()
         self.set_domain("target")
         logits = [super(CoTrans, self).classify(x.to(self.device))[1] for x in self.training_samples(data, "target")]
         self.train()
-        return certain(torch.cat(logits).float().softmax(dim=1), self._network_threshold).cpu()
+        probabilities = torch.cat(logits).float().softmax(dim=1)
+        return certain(probabilities, bounds_of_classes(probabilities, self._certain)).cpu()

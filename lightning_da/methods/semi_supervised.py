@@ -11,6 +11,9 @@ from lightning_da.gather import total, world_size
 from lightning_da.methods.base import TransferModule, samples_of
 from lightning_da.schedules import check_schedule, ramp
 
+NEVER = 2.0
+"""A bound that no probability reaches."""
+
 
 class SemiSupervised(TransferModule):
     """The base of semi-supervised learning: the task loss of few labels, and a loss of samples without labels.
@@ -76,16 +79,39 @@ class SemiSupervised(TransferModule):
         return loss
 
 
-def certain(probabilities: Tensor, threshold: float) -> Tensor:
-    """The most probable class of each sample, (n,), int64; `UNKNOWN` where its probability is not above a threshold.
+def bounds_of_classes(probabilities: Tensor, share: float) -> Tensor:
+    """The smallest probability in a share of the samples of each predicted class, those with the largest ones.
 
     Args:
         probabilities: Shape (n, num_classes).
-        threshold: In [0, 1]; nothing is above 1.
+        share: In [0, 1].
+
+    Returns:
+        Shape (num_classes,); `NEVER` for a class without such a sample.
 
     Examples:
-        >>> certain(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), 0.6)
+        >>> bounds_of_classes(torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.25, 0.75]]), 0.5)
+        tensor([0.7500, 2.0000])
+    """
+    largest, labels = probabilities.max(dim=1)
+    bounds = torch.full_like(probabilities[0], NEVER)
+    for label in labels.unique().tolist():
+        own = largest[labels == label].sort(descending=True).values
+        if number := round(share * len(own)):
+            bounds[label] = own[number - 1]
+    return bounds
+
+
+def certain(probabilities: Tensor, bounds: Tensor) -> Tensor:
+    """The most probable class of each sample, (n,), int64; `UNKNOWN` where its probability is below a bound.
+
+    Args:
+        probabilities: Shape (n, num_classes).
+        bounds: Of each class, shape (num_classes,).
+
+    Examples:
+        >>> certain(torch.tensor([[0.75, 0.25], [0.5, 0.5]]), torch.tensor([0.7, 0.5]))
         tensor([ 0, -1])
     """
     largest, labels = probabilities.max(dim=1)
-    return torch.where(largest > threshold, labels, UNKNOWN)
+    return torch.where(largest >= bounds[labels], labels, UNKNOWN)
