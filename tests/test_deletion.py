@@ -30,8 +30,6 @@ DATA = {
     "Hearts": ("data/hearts.py",),
     "Identities": ("data/identities.py", "data/sketches.py"),
     "Shapes": ("data/shapes.py",),
-    "Hearts": ("data/hearts.py",),
-    "MaskFolders": ("data/mask_folders.py",),
     "ImageFolders": (
         *("data/image_folders.py", "data/image_files.py", "data/streamed_images.py", "data/shards.py"),
         *("data/mask_folders.py", "commands/shard.py"),

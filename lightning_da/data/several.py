@@ -101,7 +101,7 @@ class JoinedTensors(TensorDomain):
         self.domain, self._digest = whole.domain, whole.fingerprint()
         for part, x in zip(parts.values(), self.x.split([len(part) for part in parts.values()]), strict=True):
             if part.x.dtype == x.dtype:
-                part.x.set_(x)  # type: ignore[call-overload]  # in place, for all who hold it
+                part.x.set_(x)  # in place, for all who hold it
 
     def fingerprint(self) -> str:
         """A digest of all parts."""
