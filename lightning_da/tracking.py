@@ -112,6 +112,7 @@ class Tracker(MLFlowLogger):
         self._monitor = monitor(self._run_id, resume_logging=True, tracking_uri=tracking_uri())
         self._monitor.start()
 
+    @rank_zero_only
     def resume(self, checkpoint: str) -> None:
         """Goes on with the run of `run_id`: what it has logged already is not logged twice.
 

@@ -200,7 +200,10 @@ def best_weights(mean: Tensor, covariance: Tensor, epsilon: float = 1e-3) -> Ten
     d, Q = (tensor.detach().cpu().double().numpy() for tensor in (mean, covariance))
     if not (d > _NEGLIGIBLE).any():
         return None
-    factor = np.linalg.cholesky(Q + epsilon * np.eye(len(d)))
+    try:
+        factor = np.linalg.cholesky(Q + epsilon * np.eye(len(d)))
+    except np.linalg.LinAlgError:  # rounded to half precision, it need not be positive definite
+        return None
     beta, _ = scipy.optimize.nnls(factor.T, np.linalg.solve(factor, d))
     return torch.from_numpy(beta / beta.sum())
 
