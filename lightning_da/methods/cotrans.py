@@ -112,7 +112,7 @@ class CoTrans(SemiSupervised):
         """What the network is most certain of in the target's training samples, (n,), int64, `UNKNOWN` elsewhere."""
         self.eval()
         self.set_domain("target")
-        logits = [super(CoTrans, self).classify(x.to(self.device))[1] for x in self.training_samples(data, "target")]
+        logits = [super(CoTrans, self).classify(self.moved(x))[1] for x in self.training_samples(data, "target")]
         self.train()
         probabilities = torch.cat(logits).float().softmax(dim=1)
         return certain(probabilities, bounds_of_classes(probabilities, self._certain)).cpu()

@@ -65,7 +65,7 @@ class Forest(nn.Module):
         for _ in range(self._depth):
             right = x.gather(1, self.feature[tree, place]) > self.threshold[tree, place]
             place = 2 * place + 1 + right
-        return self.values[tree, place - self.feature.shape[1]].mean(dim=1)
+        return self.values[tree, place - self.feature.shape[1]].float().mean(dim=1)
 
 
 def _complete(tree: Any, depth: int) -> tuple[Any, Any, Any]:
