@@ -27,11 +27,9 @@ DELETED = [name for name in methods.__all__ if name not in KEPT]
 DATA = {
     "Digits": ("data/digits.py",),
     "FeatureTables": ("data/features.py", "data/identities.py", "data/sketches.py"),
-    "Hearts": ("data/hearts.py",),
     "Identities": ("data/identities.py", "data/sketches.py"),
     "Shapes": ("data/shapes.py",),
     "Hearts": ("data/hearts.py",),
-    "MaskFolders": ("data/mask_folders.py",),
     "ImageFolders": (
         *("data/image_folders.py", "data/image_files.py", "data/streamed_images.py", "data/shards.py"),
         *("data/mask_folders.py", "commands/shard.py"),
