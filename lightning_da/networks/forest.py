@@ -61,7 +61,7 @@ class Forest(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class probabilities (B, num_classes) of vectors (B, width)."""
         x, tree = x.float(), torch.arange(len(self.feature), device=x.device)
-        place = torch.zeros(len(x), len(tree), dtype=torch.int64, device=x.device)
+        place = torch.zeros((x.shape[0], len(tree)), dtype=torch.int64, device=x.device)
         for _ in range(self._depth):
             right = x.gather(1, self.feature[tree, place]) > self.threshold[tree, place]
             place = 2 * place + 1 + right

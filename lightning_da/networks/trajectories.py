@@ -117,7 +117,7 @@ class TrajectoryLeNet(LeNet):
         """A map (B, side, side) of places (B, n, 2), whose bounds are -1/2 and 1/2."""
         inside = (places.abs() <= 0.5).all(dim=2)
         cell = (places.clamp(-0.5, 0.5) * (self._side - 1) + self._side / 2).long()
-        spent = seconds.new_zeros(len(seconds), self._side**2)
+        spent = seconds.new_zeros((seconds.shape[0], self._side**2))
         spent = spent.scatter_add(1, (self._side - 1 - cell[..., 1]) * self._side + cell[..., 0], seconds * inside)
         return (spent / 10).log1p().view(-1, self._side, self._side)
 
