@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -375,7 +376,7 @@ def _check_finite(key: str, value: Any) -> None:
 
 
 def _check_null(key: str, config: Any) -> None:
-    """Refuses null for an argument of a class whose default is another value: the parser takes it for each."""
+    """Refuses null for an argument that has a default and whose type has no None: the parser takes it for each."""
     owner, _, name = key.rpartition(".init_args.")
     given = config.get(f"{owner}.class_path")
     if not given or "." in name:
@@ -384,7 +385,9 @@ def _check_null(key: str, config: Any) -> None:
     for part in getattr(getattr(import_module(module), kind), "__mro__", ()):  # a function has none
         argument = inspect.signature(part.__init__).parameters.get(name) if "__init__" in vars(part) else None
         if argument is not None:
-            if argument.default not in (None, inspect.Parameter.empty):
+            takes = get_type_hints(part.__init__).get(name, Any)
+            optional = takes is Any or NoneType in get_args(takes)
+            if argument.default not in (None, inspect.Parameter.empty) and not optional:
                 raise ConfigError(f"{key.replace('.init_args', '')}: null is no value of it; leave it out")
             return
 

@@ -49,7 +49,7 @@ class Answer(nn.Module):
 
 @contextmanager
 def restored(network: Classifier, checkpoint: str) -> Iterator[None]:
-    """Within it, a network has the weights of a checkpoint; afterwards its own again, and its modes.
+    """Within it, a network has the weights of a checkpoint in float32; afterwards its own again, and its modes.
 
     A copy of the network would be one of the data and the trainer too, to which its optimizer leads.
 
@@ -60,10 +60,15 @@ def restored(network: Classifier, checkpoint: str) -> Iterator[None]:
     own = {key: value.clone() for key, value in network.state_dict().items()}
     modes = [(part, part.training) for part in network.modules()]
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    half = next((part.dtype for part in trained if part.dtype in (torch.float16, torch.bfloat16)), None)
     try:
+        if half is not None:
+            network.float()
         network.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
         yield
     finally:
+        if half is not None:
+            network.to(half)
         network.load_state_dict(own)
         for part, mode in modes:
             part.training = mode

@@ -29,6 +29,7 @@ COLUMNS = {
     f"metrics.`{GAP_CLOSED}`": 95,
     f"tags.`{VERDICT}`": 110,
     "metrics.`test/target/h_score`": 145,
+    "metrics.`test/target/dice`": 125,
     "metrics.`test/target/rmse`": 125,
     "metrics.`test/target/r2`": 105,
 }
@@ -57,6 +58,7 @@ Each run is one training of one method with one seed. The best accuracy on the t
 | `gap_closed` | 0 = as good as `source_only`, 1 = as good as `target_only`; written by `lightning-da sweep` |
 | `verdict` | what a choice without target labels says, of all methods of the sweep |
 | `test/target/h_score` | with classes that the source lacks: high if known and unknown samples are told apart |
+| `test/target/dice` | if the labels are masks: Dice, the mean over the classes without the background |
 | `test/target/rmse` | if the labels are numbers: the error; `test/target/r2` is the explained share of the variance |
 
 Compare a method with `source_only` over two seeds or more: a method that is not better does not transfer. The icon with

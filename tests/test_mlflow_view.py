@@ -33,8 +33,9 @@ def test_a_new_experiment_has_kind_metric_description_and_view(tmp_path: Path) -
     assert state["orderByKey"] == "metrics.`test/target/acc`"
     assert state["orderByAsc"] is False
     names = [column.partition("`")[2].rstrip("`") for column in state["selectedColumns"]]
-    assert names[:-3] == ["method", "seed", "pair", "test/target/acc", "test/target/class_acc", "gap_closed", "verdict"]
-    assert names[-3:] == ["test/target/h_score", "test/target/rmse", "test/target/r2"]  # of open sets and regressions
+    assert names[:-4] == ["method", "seed", "pair", "test/target/acc", "test/target/class_acc", "gap_closed", "verdict"]
+    of_kinds = ["h_score", "dice", "rmse", "r2"]  # of open sets, masks and regressions
+    assert names[-4:] == [f"test/target/{name}" for name in of_kinds]
     assert set(state["columnOrder"]) == set(COLUMNS)
     sections = [section["uuid"] for section in state["compareRunSections"]]
     assert sections == list(CHARTS)

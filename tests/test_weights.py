@@ -328,8 +328,8 @@ def test_tradaboost_needs_labels_of_known_classes() -> None:
         TrAdaBoost().fit(x, y, domain)
     with pytest.raises(ConfigError, match=r"^folds: 1 is less than 2"):
         TrAdaBoost(folds=1).fit(x, y, domain)
-    with pytest.raises(ConfigError, match=r"^share: 1.5 is more than 1"):
-        TrAdaBoost(share=1.5).fit(x, y, domain)
+    with pytest.raises(ConfigError, match=r"^share: 1 is more than 0.99"):
+        TrAdaBoost(share=1).fit(x, y, domain)
     with pytest.raises(ConfigError, match=r"^y: the source has one class only, 0"):
         TrAdaBoost().fit(x, np.array([0, 0, 0, 1]), domain)
     y[-1] = 7

@@ -73,7 +73,7 @@ class TrAdaBoost(SourceOnly):
         check_range("iterations", self.iterations, 1)
         check_range("folds", self.folds, low=2)
         if self.share is not None:
-            check_range("share", self.share, low=0, high=1)
+            check_range("share", self.share, low=0, high=0.99)
         source, given, _ = self.split(X, y, sample_domain)
         labelled = (np.asarray(sample_domain) < 0) & (np.asarray(y) != UNKNOWN)
         target, known = self._rows(X, reset=False)[labelled], np.asarray(y)[labelled]

@@ -124,7 +124,7 @@ class Sentences(DomainPairDataModule):
     def _whole(self, domain: str, split: str) -> list[tuple[bytes, int | None]]:
         """What tells the texts of a split apart: the words that are read and, of longer texts, a hash of all words."""
         part = self.dataset(domain, split)
-        longer = (self._longer[domain].get(name) for name in part.names)
+        longer = (self._longer.get(domain, {}).get(name) for name in part.names)
         return list(zip((row.tobytes() for row in part.x.numpy()), longer, strict=True))
 
     def _encoded(self, domain: str, texts: _Texts) -> dict[str, TensorDomain]:

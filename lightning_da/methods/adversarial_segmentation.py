@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lightning_da.data.base import UNKNOWN
+from lightning_da.errors import check_range
 from lightning_da.losses.adversarial import domain_classification, scale_gradient
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
 from lightning_da.methods.discriminators import watch_discriminators
@@ -30,11 +31,12 @@ class AdversarialSegmentation(Segmentation, AdaptationModule):
         **kwargs: Arguments of `Segmentation` and `AdaptationModule`.
 
     Raises:
-        ConfigError: If a side of the images is no multiple of 4.
+        ConfigError: If a side of the images is no multiple of 4, or `discriminator` is less than 1.
     """
 
     def __init__(self, train_on: Literal["source", "both"] = "both", discriminator: int = 8, **kwargs: Any) -> None:
         super().__init__(train_on=train_on, layers=("bottleneck",), **kwargs)
+        check_range("discriminator", discriminator, 1)
         with torch.random.fork_rng(devices=[]):  # dropout draws as it does without it
             self.discriminator = patch_discriminator((self.num_classes, *self.input_shape[1:]), discriminator)
 

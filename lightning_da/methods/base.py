@@ -322,7 +322,8 @@ class TransferModule(Classifier):
             squares: Tensor = (logits[known, 0].float() - self.label_scale(y[known])).square().sum()
             return squares * world_size() / total(known.sum()).clamp(min=1)
         how: dict[str, Any] = {"ignore_index": UNKNOWN, "label_smoothing": self._label_smoothing, "reduction": "sum"}
-        loss = cross_entropy(logits, y, self.class_weights, **how)
+        full = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum over many pixels
+        loss = cross_entropy(full, y, self.class_weights, **how)
         return loss * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)
 
     def mean_task_loss(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

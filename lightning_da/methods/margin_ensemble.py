@@ -31,6 +31,8 @@ class MarginEnsemble(Classifier):
         self.save_hyperparameters(logger=False)
         if len(members) < 2:
             raise ConfigError(f"members: an ensemble needs at least two runs, not {len(members)}")
+        if any(member.segments for member in members):
+            raise ConfigError("members: an ensemble joins answers for a sample, and a segmentation answers for a pixel")
         self._members = members
         self.networks = nn.ModuleList(members)
         if self.regresses:

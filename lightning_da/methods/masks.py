@@ -42,6 +42,7 @@ class MaskScores(Metric):
         counts = multiclass_stat_scores(answers, y, average=None, multidim_average="samplewise", **how)
         right, wrong, _, missed, _ = counts.double().unbind(dim=2)
         parts = [(2 * right, 2 * right + wrong + missed), (right, right + wrong + missed), (right, right + missed)]
+        self.sums = self.sums.double()  # the trainer makes it bfloat16 in `bf16-true`
         for place, (found, whole) in enumerate(parts):
             self.sums[place] += (found / whole).nan_to_num().sum(dim=0)
             self.images[place] += (whole > 0).sum(dim=0)
@@ -53,5 +54,5 @@ class MaskScores(Metric):
         Beside them are `images`, the number of images in which the class occurs, shape (classes,), and `pixels`, the
         confusion matrix of all pixels, rows are true classes, shape (classes, classes).
         """
-        means = dict(zip(SCORES, self.sums / self.images, strict=True))
+        means = dict(zip(SCORES, self.sums.double() / self.images, strict=True))
         return means | {"images": self.images[SCORES.index("sensitivity")], "pixels": self.pixels}

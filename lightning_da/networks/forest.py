@@ -40,16 +40,15 @@ class Forest(nn.Module):
         self.register_buffer("threshold", torch.zeros(trees, 2**depth - 1))
         self.register_buffer("values", torch.full((trees, 2**depth, num_classes), 1 / num_classes))
 
-    def fit(self, x: Tensor, y: Tensor, seed: int = 0) -> None:
-        """Grows the trees anew.
+    def fit(self, x: Tensor, y: Tensor) -> None:
+        """Grows the trees anew; equal rows and labels give equal trees, whatever the seed of the training.
 
         Args:
             x: Vectors, shape (n, width), float32.
             y: Labels, shape (n,), int64.
-            seed: Of the rows and values that each tree draws.
         """
         trees = len(self.feature)
-        grown = RandomForestClassifier(trees, max_depth=self._depth, random_state=seed).fit(x.numpy(), y.numpy())
+        grown = RandomForestClassifier(trees, max_depth=self._depth, random_state=0).fit(x.numpy(), y.numpy())
         classes = torch.from_numpy(grown.classes_)
         self.values.zero_()
         for number, tree in enumerate(grown.estimators_):

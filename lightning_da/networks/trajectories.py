@@ -123,7 +123,8 @@ class TrajectoryLeNet(LeNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes features (B, 100) of trajectories (B, 1, points, 3)."""
-        return super().forward(self.draw(_turned(x) if self.training else x))
+        maps = self.draw(_turned(x) if self.training else x)
+        return super().forward(maps.to(next(self.parameters()).dtype))
 
 
 def _turned(x: Tensor) -> Tensor:
