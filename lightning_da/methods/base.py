@@ -323,7 +323,8 @@ class TransferModule(Classifier):
             return squares * world_size() / total(known.sum()).clamp(min=1)
         how: dict[str, Any] = {"ignore_index": UNKNOWN, "label_smoothing": self._label_smoothing, "reduction": "sum"}
         full = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum over many pixels
-        loss = cross_entropy(full, y, self.class_weights, **how)
+        weights = None if self.class_weights is None else self.class_weights.to(full)
+        loss = cross_entropy(full, y, weights, **how)
         return loss * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)
 
     def mean_task_loss(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
