@@ -169,7 +169,13 @@ def test_the_most_certain_of_each_class_are_taken() -> None:
     assert bounds_of_classes(x, 1.0)[2] == NEVER
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"certain_share": 1.1}, {"forest_weight": -0.1}, {"trees": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"rounds": 0}, {"certain_share": 1.1}, {"forest_weight": -0.1}, {"trees": 0}),
+        {"forest_reads": partial(FeedForward, hidden=[4])},
+    ],
+)
 def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}: "):
         made(**wrong)

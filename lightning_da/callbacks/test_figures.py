@@ -39,7 +39,7 @@ class TestFigures(L.Callback):
     memory network reads. If the fit started from an earlier run, `before_after.png` has a t-SNE of the target features
     with the earlier weights and with the final weights.
 
-    Of a segmentation `per_class.csv` has Dice, Jaccard and sensitivity, `confusion.png` counts pixels, and `masks.png`
+    Of a segmentation `per_class.csv` has Dice, Jaccard and sensitivity, `confusion.png` shares of pixels, `masks.png`
     has images with their true and predicted masks; there is no t-SNE.
 
     Args:

@@ -48,7 +48,9 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         try:
             TransferCLI("fit", [*words, *as_words(values)])
         except ConfigError as error:
-            raise ConfigError(f"space: {file} does not match the method or the data: {error}") from error
+            raise ConfigError(
+                f"space: {file} does not match the method or the data: {error}; --space FILE gives another one"
+            ) from error
     seed = cli.config.seed_everything
     cli.build()
     cli.config.seed_everything = None

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
-from lightning_da.errors import check_range
+from lightning_da.errors import ConfigError, check_range
 from lightning_da.gather import total
 from lightning_da.methods.hooks import essential
 from lightning_da.methods.semi_supervised import NEVER, SemiSupervised, bounds_of_classes, certain
@@ -37,7 +37,7 @@ class CoTrans(SemiSupervised):
         **kwargs: Arguments of `SemiSupervised`.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: If a number is out of range, or `forest_reads` has weights.
     """
 
     round: Tensor
@@ -60,7 +60,9 @@ class CoTrans(SemiSupervised):
         for name, value in (("certain_share", certain_share), ("forest_weight", forest_weight)):
             check_range(name, value, 0, 1)
         self._rounds, self._certain, self._weight_of_forest = rounds, certain_share, forest_weight
-        self.numbers = forest_reads(self.input_shape).requires_grad_(False)
+        self.numbers = forest_reads(self.input_shape)
+        if next(self.numbers.parameters(), None) is not None:
+            raise ConfigError("forest_reads: its weights are never trained; give one without, for example Raw")
         self.forest = Forest(self.numbers.num_features, self.num_classes, trees)
         self.register_buffer("round", torch.tensor(-1))
         self.register_buffer("bounds", torch.full((self.num_classes,), NEVER))
