@@ -325,6 +325,14 @@ def test_the_source_is_classified_as_it_is_translated_and_the_target_as_it_is() 
     torch.testing.assert_close(model(x), torch.cat([translated[:3], plain[3:]]))
 
 
+def test_a_checkpoint_of_a_game_of_wasserstein_has_clipped_weights(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=1)
+    testing.fit(testing.build(KINDS["dual_gan"], **SMALL), 2, Images(), enable_checkpointing=True, callbacks=[keep])
+    weights = torch.load(tmp_path / "kept.ckpt", weights_only=True)["state_dict"]
+    found = [value.abs().max().item() for key, value in weights.items() if key.startswith("discriminators.")]
+    assert max(found) == pytest.approx(0.1)
+
+
 def test_a_game_of_wasserstein_clips_the_discriminators_alone() -> None:
     model = testing.fit(testing.build(KINDS["dual_gan"], **SMALL), 3, Images())
     free = testing.fit(testing.build(KINDS["cycle_gan"], **SMALL), 3, Images())

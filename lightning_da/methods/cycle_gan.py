@@ -108,7 +108,8 @@ class CycleGAN(DrawsPictures, WatchedModule):
         self._watched = watch_pictures(games) if self.logs_now else None
         return {name: torch.stack(parts).sum() for name, parts in found.items() if parts}
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)  # not a later hook: checkpoints are written before it
         for weights in self.discriminators.parameters() if self._game == "wasserstein" else ():
             weights.data.clamp_(-CLIP, CLIP)
 
