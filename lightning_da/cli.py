@@ -385,9 +385,10 @@ def _check_null(key: str, config: Any) -> None:
     for part in getattr(getattr(import_module(module), kind), "__mro__", ()):  # a function has none
         argument = inspect.signature(part.__init__).parameters.get(name) if "__init__" in vars(part) else None
         if argument is not None:
+            if argument.default in (None, inspect.Parameter.empty):
+                return
             takes = get_type_hints(part.__init__).get(name, Any)
-            optional = takes is Any or NoneType in get_args(takes)
-            if argument.default not in (None, inspect.Parameter.empty) and not optional:
+            if takes is not Any and NoneType not in get_args(takes):
                 raise ConfigError(f"{key.replace('.init_args', '')}: null is no value of it; leave it out")
             return
 

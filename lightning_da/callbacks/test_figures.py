@@ -111,9 +111,7 @@ class TestFigures(L.Callback):
             by_name = dict(zip(names, read, strict=True))
             tracked.log_text(run_id, attention_table(by_name, spelling).to_csv(index=False), "attention.csv")
             figures["attention.png"] = attention_figure(by_name, spelling)
-        for path, figure in figures.items():
-            figure.suptitle(tracked.get_run(run_id).info.run_name)
-            tracked.log_figure(run_id, figure, path)
+        _log(trainer.logger, figures)
 
     @torch.no_grad()
     def _record_masks(self, trainer: L.Trainer, module: Classifier) -> None:
@@ -139,9 +137,7 @@ class TestFigures(L.Callback):
             "confusion.png": confusion_figure(pixels, list(scores), data.classes),
             "masks.png": masks_figure(drawn, data.classes),
         }
-        for path, figure in figures.items():
-            figure.suptitle(tracked.get_run(run_id).info.run_name)
-            tracked.log_figure(run_id, figure, path)
+        _log(trainer.logger, figures)
 
     @torch.no_grad()
     def _read(self, module: Classifier) -> list[ReadSentences]:
@@ -176,6 +172,15 @@ class TestFigures(L.Callback):
         finally:
             module.load_state_dict(trained)
         return gather(before).cpu().numpy()
+
+
+def _log(tracker: Tracker, figures: dict[str, Figure]) -> None:
+    """Logs figures by their files, with the name of the run above each."""
+    tracked, run_id = tracker.experiment, tracker.run_id
+    name = tracked.get_run(run_id).info.run_name
+    for path, figure in figures.items():
+        figure.suptitle(name)
+        tracked.log_figure(run_id, figure, path)
 
 
 def per_class(counts: list[NDArray[Any]], names: list[str], classes: list[str]) -> pd.DataFrame:

@@ -19,6 +19,11 @@ def principal(x: Array, dim: int, rows: str = "the rows") -> tuple[Array, Array]
     return directions[:dim].T, singular[:dim] ** 2 / (len(x) - 1)
 
 
+def of_domains(source: Array, target: Array, dim: int) -> list[tuple[Array, Array]]:
+    """`principal` of each domain, which an error names."""
+    return [principal(x, dim, f"the {name}'s rows") for name, x in (("source", source), ("target", target))]
+
+
 class Centred(Adapter):
     """Rows minus their domain's mean, times their domain's matrix; a subclass gives the two matrices, `_matrices`."""
 
@@ -48,10 +53,7 @@ class SA(Centred):
     estimator: BaseEstimator | None = None
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
-        p_s, p_t = (
-            principal(source, self.dim, "the source's rows")[0],
-            principal(target, self.dim, "the target's rows")[0],
-        )
+        (p_s, _), (p_t, _) = of_domains(source, target, self.dim)
         return p_s @ (p_s.T @ p_t), p_t
 
 
@@ -65,10 +67,7 @@ class SDA(SA):
     """
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
-        (p_s, v_s), (p_t, v_t) = (
-            principal(source, self.dim, "the source's rows"),
-            principal(target, self.dim, "the target's rows"),
-        )
+        (p_s, v_s), (p_t, v_t) = of_domains(source, target, self.dim)
         return p_s @ (p_s.T @ p_t) * np.sqrt(v_t / v_s), p_t
 
 
@@ -145,9 +144,8 @@ class GFK(Centred):
     estimator: BaseEstimator | None = None
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
-        path = Geodesic(
-            principal(source, self.dim, "the source's rows")[0], principal(target, self.dim, "the target's rows")[0]
-        )
+        (p_s, _), (p_t, _) = of_domains(source, target, self.dim)
+        path = Geodesic(p_s, p_t)
         ratio = np.sinc(2 * path.angles / np.pi)  # sin(2 a) / (2 a)
         mixed = np.sin(path.angles) * np.sinc(path.angles / np.pi) / 2  # (1 - cos(2 a)) / (4 a)
         blocks = np.array([[(1 + ratio) / 2, mixed], [mixed, (1 - ratio) / 2]]).transpose(2, 0, 1)
@@ -182,9 +180,8 @@ class SGF(Centred):
 
     def _matrices(self, source: Array, target: Array) -> tuple[Array, Array]:
         check_range("samples", self.samples, low=1)
-        path = Geodesic(
-            principal(source, self.dim, "the source's rows")[0], principal(target, self.dim, "the target's rows")[0]
-        )
+        (p_s, _), (p_t, _) = of_domains(source, target, self.dim)
+        path = Geodesic(p_s, p_t)
         times = (np.arange(self.samples) + 0.5) / self.samples
         components: Array = np.hstack([path.basis(t) for t in times]) / np.sqrt(self.samples)
         return components, components

@@ -401,7 +401,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
         for (key, seed), run in reversed(latest.items())
     )
     bounds = frame[(frame["method"] != UPPER) | ~frame.pop("few labels")]
-    measured = frame["target acc"].fillna(frame["target rmse"]).fillna(frame["target dice"])
+    measured = frame[[f"target {name}" for name in RESULTS]].astype(float).bfill(axis=1).iloc[:, 0]
     bounds = bounds.assign(measured=measured)
     ends = {(row["terms"], row["method"]): row["measured"] for row in bounds.to_dict("records")}
     lower = [ends.get((terms, LOWER)) for terms in frame["terms"]]

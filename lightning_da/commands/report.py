@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from lightning_da.commands.compare import (
+    RESULTS,
     as_text,
     comparison,
     describe,
@@ -26,7 +27,6 @@ from lightning_da.commands.compare import (
     warnings_of,
 )
 from lightning_da.errors import ConfigError
-from lightning_da.mlflow_view import PRIMARY_METRIC
 from lightning_da.pages import picture, render, svg
 from lightning_da.parser import CommandParser
 from lightning_da.paths import write_whole
@@ -225,7 +225,7 @@ def _median_run(runs: Sequence[str], by_id: dict[str, Run]) -> str:
 
     def result(run: str) -> float:
         metrics = by_id[run].data.metrics
-        return metrics.get(PRIMARY_METRIC, metrics.get("test/target/dice", metrics.get("test/target/rmse", 0.0)))
+        return next((metrics[key] for name in RESULTS if (key := f"test/target/{name}") in metrics), 0.0)
 
     ordered = sorted(runs, key=result)
     return ordered[(len(ordered) - 1) // 2]

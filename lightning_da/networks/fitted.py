@@ -130,9 +130,8 @@ class Decision(nn.Module):
             known = estimator.predict_proba(vectors, domains)
         else:
             known = np.equal.outer(estimator.predict(vectors, domains), estimator.classes_)
-        found = torch.zeros(
-            len(x), self.num_classes, dtype=torch.float32
-        )  # the default is half precision in `bf16-true`
+        shape = len(x), self.num_classes
+        found = torch.zeros(shape, dtype=torch.float32)  # the default is half precision in `bf16-true`
         found[:, estimator.classes_.tolist()] = torch.from_numpy(np.asarray(known, dtype=np.float32))
         return found.clamp(min=SMALLEST).log().to(x.device)
 
