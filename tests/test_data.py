@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_da.data import DataError, TensorDomain
-from lightning_da.data.base import UNKNOWN, _even_batch, _Share, _Shuffle
+from lightning_da.data.base import UNKNOWN
+from lightning_da.data.loading import Share, Shuffle, even_batch
 from tests.toy import Toy, Uneven, build, trainer
 
 NAMES = ["class 0", "class 1", "class 2"]
@@ -163,11 +164,11 @@ def test_what_is_read_of_the_source_does_not_depend_on_the_target() -> None:
 @pytest.mark.parametrize("size", [1, 7, 64, 65, 129, 130])
 def test_shares_are_disjoint_and_whole(world: int, size: int) -> None:
     data = list(range(size))
-    shares = [list(_Share(data, world, rank)) for rank in range(world)]  # type: ignore[arg-type]
+    shares = [list(Share(data, world, rank)) for rank in range(world)]  # type: ignore[arg-type]
     assert sorted(itertools.chain(*shares)) == data
     if size < world:
         return
-    shuffled = [list(_Shuffle(data, world, rank, 3, 1, lambda: 0)) for rank in range(world)]
+    shuffled = [list(Shuffle(data, world, rank, 3, 1, lambda: 0)) for rank in range(world)]
     assert len({len(share) for share in shuffled}) == 1
     assert len(set(itertools.chain(*shuffled))) == size // world * world
 
@@ -176,7 +177,7 @@ def test_shares_are_disjoint_and_whole(world: int, size: int) -> None:
 @pytest.mark.parametrize("batch_size", [2, 3, 32])
 def test_every_process_has_the_same_number_of_batches(world: int, batch_size: int) -> None:
     for size in range(world, 200):
-        batch = _even_batch(size, world, batch_size)
+        batch = even_batch(size, world, batch_size)
         numbers = {-(-len(range(rank, size, world)) // batch) for rank in range(world)}
         assert len(numbers) == 1
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_da.cli import TransferCLI
 from lightning_da.data import DataError, DomainPairDataModule, TensorDomain
-from lightning_da.data.base import UNKNOWN, Roles, Selection, _Shuffle
+from lightning_da.data.base import UNKNOWN, Roles, Selection
 from lightning_da.data.labels import draw_labelled
+from lightning_da.data.loading import Shuffle
 from lightning_da.errors import ConfigError
 from lightning_da.methods import ADDA, DAN, DANN, JAN, AdaptationModule, DeepCORAL, FineTune
 from lightning_da.testing import ADAM, Toy, accuracy, build, equal, fit, ready, state, trainer
@@ -223,7 +224,7 @@ def test_longer_and_shorter_epochs_read_the_same_stream(world: int, length: int)
 
     def stream(length: int | None, epochs: int, rank: int) -> list[int]:
         read: list[int] = []
-        sampler = _Shuffle(data, world, rank, 7, 2, lambda: len(read) // 2, length)
+        sampler = Shuffle(data, world, rank, 7, 2, lambda: len(read) // 2, length)
         for _ in range(epochs):
             number = len(sampler)
             new = list(sampler)

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 from lightning_da import tracking
 from lightning_da.callbacks import KeepRandomState, StopAtSignal, record_run
-from lightning_da.data.base import _Drawn, _Loader
+from lightning_da.data.loading import Drawn, StatelessLoader
 from lightning_da.main import main
 from lightning_da.methods import DANN, FineTune
 from lightning_da.networks import FeedForward
@@ -115,18 +115,18 @@ def test_random_states_of_python_and_numpy_are_kept() -> None:
 def test_augmentation_depends_on_seed_sample_and_pass_alone(tmp_path: Path) -> None:
     fill(tmp_path / "art")
     dataset = folders(tmp_path, target=None).dataset("art", "train")
-    drawn, number = _Drawn(dataset, 3, 0), len(dataset)
+    drawn, number = Drawn(dataset, 3, 0), len(dataset)
     before = torch.get_rng_state()
     first = [drawn[index][0] for index in (4, number + 4, 2 * number + 4)]
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(first[0], first[1])  # each pass crops anew
     assert torch.equal(drawn[4][0], first[0])
-    assert not torch.equal(_Drawn(dataset, 4, 0)[4][0], first[0])
-    assert torch.equal(_Drawn(dataset, 3, 0).__getitems__([7, number + 4])[1][0], first[1])
+    assert not torch.equal(Drawn(dataset, 4, 0)[4][0], first[0])
+    assert torch.equal(Drawn(dataset, 3, 0).__getitems__([7, number + 4])[1][0], first[1])
     orders = [[4, 7, number + 4, number + 2], [number + 4, 4]]
     for workers in (0, 2):  # whichever process reads it, and whatever it has read before
         for order in orders:
-            loader = _Loader(drawn, sampler=order, batch_size=2, num_workers=workers)
+            loader = StatelessLoader(drawn, sampler=order, batch_size=2, num_workers=workers)
             found = torch.cat([x for x, _ in loader])
             assert torch.equal(found[order.index(number + 4)], first[1])
 

@@ -24,7 +24,8 @@ from lightning_da.data import (
     Roles,
     TensorDomain,
 )
-from lightning_da.data.base import UNKNOWN, _Mixed
+from lightning_da.data.base import UNKNOWN
+from lightning_da.data.loading import Mixed
 from lightning_da.data.several import Joined, JoinedTensors, Mixture, proximity, shares, vectors
 from lightning_da.main import main as lightning_da
 from lightning_da.methods import DANN, FineTune
@@ -140,7 +141,7 @@ def test_processes_together_read_the_batches_of_one(world: int) -> None:
 
     def sampler(rank: int, world: int, start: int = 0) -> list[int]:
         mixture = Mixture(domain, [8, 4], 5, lambda rows, seed: torch.randperm(len(rows), generator=_seeded(seed)))
-        return list(_Mixed(mixture, domain, world, rank, 5, 12 // world, lambda: start, 20))
+        return list(Mixed(mixture, domain, world, rank, 5, 12 // world, lambda: start, 20))
 
     alone = sampler(0, 1)
     together = [sampler(rank, world) for rank in range(world)]

@@ -3,27 +3,34 @@
 import functools
 import hashlib
 import itertools
-import math
-import os
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_da.data.class_sets import UNKNOWN_CLASS, ClassSets, joined, listed, only, setting
 from lightning_da.data.datasets import UNKNOWN, DataError, Selection, TensorDomain, relabel, select
 from lightning_da.data.descriptions import Descriptions, read_descriptions
 from lightning_da.data.labels import draw_labelled
+from lightning_da.data.loading import (
+    Drawn,
+    Mixed,
+    Share,
+    Shuffle,
+    StatelessLoader,
+    collate,
+    even_batch,
+    in_chunks,
+    permutation,
+    seed_of_run,
+)
 from lightning_da.data.several import (
     FOLDS,
     JoinedTensors,
@@ -101,126 +108,6 @@ class Roles(NamedTuple):
             getattr(module, "modalities_differ", False),
             getattr(module, "segments", None),
         )
-
-
-def _permutation(number: int, seed: int) -> Tensor:
-    return torch.randperm(number, generator=torch.Generator().manual_seed(seed))
-
-
-class _Shuffle(DistributedSampler[Any]):
-    """This process's share of an endless stream of orders of the samples, continued from the current training step.
-
-    The samples of a step depend on the step number only: not on the epoch length, which the other domain may set, and
-    not on resuming from a checkpoint. An epoch has `length` batches; None means one permutation. Sample i in pass p is
-    p * n + i, as `_Drawn` reads it.
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        world: int,
-        rank: int,
-        seed: int,
-        batch_size: int,
-        batches_read: Callable[[], int],
-        length: int | None = None,
-        order: Callable[[int], Tensor] | None = None,
-    ) -> None:
-        super().__init__(dataset, world, rank, seed=seed, drop_last=True)
-        self.batch_size, self.batches_read = batch_size, batches_read
-        self.order = order or functools.partial(_permutation, len(dataset))
-        self._batches = self.num_samples // batch_size
-        self.length = length or self._batches
-
-    def __iter__(self) -> Iterator[int]:
-        read = self.batches_read()
-        end = (read // self.length + 1) * self.length
-        while read < end:
-            passes, place = divmod(read, self._batches)
-            read += min(self._batches - place, end - read)
-            seed = np.random.SeedSequence([self.seed, passes]).generate_state(1)[0]
-            share = self.order(int(seed))[self.rank : self.total_size : self.num_replicas] + passes * len(self.dataset)  # type: ignore[arg-type]
-            yield from share[place * self.batch_size : (read - passes * self._batches) * self.batch_size].tolist()
-
-    def __len__(self) -> int:
-        return self.length * self.batch_size
-
-
-class _Mixed(_Shuffle):
-    """This process's share of the batches of a mixture (see `Mixture`), continued from the current training step."""
-
-    def __init__(self, mixture: Mixture, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.mixture = mixture
-
-    def __iter__(self) -> Iterator[int]:
-        read = self.batches_read()
-        for number in range(read, (read // self.length + 1) * self.length):
-            yield from self.mixture.batch(number)[self.rank :: self.num_replicas].tolist()
-
-
-class _Drawn(Dataset[Any]):
-    """A training split that is read again and again: index p * n + i is sample i of n in pass p.
-
-    What its transforms draw depends on the seeds, the sample and the pass, and not on the process that reads it.
-    """
-
-    def __init__(self, dataset: Any, *seeds: int) -> None:
-        self.dataset, self.seeds = dataset, seeds
-        whole = dataset
-        while isinstance(whole, Subset):
-            whole = whole.dataset
-        self._drawn = not isinstance(whole, TensorDomain)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> Any:
-        if self._drawn:
-            return [self[index] for index in indices]
-        return self.dataset.__getitems__([index % len(self.dataset) for index in indices])
-
-    def __getitem__(self, index: int) -> Any:
-        passes, sample = divmod(index, len(self.dataset))
-        # a process that loads samples draws for nothing else
-        with isolate_rng() if get_worker_info() is None else nullcontext():
-            own = np.random.SeedSequence([*self.seeds, passes, sample]).generate_state(1)
-            random.seed(int(own[0]))
-            np.random.seed(own)
-            torch.default_generator.manual_seed(int(own[0]))
-            return self.dataset[sample]
-
-
-class _Loader(DataLoader[Any]):
-    """A loader whose place follows from the training step (see `_Shuffle`), so that it has no state to keep."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
-
-
-class _Share(DistributedSampler[Any]):
-    """This process's samples in order; each sample belongs to one process."""
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
-
-
-def _collate(batch: Any, labels: bool) -> Any:
-    parts = batch if isinstance(batch, tuple) else tuple(default_collate(batch))
-    return parts if labels else parts[0]
-
-
-def _in_chunks(dataset: Any, indices: range) -> Iterator[tuple[Tensor, Tensor]]:
-    """Samples (b, ...) and labels (b,) of a dataset, at most a thousand at a time."""
-    fetch = getattr(dataset, "__getitems__", lambda wanted: [dataset[i] for i in wanted])
-    for place in range(0, len(indices), 1000):
-        yield _collate(fetch(list(indices[place : place + 1000])), labels=True)
 
 
 class DomainPairDataModule(L.LightningDataModule):
@@ -370,7 +257,7 @@ class DomainPairDataModule(L.LightningDataModule):
         """All training samples of the given domains (`source`, `target`), in chunks of shape (b, ...)."""
         for role in roles:
             dataset = self._get(getattr(self, role), "train")
-            for x, _ in _in_chunks(dataset, range(len(dataset))):
+            for x, _ in in_chunks(dataset, range(len(dataset))):
                 yield x
 
     def training_labels(self, role: str) -> Tensor:
@@ -642,7 +529,7 @@ class DomainPairDataModule(L.LightningDataModule):
         kept = "mask, " if self.masks else f"label, {each} of each class, "
         rank_zero_info(
             f"target_labels: {sum(counts)} of the {len(y)} training samples of {self.target!r} keep their {kept}"
-            f"drawn with seed {_seed()}"
+            f"drawn with seed {seed_of_run()}"
         )
         if roles.reads_unlabelled and "target" not in roles.supervised:
             rank_zero_warn("target_labels: the method reads no label of the target; set --model.train_on both")
@@ -793,7 +680,7 @@ class DomainPairDataModule(L.LightningDataModule):
             dataset = self._get(domain, split)
             step = 1 if isinstance(dataset, TensorDomain) else max(len(dataset) // 32, 1)
             start = 0
-            for x, y in _in_chunks(dataset, range(0, len(dataset), step)):
+            for x, y in in_chunks(dataset, range(0, len(dataset), step)):
                 finite = x.flatten(1).isfinite().all(dim=1)
                 if not finite.all():
                     raise DataError(
@@ -882,8 +769,8 @@ class DomainPairDataModule(L.LightningDataModule):
             whole = self._get(getattr(self, role), split)
             dataset = WithDomain(whole if isinstance(whole, JoinedTensors) else join(parts))
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        batch_size = _even_batch(len(dataset), world, self.batch_size)
-        return self._load(dataset, _Share(dataset, world, rank), batch_size, labels)
+        batch_size = even_batch(len(dataset), world, self.batch_size)
+        return self._load(dataset, Share(dataset, world, rank), batch_size, labels)
 
     def _train_loader(self, role: str, labels: bool, rows: Tensor | None = None) -> DataLoader[Any]:
         """Training batches of a domain; of the samples `rows` alone, if given, in epochs of the same length."""
@@ -894,15 +781,15 @@ class DomainPairDataModule(L.LightningDataModule):
             length = max(len(dataset) // world // self.batch_size, 1)
             dataset, batch_size, y = Subset(dataset, rows.tolist()), min(batch_size, len(rows) // world), y[rows]
         read = y if labels else torch.full_like(y, UNKNOWN)
-        arguments = (dataset, world, rank, _seed(), batch_size, self._batches_read, length)
-        sampler = _Shuffle(*arguments, functools.partial(self.reading_order, read))
+        arguments = (dataset, world, rank, seed_of_run(), batch_size, self._batches_read, length)
+        sampler = Shuffle(*arguments, functools.partial(self.reading_order, read))
         if counts := self.counts_in_batch(role, world * batch_size, rows):
             domain = self._domain_of(role, rows)
             if self.trainer:
                 counts = self.trainer.strategy.broadcast(counts)
-            mixture = Mixture(domain, counts, _seed(), lambda own, seed: self.reading_order(read[own], seed))
-            sampler = _Mixed(mixture, *arguments)
-        return self._load(_Drawn(dataset, _seed(), DOMAINS.index(role)), sampler, batch_size, labels)
+            mixture = Mixture(domain, counts, seed_of_run(), lambda own, seed: self.reading_order(read[own], seed))
+            sampler = Mixed(mixture, *arguments)
+        return self._load(Drawn(dataset, seed_of_run(), DOMAINS.index(role)), sampler, batch_size, labels)
 
     def reading_order(self, y: Tensor, seed: int) -> Tensor:
         """The order in which one pass of training reads the samples of a domain: a random permutation in this class.
@@ -917,7 +804,7 @@ class DomainPairDataModule(L.LightningDataModule):
         Returns:
             Indices, shape (n,), int64.
         """
-        return _permutation(len(y), seed)
+        return permutation(len(y), seed)
 
     def _domain_of(self, role: str, rows: Tensor | None) -> Tensor:
         """The place of each training sample's domain, shape (n,); of the samples `rows` alone, if given."""
@@ -975,21 +862,21 @@ class DomainPairDataModule(L.LightningDataModule):
     def _compared(self, domain: str) -> Tensor:
         """Some training samples of a domain as vectors, without labels and without augmentation."""
         dataset = self._evaluated(domain, "train")
-        rows = _permutation(len(dataset), 0)[:COMPARED].tolist()
+        rows = permutation(len(dataset), 0)[:COMPARED].tolist()
         with isolate_rng():
             fetch = getattr(dataset, "__getitems__", lambda wanted: [dataset[i] for i in wanted])
-            return vectors(_collate(fetch(rows), labels=False))
+            return vectors(collate(fetch(rows), labels=False))
 
     def _load(self, dataset: Any, sampler: DistributedSampler[Any], batch_size: int, labels: bool) -> DataLoader[Any]:
-        return _Loader(
+        return StatelessLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            generator=torch.Generator().manual_seed(_seed()),  # the global random state does not change
-            drop_last=isinstance(sampler, _Shuffle),
+            generator=torch.Generator().manual_seed(seed_of_run()),  # the global random state does not change
+            drop_last=isinstance(sampler, Shuffle),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=functools.partial(_collate, labels=labels),
+            collate_fn=functools.partial(collate, labels=labels),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -1011,7 +898,7 @@ class DomainPairDataModule(L.LightningDataModule):
             Subset(dataset, order[:number][rank::world].tolist()),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=functools.partial(_collate, labels=True),
+            collate_fn=functools.partial(collate, labels=True),
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -1040,7 +927,7 @@ class DomainPairDataModule(L.LightningDataModule):
         known = (y != UNKNOWN).nonzero()[:, 0]
         if self.target_labels is None or getattr(self, role) != self.target:
             return known
-        return known[draw_labelled(y[known], self.target_labels, _seed(), "data.target_labels")]
+        return known[draw_labelled(y[known], self.target_labels, seed_of_run(), "data.target_labels")]
 
     def _few(self, role: str) -> Tensor | None:
         """The training samples of a domain whose labels are read; None if these are all."""
@@ -1057,11 +944,6 @@ class DomainPairDataModule(L.LightningDataModule):
         if not any(len(self._get(self.target, split)) for split in self.predicted):
             raise DataError(f"domain {self.target!r}: there is nothing to predict; its splits are empty")
         return [self._loader("target", split) for split in self.predicted]
-
-
-def _seed() -> int:
-    """The seed of the run."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def _check_names(role: str, given: str | Sequence[str] | None) -> None:
@@ -1105,10 +987,3 @@ def _empty(domain: str, split: str) -> DataError:
 def _only(classes: Sequence[str], others: Sequence[str]) -> str:
     own = only(classes, others)
     return f"{listed(own)} alone" if own else f"{len(classes)} classes, {listed(classes)}"
-
-
-def _even_batch(size: int, world: int, batch_size: int) -> int:
-    """The nearest batch size with which every process has the same number of batches, so that none has to wait."""
-    shares = {len(range(rank, size, world)) for rank in range(world)}
-    near = (batch_size + sign * distance for distance in itertools.count() for sign in (-1, 1))
-    return next(b for b in near if b > 0 and len({math.ceil(share / b) for share in shares}) == 1)
