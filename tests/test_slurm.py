@@ -125,7 +125,8 @@ def words(tmp_path: Path) -> list[str]:
 class Once(L.Callback):
     """Sends a signal to the own process after some steps, if the file `once` is there to be removed.
 
-    With several processes the first one sends it to the process that ordered them, and waits for what this one does.
+    With several processes the first one sends it to the process that ordered them. It waits for the request to stop;
+    after SIGSTOP there is none.
     """
 
     def __init__(self, number: int) -> None:
@@ -136,7 +137,7 @@ class Once(L.Callback):
             Path("once").unlink()
             os.kill(os.getpid() if trainer.world_size == 1 else os.getppid(), self.number)
             (stop,) = (callback for callback in trainer.callbacks if isinstance(callback, StopAtSignal))  # type: ignore[attr-defined]
-            while not stop._asked:
+            while self.number != signal.SIGSTOP and not stop._asked:
                 time.sleep(0.05)
 
 
