@@ -1,5 +1,6 @@
 """Words, files of word vectors, and reviews that are made."""
 
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +27,38 @@ def test_words_are_split_as_in_the_penn_treebank_and_stay_split() -> None:
     assert split_words(" ".join(found)) == found
     assert split_words("Cafe\u0301") == split_words("CAFÉ") == ["café"]
     assert split_words(" \n\t") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "हिन्दी में अच्छा है ।",
+        "இது நல்ல புத்தகம்",
+        "العَرَبِيَّة جميلة",
+        "می\u200cخواهم بروم",
+        "한국어 문장 입니다",
+        "naïve čeština ἄνθρωπος п я т ь",
+        "i\u0307stanbul güzel",
+        "x\u0301y",
+        "❤\ufe0f 👍 ok",
+    ],
+)
+def test_vowel_signs_accents_and_joiners_stay_in_their_words(text: str) -> None:
+    assert split_words(text) == unicodedata.normalize("NFC", text).split()
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("我喜欢这本书。", "我 喜 欢 这 本 书 。"),
+        ("日本語のテキスト", "日 本 語 の テ キ ス ト"),
+        ("ภาษาไทยที่ดี", "ภ า ษ า ไ ท ย ที่ ดี"),
+        ("GPT 很好 ok", "gpt 很 好 ok"),
+    ],
+)
+def test_letters_are_words_in_scripts_without_spaces(text: str, letters: str) -> None:
+    assert split_words(text) == letters.split()
+    assert split_words(letters) == letters.split()
 
 
 def test_the_integer_of_a_word_is_fixed_and_its_own() -> None:

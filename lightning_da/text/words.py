@@ -14,14 +14,24 @@ PADDING = 0
 UNUSED = 2**63 - 1
 """An integer that is larger than those of all words."""
 
-_WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+|[^\w\s]")
+_MARKS = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)).startswith("M"))
+_AFTER = rf"[{_MARKS}\u200c\u200d]*"
+"""Vowel signs, accents and joiners, which belong to the character before; `\\w` has none of them."""
+_ALONE = (
+    "\u0e01-\u0edf\u0f40-\u0fbc\u1000-\u109f\u1780-\u17d3"  # Thai, Lao, Tibetan, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese
+)
+"""Letters of scripts that have no spaces between words."""
+_LETTER = rf"(?:(?![{_ALONE}])\w{_AFTER})"
+_WORD = re.compile(rf"{_LETTER}+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|{_LETTER}+|[{_ALONE}]{_AFTER}|[^\w\s]{_AFTER}")
 
 
 def split_words(text: str) -> list[str]:
     """Words and punctuation marks of a text, in small letters.
 
     English contractions are split as in the Penn Treebank, and so in most files of word vectors: `do n't`, `it 's`. A
-    text that is split in this way already stays as it is.
+    text that is split in this way already stays as it is. In scripts without spaces between words (Chinese, Japanese,
+    Thai, Lao, Tibetan, Burmese, Khmer) each letter with its marks is a word.
     """
     return _WORD.findall(unicodedata.normalize("NFC", text).lower().replace("’", "'"))
 
