@@ -91,6 +91,11 @@ def write_tables(folder: Path) -> None:
     (folder / "ragged.csv").write_text("a,b,label\n1,2,0\n1,2,3,4,0\n")
     (folder / "binary.csv").write_bytes(bytes(range(256)))
     (folder / "utf16.csv").write_bytes((folder / "source.csv").read_text().encode("utf-16"))
+    text = (folder / "source.csv").read_text()
+    (folder / "semicolons.csv").write_text(text.replace(",", ";").replace(".", ","))
+    (folder / "tabs.csv").write_text(text.replace(",", "\t"))
+    (folder / "no_names.csv").write_text(text.partition("\n")[2])
+    (folder / "one_word.csv").write_text(text + "abc,1,0\n")
     (folder / "folder.csv").mkdir()
     (folder / "data.xlsx").write_text("x")
     arrays = {
@@ -638,10 +643,14 @@ def test_aliases_of_a_few_values_are_no_mistake(files: Path, complaint: Complain
         ("unlabelled.csv", "target.csv", "unlabelled.csv: the source needs labels", ),
         ("halves.csv", "target.csv", "halves.csv: label 0.5"),
         ("header.csv", "target.csv", "header.csv: "),
-        ("words.csv", "target.csv", "words.csv: column 'a' holds 'x0', which is not a number"),
+        ("words.csv", "target.csv", "words.csv, line 2: column 'a' holds 'x0', which is not a number"),
+        ("one_word.csv", "target.csv", "one_word.csv, line 92: column 'a' holds 'abc', which is not a number"),
+        ("semicolons.csv", "target.csv", "semicolons.csv: the columns are separated by ';'"),
+        ("tabs.csv", "target.csv", "tabs.csv: the columns are separated by '\\t'"),
+        ("no_names.csv", "target.csv", "no_names.csv: the first line holds the value "),
         ("ragged.csv", "target.csv", "ragged.csv: not a readable .csv file"),
         ("binary.csv", "target.csv", "binary.csv: not a readable .csv file"),
-        ("utf16.csv", "target.csv", "utf16.csv: not a readable .csv file"),
+        ("utf16.csv", "target.csv", "utf16.csv: not a text in UTF-8"),
         ("folder.csv", "target.csv", "'folder.csv' is a folder"),
         ("empty_folder", "target.csv", "'empty_folder' is a folder"),
         (".", "target.csv", "'.' is a folder"),

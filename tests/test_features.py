@@ -453,7 +453,7 @@ def test_column_that_is_not_numeric(tmp_path: Path, x: Array, y: Array) -> None:
     frame = pd.read_csv(tmp_path / "a.csv").astype({"f3": object})
     frame.loc[4, "f3"] = "3,5"
     frame.to_csv(tmp_path / "b.csv", index=False)
-    with pytest.raises(DataError, match=r"b\.csv: column 'f3' holds '3,5'"):
+    with pytest.raises(DataError, match=r"b\.csv, line 6: column 'f3' holds '3,5'"):
         tables(tmp_path, "a.csv", "b.csv").check()
 
 

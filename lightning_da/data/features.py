@@ -1,5 +1,6 @@
 """Feature files, one for each domain, or one with labels."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -249,6 +250,8 @@ class FeatureTables(DomainPairDataModule):
             return _Table(entries, *keys, names)
         except DataError:
             raise
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not a text in UTF-8 ({one_line(error)}); save it as UTF-8") from error
         except Exception as error:  # the parsers raise exceptions of many kinds
             raise DataError(f"{path}: not a readable {suffix} file ({one_line(error)}); create it again") from error
 
@@ -297,8 +300,9 @@ def _open_svmlight(path: Path, domains: list[Path]) -> _Table:
 
 
 def _open_csv(path: Path, label_column: str) -> _Table:
-    features = pd.read_csv(path)
+    features = pd.read_csv(path, low_memory=False)
     names = list(features.columns)
+    _check_header(path, names)
     entries: dict[str, Any] = {}
     if label_column in names:
         # as text: a class may have the name "None" or "NA"
@@ -312,10 +316,12 @@ def _open_csv(path: Path, label_column: str) -> _Table:
                 "to_csv(..., index=False)); if it is a feature, give it a name"
             )
         if features[column].dtype.kind not in "biuf":
-            value = next(v for v in features[column].dropna() if pd.isna(pd.to_numeric(v, errors="coerce")))
+            numbers = pd.to_numeric(features[column], errors="coerce")
+            row = int((numbers.isna() & features[column].notna()).to_numpy().argmax())
             raise DataError(
-                f"{path}: column {column!r} holds {value!r}, which is not a number; remove the column, or, if it holds "
-                f"the labels, set --data.label_column {column!r}"
+                f"{path}, line {row + 2}: column {column!r} holds {features[column].iloc[row]!r}, which is not a "
+                f"number; replace the value or remove the column, or, if it holds the labels, set --data.label_column "
+                f"{column!r}"
             )
     values = features.to_numpy(dtype=np.float64)
     if (wrong := _first_not_finite(values)) is not None:
@@ -325,6 +331,19 @@ def _open_csv(path: Path, label_column: str) -> _Table:
         )
     entries[""] = values.astype(np.float32)
     return _Table(entries, "", label_column, names)
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    """Refuses a table with another separator, or without a line of names."""
+    separator = next((mark for mark in ";\t|" if mark in names[0]), None)
+    if len(names) == 1 and separator is not None:
+        raise DataError(
+            f"{path}: the columns are separated by {separator!r}; save the table with commas between columns and "
+            "points in numbers"
+        )
+    value = next((name for name in names if re.fullmatch(r"[-+]?\d*\.\d+(e[-+]?\d+)?", name, re.IGNORECASE)), None)
+    if value is not None:
+        raise DataError(f"{path}: the first line holds the value {value}; it must hold the names of the columns")
 
 
 def _first_not_finite(values: Array) -> tuple[int, ...] | None:
