@@ -1,5 +1,7 @@
 """The verdict over several methods: the choice and the estimate."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,15 @@ def test_the_estimate_is_the_agreement_with_other_methods() -> None:
     assert found.method == "dann"
     assert found.estimate == pytest.approx(np.median(agreements))
     assert (found.low, found.high) == pytest.approx((min(agreements) - 0.15, max(agreements) + 0.15))
+
+
+def test_the_estimate_is_not_above_the_accuracy_on_the_source() -> None:
+    """Networks that all err alike agree everywhere."""
+    same = answers(0.5, 0.5, 1)
+    runs = {name: [replace(same, source_acc=0.55)] for name in ("source_only", "dann", "dan")}
+    found = verdict(runs, "source_only")
+    assert (found.low, found.estimate, found.high) == pytest.approx((0.4, 0.55, 0.7))
+    apart = {name: [answers(0.5, 0.5, seed)] for seed, name in enumerate(runs)}
+    assert verdict(apart, "source_only") == verdict(
+        {name: [replace(own[0], source_acc=0.99)] for name, own in apart.items()}, "source_only"
+    )

@@ -227,7 +227,8 @@ def describe(found: Verdict, bound: str) -> str:
         return text
     return (
         f"{text}\nits target accuracy is about {found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}; this is "
-        "estimated from how often it agrees with the other methods, and too high where all methods err alike"
+        "estimated from its accuracy on the source and how often it agrees with the other methods, and too high where "
+        "all methods err alike"
     )
 
 
@@ -421,7 +422,7 @@ def answers_of(run: Run) -> Answers | None:
         given = json.loads(artifact_file(run, ANSWERS).read_text())
     except (OSError, MlflowException):
         return None
-    return Answers(given["predicted"], given["neighbours"])
+    return Answers(given["predicted"], given["neighbours"], run.data.metrics.get("test/source/acc", 1.0))
 
 
 def _of_domains(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -20,10 +20,12 @@ class Answers:
     Attributes:
         predicted: Predicted classes, shape (n,).
         neighbours: Classes by the vote of the nearest source samples, shape (n,).
+        source_acc: Accuracy on test samples of the source; 1 if it is not known.
     """
 
     predicted: ArrayLike
     neighbours: ArrayLike
+    source_acc: float = 1.0
 
     @property
     def hits(self) -> NDArray[np.bool_]:
@@ -64,7 +66,9 @@ def verdict(answers: Mapping[str, Sequence[Answers]], baseline: str) -> Verdict:
 
     The estimate is the median agreement of the chosen networks with the networks of another method: networks with
     different errors agree on a sample mostly where they are right. The range goes from the lowest to the highest
-    agreement, `MARGIN` wider at both ends. It is no bound: errors that all methods share are not seen.
+    agreement, `MARGIN` wider at both ends. A network is seldom better on the target than on the source: both are at
+    most the accuracy on the source, the range `MARGIN` wider. It is no bound: errors that all methods share are not
+    seen.
 
     Source: the estimate by disagreement is that of Jiang et al., "Assessing generalization of SGD via disagreement",
     ICLR 2022, with other methods in place of other seeds.
@@ -91,9 +95,11 @@ def verdict(answers: Mapping[str, Sequence[Answers]], baseline: str) -> Verdict:
     others = {name: _agreement(answers[method], runs) for name, runs in answers.items() if name != method}
     if len(others) < 2:
         return Verdict(method, best, scores, seeds, None, None, None)
-    agreements = list(others.values())
-    low, high = max(0.0, min(agreements) - MARGIN), min(1.0, max(agreements) + MARGIN)
-    return Verdict(method, best, scores, seeds, float(np.median(agreements)), low, high)
+    on_source = np.mean([own.source_acc for own in answers[method]])
+    agreements = np.array(list(others.values()))
+    low, estimate, high = np.minimum([agreements.min(), np.median(agreements), agreements.max()], on_source)
+    low, high = max(0.0, low - MARGIN), min(1.0, high + MARGIN)
+    return Verdict(method, best, scores, seeds, float(estimate), float(low), float(high))
 
 
 def _agreement(one: Sequence[Answers], other: Sequence[Answers]) -> float:
