@@ -3,6 +3,7 @@
 import csv
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchmetrics.functional.segmentation import dice_score, mean_iou
 
 from lightning_da.callbacks.masks import Drawn, mask_table, masks_figure
 from lightning_da.callbacks.write_predictions import WritePredictions, _parts
+from lightning_da.commands import compare
 from lightning_da.data import DataError, Hearts, MaskFolders
 from lightning_da.data.base import SPLITS, UNKNOWN
 from lightning_da.data.hearts import PARTS
@@ -463,6 +465,35 @@ def test_the_picture_shows_both_masks_and_the_table_each_class() -> None:
     table = mask_table({"a": scores.compute(), "b": MaskScores(3).compute()}, PARTS)
     assert list(table["domain"]) == ["a"] * 3
     assert list(table["dice"]) == [1.0] * 3
+
+
+def test_masks_and_classes_of_the_same_domains_are_in_two_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "answers_of", lambda _: None)
+
+    def run(method: str, score: str, value: float, domains: tuple[str, ...] = ("source", "target")) -> Any:
+        given = {"method": method, "seed": "0", "source": "a", "target": "b", "train_on": "source"}
+        metrics = {f"test/{domain}/{score}": value for domain in domains}
+        data = SimpleNamespace(params=given, metrics=metrics, tags={"data": score})
+        return SimpleNamespace(data=data, info=SimpleNamespace(run_id=f"{method}{score}", run_name=method))
+
+    masks = [run("unet", "dice", 0.9), run("segmentation", "dice", 0.8, ("source",))]
+    classes = [run("source_only", "acc", 0.7), run("dann", "acc", 0.6)]
+    compare.print_comparison(compare.comparison(compare.rows_of(masks)), masks)
+    printed = capsys.readouterr().out
+    assert "a -> b, test split" in printed
+    assert "gap closed" not in printed, "no run with masks is a bound"
+    runs = [*masks, *classes]
+    compare.print_comparison(compare.comparison(compare.rows_of(runs)), runs)
+    tables = capsys.readouterr().out.split("a -> b ")[1:]
+    assert [table.split(",")[0] for table in tables] == ["(classes)", "(masks)"]
+    for table, inside, outside in zip(tables, ("dann", "unet"), ("unet", "dann"), strict=True):
+        assert inside in table
+        assert outside not in table
+    assert "target dice" not in tables[0]
+    assert "target acc" not in tables[1]
+    assert "segmentation" in tables[1], "the target has no mask"
 
 
 @pytest.mark.slow

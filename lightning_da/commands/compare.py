@@ -46,6 +46,8 @@ OPTIONAL = (
 """Columns that are left out where they are empty."""
 RESULTS = {"acc": "accuracy", "rmse": "root mean squared error", "dice": "Dice"}
 """What runs are compared by: of classes, numbers and masks."""
+LABELS = dict(zip(RESULTS, ("classes", "numbers", "masks"), strict=True))
+"""The labels whose predictions are compared so."""
 ONE_NUMBER = ("published", "seconds")
 """Columns without a standard deviation."""
 CHOOSES = "neighbours"
@@ -112,8 +114,7 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
             if (learned := learned_of(group, runs)) is not None:
                 print(describe_learned(learned))
         if (result := _result_of(group)) != "acc":
-            kind = {"rmse": "numbers", "dice": "masks"}[result]
-            print(f"no choice without target labels: its score needs classes, and the labels are {kind}")
+            print(f"no choice without target labels: its score needs classes, and the labels are {LABELS[result]}")
     for warning in warnings_of(runs):
         print(f"\nwarning: {warning}")
     return table.drop(columns=["answers", "data", "runs", "targets"])
@@ -151,7 +152,7 @@ def as_text(group: pd.DataFrame) -> pd.DataFrame:
     """
     text, result = group[["method", "seeds"]].copy(), _result_of(group)
     for column, form in FORMATS.items():
-        optional = column in OPTIONAL or (result != "acc" and column.endswith(" acc"))
+        optional = column in OPTIONAL or (result != "acc" and (column.endswith(" acc") or column == "gap closed"))
         if optional and group[column].isna().all():
             continue
         spreads = group[f"{column} std"] if column not in ONE_NUMBER else [float("nan")] * len(group)
@@ -167,7 +168,15 @@ def heading_of_each(group: pd.DataFrame) -> str:
 
 def _result_of(group: pd.DataFrame) -> str:
     """What the runs of one pair are compared by: a key of `RESULTS`."""
-    return next((name for name in RESULTS if group[f"target {name}"].notna().any()), "acc")
+    scored = (name for name in RESULTS if group[[f"{domain} {name}" for domain in DOMAINS]].notna().any(axis=None))
+    return next(scored, "acc")
+
+
+def _tasks(frame: pd.DataFrame) -> list[str]:
+    """The pair of each row; with its labels, if a pair has runs on several kinds of labels."""
+    kinds = [LABELS[_result_of(frame.iloc[[place]])] for place in range(len(frame))]
+    number = pd.Series(kinds).groupby(frame["pair"].to_numpy()).nunique()
+    return [pair if number[pair] == 1 else f"{pair} ({kind})" for pair, kind in zip(frame["pair"], kinds, strict=True)]
 
 
 def of_each_target(group: pd.DataFrame) -> pd.DataFrame:
@@ -363,7 +372,8 @@ def missing_classes(runs: Sequence[Run]) -> dict[str, float]:
 def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per configuration and seed: method, pair of domains and results.
 
-    If several runs have the same configuration and seed, the latest is used. The gap closed is (acc - source-only) /
+    If several runs have the same configuration and seed, the latest is used. Runs of one pair on classes, on numbers
+    and on masks are of several tasks, and `pair` says which. The gap closed is (acc - source-only) /
     (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length. A
     target-only of few labels (`target_labels`) is no bound. In a regression acc is the root mean squared error, in a
     segmentation Dice.
@@ -401,6 +411,7 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
         }
         for (key, seed), run in reversed(latest.items())
     )
+    frame["pair"] = _tasks(frame)
     bounds = frame[(frame["method"] != UPPER) | ~frame.pop("few labels")]
     measured = frame[[f"target {name}" for name in RESULTS]].astype(float).bfill(axis=1).iloc[:, 0]
     bounds = bounds.assign(measured=measured)
