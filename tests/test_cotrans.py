@@ -16,7 +16,7 @@ from lightning_da.data.base import UNKNOWN, TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.methods import CoTrans, FineTune
 from lightning_da.methods.semi_supervised import NEVER, bounds_of_classes, certain
-from lightning_da.networks import Raw
+from lightning_da.networks import PrincipalComponents, Raw
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import inverse_decay
 from tests.toy import ADAM, Toy, equal, fit, replace, state, trainer
@@ -112,6 +112,13 @@ def test_the_forest_is_grown_once_a_round_and_learns_what_the_network_is_certain
     for number, (_, labels) in enumerate(model.lessons):
         assert torch.equal(labels[:96], source)
         assert (len(labels) > 96) == (number > 0)
+
+
+def test_numbers_that_are_fitted_are_fitted_before_the_forest_is() -> None:
+    model: Any = fit(made(forest_reads=partial(PrincipalComponents, components=3)), 2, Turned())
+    x = Turned().dataset("calm", "train").x.float()
+    torch.testing.assert_close(model.numbers.mean, x.mean(dim=0))
+    assert model.numbers.components.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
 
 
 def test_an_answer_is_the_mean_of_both() -> None:

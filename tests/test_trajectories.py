@@ -11,10 +11,11 @@ from torch import Tensor
 from lightning_da.data import Trajectories
 from lightning_da.data.trajectories import CITIES, MODES, travel
 from lightning_da.errors import ConfigError
+from lightning_da.methods import FineTune
 from lightning_da.networks import Movement, TrajectoryLeNet
 from lightning_da.networks.forest import Forest
 from lightning_da.networks.trajectories import MOVEMENT
-from lightning_da.testing import check_data
+from lightning_da.testing import build, check_data
 
 SHAPE = (1, 12, 3)
 
@@ -100,6 +101,35 @@ def test_the_cities_differ() -> None:
 def test_what_is_no_trajectory_is_refused(network: type[Movement | TrajectoryLeNet]) -> None:
     with pytest.raises(ConfigError, match=r"\(1, points, 3\)"):
         network((1, 28, 28))
+
+
+def test_one_point_is_no_trajectory() -> None:
+    with pytest.raises(ConfigError, match="of each of two points or more"):
+        Movement((1, 1, 3))
+
+
+@pytest.mark.parametrize("network", [Movement, TrajectoryLeNet])
+def test_times_and_units_of_the_training_samples_are_looked_at(network: type[Movement | TrajectoryLeNet]) -> None:
+    data = Trajectories(number=10)
+    x = {role: data.dataset(getattr(data, role), "train").x for role in ("source", "target")}
+    network((1, 150, 3)).fit(lambda role: x[role].split(7))
+    turned = x["target"].flip(2)
+    degrees = x["target"] * torch.tensor([1, 9e-6, 9e-6])
+    milliseconds = x["target"] * torch.tensor([1000, 1, 1])
+    for wrong, message in (
+        (turned, "a trajectory of the target has a time before that of the point before it"),
+        (degrees, "the median speed of the trajectories of the target is .*e-05 m/s"),
+        (milliseconds, r"the target is 0\.00\d+ m/s; a point is \(seconds, metres east"),
+        (0 * x["target"], "the median speed of the trajectories of the target is nan"),
+    ):
+        given = {**x, "target": wrong}
+        with pytest.raises(ConfigError, match=message):
+            network((1, 150, 3)).fit(lambda role, given=given: given[role].split(7))  # type: ignore[misc]
+
+
+def test_trajectories_are_not_standardized() -> None:
+    with pytest.raises(ConfigError, match="standardize: TrajectoryLeNet reads values in their units; set it to false"):
+        build(FineTune, num_classes=4, input_shape=(1, 150, 3), backbone=TrajectoryLeNet, standardize=True)
 
 
 # ---------------------------------------------------------------- the forest

@@ -110,6 +110,11 @@ class TransferModule(Classifier):
         self.backbone = backbone(self.input_shape)
         if standardize and self.backbone.reads_words:
             raise ConfigError(f"standardize: words have no mean and deviation; set it to false, not {standardize}")
+        if standardize and self.backbone.reads_units:
+            raise ConfigError(
+                f"standardize: {type(self.backbone).__name__} reads values in their units; set it to false, not "
+                f"{standardize}"
+            )
         if standardize:
             self.standardize = Standardize(self.input_shape, standardize == "per_domain")
         width = self.backbone.num_features

@@ -22,13 +22,12 @@ class CoTrans(SemiSupervised):
     for the network. When a round begins, the forest is grown anew, and what the network is most certain of is added to
     its labels. The answer is the mean of both probabilities.
 
-    Source: Wang et al., "Ridesourcing car detection by transfer learning", 2017. The paper's network learns from the
-    target alone, and its forest gets further numbers in the second stage; here the network learns from the labels of
-    the source, too, and the numbers stay the same. https://arxiv.org/abs/1705.08409
+    Source: Wang et al., "Ridesourcing car detection by transfer learning", 2017. Here the network learns from the
+    source, too, and the forest's numbers stay the same. https://arxiv.org/abs/1705.08409
 
     Args:
         forest_reads: From the shape of one sample to a backbone without weights, which gives the forest's numbers.
-        rounds: Number of rounds, which have equally many steps. In the first the forest knows the source alone.
+        rounds: Number of rounds of equally many steps; in the first the forest knows the source alone.
         certain_share: The share of the target samples of each predicted class, the most certain ones, whose label one
             tells the other; with 0 the network learns as it does alone.
         forest_weight: The forest's weight in the answer: 0 is the network alone, 1 the forest alone.
@@ -40,10 +39,8 @@ class CoTrans(SemiSupervised):
         ConfigError: If a number is out of range, or `forest_reads` has weights.
     """
 
-    round: Tensor
-    """The number of the round, from 0; -1 before the first."""
-    bounds: Tensor
-    """The smallest probability of a label of the forest, for each class, shape (num_classes,)."""
+    round: Tensor  # from 0; -1 before the first
+    bounds: Tensor  # the smallest probability of a label of the forest, for each class, shape (num_classes,)
 
     def __init__(
         self,
@@ -67,6 +64,10 @@ class CoTrans(SemiSupervised):
         self.register_buffer("round", torch.tensor(-1))
         self.register_buffer("bounds", torch.full((self.num_classes,), NEVER))
 
+    def fit_inputs(self, data: DomainPairDataModule) -> None:
+        super().fit_inputs(data)
+        self.numbers.fit(lambda role: self.training_samples(data, role))
+
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, width), and logits (B, num_classes): the network's in training, then those of the answer."""
         features, logits = super().classify(x)
@@ -78,8 +79,8 @@ class CoTrans(SemiSupervised):
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Cross-entropy of the forest's labels; for the shapes see `SemiSupervised.unlabelled_loss`."""
         labels = certain(self.forest(self.numbers(x)), self.bounds)
-        number = total((labels != UNKNOWN).sum())
-        self.log("train/taught_by_forest", number / total(torch.tensor(len(x), device=x.device)))
+        number, every = total((labels != UNKNOWN).sum()), total(torch.tensor(len(x), device=x.device))
+        self.log("train/taught_by_forest", number / every)
         if number == 0:  # batch norm and dropout are those of the network alone
             return torch.zeros((), device=x.device)
         return self.loss_of_made_labels(self.classify(x)[1], labels)
@@ -99,9 +100,8 @@ class CoTrans(SemiSupervised):
         numbers, labels = [], []
         for role in DOMAINS:
             found = torch.cat([self.numbers(x) for x in self.training_samples(data, role)])
-            read = role in self.supervised
             numbers.append(found)
-            labels.append(data.training_labels(role) if read else torch.full((len(found),), UNKNOWN))
+            labels.append(data.training_labels(role) if role in self.supervised else torch.full((len(found),), UNKNOWN))
         if self.round >= 0:
             taught = self.trainer.strategy.broadcast(self.network_labels(data))
             self.log("train/taught_by_network", (taught != UNKNOWN).float().mean())

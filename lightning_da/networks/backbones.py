@@ -25,6 +25,7 @@ class Backbone(nn.Module):
         channels_last: Whether feature maps of the layers are (B, H, W, C) instead of (B, C, H, W).
         pretrained: Whether `load_pretrained` has weights to load.
         reads_words: Whether samples are sentences (see `lightning_da.data.Sentences`).
+        reads_units: Whether the values of samples have units, which `standardize` would take from them.
     """
 
     num_features: int
@@ -32,6 +33,7 @@ class Backbone(nn.Module):
     channels_last = False
     pretrained = False
     reads_words = False
+    reads_units = False
 
     def fit(self, samples: Callable[[str], Iterable[Tensor]]) -> None:
         """Takes what the network needs to know of the training samples, without their labels: a vocabulary for example.

@@ -23,6 +23,7 @@ class SideBySide(Backbone):
         self.networks = nn.ModuleList(networks)
         self.layers, self.num_features = [], sum(network.num_features for network in networks)
         self.pretrained, self.reads_words = networks[0].pretrained, networks[0].reads_words
+        self.reads_units = networks[0].reads_units
 
     def fit(self, samples: Callable[[str], Iterable[Tensor]]) -> None:
         for network in self.networks:

@@ -4,6 +4,8 @@ A trajectory has the shape (1, points, 3): seconds, metres east and metres north
 shorter one repeats its last point.
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from lightning_da.networks.backbones import Backbone, LeNet
 
 BANDS = (0.7, 2.5, 5.0, 8.0, 11.0)
 """Bounds of speed in m/s; what is below the first is standing."""
+SLOWEST, FASTEST = 0.05, 350.0
+"""Bounds of the median speed of a domain in m/s."""
 MOVEMENT = (
     *("length in km", "mean speed", "deviation of speed", "mean acceleration"),
     *("share of the time that is spent standing", "at up to 2.5 m/s", "at up to 5 m/s", "at up to 8 m/s"),
@@ -22,10 +26,10 @@ MOVEMENT = (
 
 
 def _check(shape: tuple[int, ...]) -> None:
-    if len(shape) != 3 or shape[0] != 1 or shape[2] != 3:
+    if len(shape) != 3 or shape[0] != 1 or shape[1] < 2 or shape[2] != 3:
         raise ConfigError(
             f"samples have the shape {shape}; a trajectory has (1, points, 3), the seconds and the metres east and "
-            "north of each point"
+            "north of each of two points or more"
         )
 
 
@@ -35,7 +39,37 @@ def _steps(x: Tensor) -> tuple[Tensor, Tensor]:
     return steps[..., 0], steps[..., 1:]
 
 
-class Movement(Backbone):
+class _ReadsTrajectories(Backbone):
+    """A network for trajectories, which looks at the units of the training samples."""
+
+    reads_units = True
+
+    def fit(self, samples: Callable[[str], Iterable[Tensor]]) -> None:
+        """Checks times and speeds of the training samples.
+
+        Raises:
+            ConfigError: If a time is before the one before it, or the median speed of a domain is none in m/s.
+        """
+        for role in ("source", "target"):
+            speeds = []
+            for x in samples(role):
+                seconds, metres = _steps(x)
+                if (seconds < 0).any():
+                    raise ConfigError(
+                        f"a trajectory of the {role} has a time before that of the point before it; a point is "
+                        "(seconds, metres east, metres north), in order of time"
+                    )
+                there = seconds.sum(dim=1) > 0
+                speeds.append((metres.norm(dim=2).sum(dim=1) / seconds.sum(dim=1))[there])
+            speed = torch.cat(speeds).nanmedian().item()
+            if not SLOWEST <= speed <= FASTEST:
+                raise ConfigError(
+                    f"the median speed of the trajectories of the {role} is {speed:.3g} m/s; a point is (seconds, "
+                    "metres east, metres north), and no degrees, kilometres or milliseconds"
+                )
+
+
+class Movement(_ReadsTrajectories):
     """Numbers about the movement, which mean the same in every city (`MOVEMENT`).
 
     Args:
@@ -73,7 +107,7 @@ class Movement(Backbone):
         return torch.stack([km, mean, deviation, change, *shares, stops / km, stop, turning / km, straight], dim=1)
 
 
-class TrajectoryLeNet(LeNet):
+class TrajectoryLeNet(_ReadsTrajectories, LeNet):
     """`LeNet` on two maps of a trajectory, whose brightness says how long each cell is visited.
 
     The first map is as large as the trajectory and shows its form, the second has a fixed size and shows distances.
