@@ -181,6 +181,46 @@ def test_a_mask_is_scaled_to_the_nearest_pixel() -> None:
     assert folders(source=None, target="one")._splits("one")["train"].masks.unique().tolist() == [0, 2]  # type: ignore[union-attr]
 
 
+def test_an_image_whose_pixels_have_no_class_has_no_mask() -> None:
+    write_domains(20)
+    for place in range(20):
+        if place % 2:
+            Image.new("L", (6, 6), 255).save(f"one/masks/p{place // 2}/{place}.png")
+    data = folders()
+    y = data.dataset("one", "train").y
+    assert (y == 0).sum() == (y == UNKNOWN).sum() > 0
+    assert (folders(source="two", target="one", target_labels=2).training_labels("target") == 0).sum() == 2
+    for path in Path("one/masks").rglob("*.png"):
+        Image.new("L", (6, 6), 255).save(path)
+    with pytest.raises(DataError, match="domain 'one': its training labels are needed, but no sample has one"):
+        folders().check()
+
+
+def test_masks_of_one_class_teach_nothing() -> None:
+    write_domains(20)
+    for path in Path("one/masks").rglob("*.png"):
+        mask = np.zeros((6, 6), dtype=np.uint8)
+        mask[2:4] = 255  # black and white, where 255 stands for no class
+        Image.fromarray(mask).save(path)
+    with pytest.raises(DataError, match="domain 'one': each pixel with a class in its training masks is 'background'"):
+        folders().check()
+    folders(source="two", target="one").check()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"class_sets": "open"}, "class_sets: open is for classes, and the labels are masks; leave it out"),
+        ({"class_sets": "partial"}, "class_sets: partial is for classes, and the labels are masks; leave it out"),
+        ({"target_labels": "2/class"}, "target_labels: 2/class counts labels of each class, and the labels are masks"),
+    ],
+)
+def test_options_for_classes_are_refused_for_masks(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        hearts(**given).check()
+    hearts(labels="classes", **given).check()
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

@@ -422,9 +422,15 @@ class DomainPairDataModule(L.LightningDataModule):
         Raises:
             DataError: If the labels are numbers or masks.
         """
-        if self.regression or self.masks:
-            kind = "masks" if self.masks else "numbers"
-            raise DataError(f"{command} counts right classes, and the labels are {kind}; set --data.labels classes")
+        if kind := self._no_classes:
+            raise DataError(
+                f"{command} counts right classes, and the labels are {kind}; take data with a class for each sample"
+            )
+
+    @property
+    def _no_classes(self) -> str:
+        """What the labels are, if these are no classes of samples; otherwise empty."""
+        return "masks" if self.masks else "numbers" if self.regression else ""
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -445,10 +451,10 @@ class DomainPairDataModule(L.LightningDataModule):
 
         Raises:
             DataError: If two domains are the same data, a method that reads source and target gets one, the network
-                reads sentences and the samples are none or the other way round, the same for masks as labels, a split
-                is empty or smaller than a batch, the classes, shapes or value ranges differ, a label is out of range, a
-                supervised domain has no labels, or a value is not finite. The message names the domain,
-                one of several too.
+                reads sentences and the samples are none or the other way round, the same for masks as labels, an option
+                is for classes and the labels are none, a split is empty or smaller than a batch, the classes, shapes or
+                value ranges differ, a label is out of range, a supervised domain has no labels, its masks have one
+                class, or a value is not finite. The message names the domain, one of several too.
         """
         read = roles.supervised + roles.unlabelled
         if len(self.domains) < 2 <= len(read):
@@ -486,7 +492,16 @@ class DomainPairDataModule(L.LightningDataModule):
         self._checked = roles
 
     def _check_kinds(self, roles: Roles) -> None:
-        """Refuses samples or labels of a kind that the method does not read."""
+        """Refuses samples or labels of a kind that the method does not read, and options for another kind of labels."""
+        if (kind := self._no_classes) and self.class_sets != "closed":
+            raise DataError(
+                f"data.class_sets: {self.class_sets} is for classes, and the labels are {kind}; leave it out"
+            )
+        if kind and "/" in str(self.target_labels):
+            raise DataError(
+                f"data.target_labels: {self.target_labels} counts labels of each class, and the labels are {kind}; "
+                "give one number, for example 10"
+            )
         if roles.reads_words not in (None, self.words):
             what, instead = (
                 ("sentences", "LSTM") if self.words else ("no sentences", "FeedForward, or LeNet for images")
@@ -676,6 +691,7 @@ class DomainPairDataModule(L.LightningDataModule):
     def _look_at(self, domain: str, supervised: bool) -> "_Look":
         """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""
         reach, shape = 0.0, tuple[int, ...]((0,))
+        drawn: set[int] = set()
         for split in SPLITS:
             dataset = self._get(domain, split)
             step = 1 if isinstance(dataset, TensorDomain) else max(len(dataset) // 32, 1)
@@ -693,12 +709,19 @@ class DomainPairDataModule(L.LightningDataModule):
                         f"domain {domain!r}: label {int(wrong[0])} in the {split} split is out of range; the "
                         f"{self.num_classes} classes are labelled 0 to {self.num_classes - 1}"
                     )
+                if self.masks and split == "train":
+                    drawn |= set(y.unique().tolist()) - {UNKNOWN}
                 shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
                 start += step * len(x)
         if supervised and not (torch.as_tensor(self._get(domain, "train").y) != UNKNOWN).any():
             raise DataError(
                 f"domain {domain!r}: its training labels are needed, but no sample has one; add labels, or choose "
                 "another domain to train on with --model.train_on"
+            )
+        if supervised and len(drawn) == 1:
+            raise DataError(
+                f"domain {domain!r}: each pixel with a class in its training masks is {self.classes[drawn.pop()]!r}, "
+                f"so there is nothing to learn; the values of masks are 0 to {self.num_classes - 1}"
             )
         return _Look(shape, reach)
 

@@ -34,7 +34,8 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
         numbers: The number that each label stands for, for regression, shape (number of labels,), floating point. A
             batch then has these numbers, float32, in place of labels, NaN for `UNKNOWN`, and there are no classes.
         masks: The class of each pixel, for segmentation, shape (n, height, width), integers; `UNKNOWN` where the class
-            is unknown. A batch then has these masks, int64, in place of labels. `y` is 0 for an image with a mask.
+            is unknown. A batch then has these masks, int64, in place of labels. `y` is 0 for an image with a mask; it
+            becomes `UNKNOWN` where the class of no pixel is known.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class TensorDomain(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.masks = masks
         self.numbers = None if numbers is None else torch.cat([numbers.float(), torch.tensor([torch.nan])])
+        if masks is not None:
+            y = torch.where((masks != UNKNOWN).flatten(1).any(dim=1), y, UNKNOWN)
         self.x, self.y, self.classes = x, y.long(), list(classes)
         images = x.dtype == torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
         own: Input = Images((x.shape[2], x.shape[3]), x.shape[1]) if images else Numbers(tuple(x.shape[1:]))

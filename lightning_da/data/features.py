@@ -92,15 +92,6 @@ class FeatureTables(DomainPairDataModule):
         self.seed, self.val_share, self.test_share = seed, val_share, test_share
         self._domains: dict[str, dict[str, TensorDomain]] = {}
         self._no_labels: DataError | None = None
-        if self.regression and self.class_sets != "closed":
-            raise DataError(
-                f"data.class_sets: {self.class_sets} is for classes, and the labels are numbers; leave it out"
-            )
-        if self.regression and "/" in str(self.target_labels):
-            raise DataError(
-                f"data.target_labels: {self.target_labels} counts labels of each class, and the labels are numbers; "
-                "give one number, for example 10"
-            )
 
     @property
     def source_shape(self) -> tuple[int, ...]:
