@@ -134,6 +134,8 @@ def _plain(message: str, parser: Parser) -> str:
         return MISSING[required.group(1)]
     if absent := re.search(r"class_path '([\w.]+)':\s*the following arguments are required: ([\w.]+)", message):
         return f"{absent.group(1)} needs a value of {absent.group(2)!r}; set it"
+    if absent := re.search(r"are required: ([\w.]+)\. Got value: Namespace\(class_path='([\w.]+)'", message):
+        return f"{absent.group(2)} needs a value of {absent.group(1)!r}; set it"
     if unknown:
         owner = _owner(unknown.group(0), message)
         key = next(group for group in unknown.groups() if group)

@@ -435,6 +435,7 @@ def pictures(name: str, *more: str) -> list[str]:
         ),
         (["label-curve", *GRID, NUMBERS], "label-curve counts right classes"),
         (["search", "--config", "method/dann.yaml", *GRID, NUMBERS], "search counts right classes"),
+        (pictures("dann", "--model.backbone=FeedForward"), "networks.FeedForward needs a value of 'hidden'; set it"),
         (pictures("dann", NUMBERS), "unknown key 'labels' of lightning_da.data.Digits"),
         ([*FIT, "--data.outside=true"], "unknown key 'outside'"),
         ([*FIT, *STOP, "--trainer.callbacks.skip=.nan"], "'nan' is not a whole number"),

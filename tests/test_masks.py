@@ -94,7 +94,7 @@ def test_batches_have_masks_and_the_target_none() -> None:
     assert (batch["source"][1].shape, batch["source"][1].dtype) == ((4, SIZE, SIZE), torch.int64)
     assert isinstance(batch["target"], Tensor)
     assert data.fingerprint() == hearts().fingerprint() != hearts(seed=1).fingerprint()
-    with pytest.raises(DataError, match="label-curve counts right classes, and the labels are masks"):
+    with pytest.raises(DataError, match="label-curve counts right classes, and the labels are masks; take data with a"):
         data.check_has_classes("label-curve")
 
 
@@ -293,11 +293,21 @@ def test_every_parameter_learns() -> None:
 
 @pytest.mark.parametrize(("backbone", "layer"), [(LeNet, "conv2"), (partial(FeedForward, hidden=[4]), "fc1")])
 def test_a_backbone_without_feature_maps_is_refused(backbone: Any, layer: str) -> None:
-    with pytest.raises(ConfigError, match=f"masks need feature maps of each layer of the backbone, and '{layer}'"):
+    with pytest.raises(ConfigError, match=f"masks need .* and '{layer}' .* if the data have no masks, take"):
         build(Segmentation, **NETWORK | {"backbone": backbone})
 
 
+def test_images_of_odd_sides_have_masks_of_their_size_and_a_discriminator() -> None:
+    model = build(AdversarialSegmentation, **ADVERSARIAL | {"input_shape": (1, 33, 33)})
+    before = state(model, ("discriminator.",))
+    fit(model, 1, hearts(size=33))
+    assert model(torch.rand(2, 1, 33, 33)).shape == (2, 3, 33, 33)
+    assert not equal(before, state(model, ("discriminator.",)))
+
+
 def test_an_image_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ConfigError, match="widths: the list is empty"):
+        UNetEncoder((1, 15, 15), ())
     with pytest.raises(ConfigError, match="at least 2 x 2 pixels in its last stage of 4"):
         UNetEncoder((1, 15, 15))
 

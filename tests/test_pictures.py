@@ -116,6 +116,12 @@ def test_networks_compute_pictures_of_the_shape_of_the_samples(shape: tuple[int,
     assert patch_discriminator(shape)(x).shape == (2, 1, shape[1] // 4, shape[2] // 4)
 
 
+def test_a_discriminator_reads_sides_of_any_number_of_pixels_from_four() -> None:
+    assert patch_discriminator((2, 4, 15))(torch.randn(3, 2, 4, 15)).shape == (3, 1, 1, 3)
+    with pytest.raises(ConfigError, match="a discriminator reads at least 4 x 4 pixels"):
+        patch_discriminator((2, 3, 15))
+
+
 def test_a_translator_changes_nothing_at_first_and_learns() -> None:
     network, x = translator((3, 8, 8)), torch.randn(4, 3, 8, 8)
     assert torch.equal(network(x), x)

@@ -31,7 +31,7 @@ class AdversarialSegmentation(Segmentation, AdaptationModule):
         **kwargs: Arguments of `Segmentation` and `AdaptationModule`.
 
     Raises:
-        ConfigError: If a side of the images is no multiple of 4, or `discriminator` is less than 1.
+        ConfigError: If a side of the images has fewer than 4 pixels, or `discriminator` is less than 1.
     """
 
     def __init__(self, train_on: Literal["source", "both"] = "both", discriminator: int = 8, **kwargs: Any) -> None:

@@ -140,7 +140,7 @@ def translator(shape: tuple[int, ...], width: int = 16, blocks: int = 2) -> Resi
 
 
 def patch_discriminator(shape: tuple[int, ...], width: int = 16) -> nn.Sequential:
-    """A discriminator (n, *shape) -> (n, 1, height / 4, width / 4) of pictures: one answer for each part of a picture.
+    """A discriminator (n, *shape) -> (n, 1, height // 4, width // 4) of pictures: one answer for each part of one.
 
     A part has 18 x 18 pixels.
 
@@ -152,9 +152,10 @@ def patch_discriminator(shape: tuple[int, ...], width: int = 16) -> nn.Sequentia
         width: Number of feature maps after the first layer.
 
     Raises:
-        ConfigError: If `shape` is not that of pictures (see `check_pictures`).
+        ConfigError: If a side has fewer than 4 pixels.
     """
-    check_pictures(shape)
+    if min(shape[1:]) < STEP:
+        raise ConfigError(f"a discriminator reads at least {STEP} x {STEP} pixels, not {shape}")
     return nn.Sequential(
         *(nn.Conv2d(shape[0], width, 4, 2, 1), nn.LeakyReLU(0.2)),
         *(nn.Conv2d(width, 2 * width, 4, 2, 1), nn.GroupNorm(1, 2 * width), nn.LeakyReLU(0.2)),

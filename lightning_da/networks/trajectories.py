@@ -25,11 +25,11 @@ MOVEMENT = (
 """The values of `Movement`, in order."""
 
 
-def _check(shape: tuple[int, ...]) -> None:
+def _check(network: str, shape: tuple[int, ...], instead: str) -> None:
     if len(shape) != 3 or shape[0] != 1 or shape[1] < 2 or shape[2] != 3:
         raise ConfigError(
-            f"samples have the shape {shape}; a trajectory has (1, points, 3), the seconds and the metres east and "
-            "north of each of two points or more"
+            f"{network} reads trajectories of shape (1, points, 3), the seconds and metres east and north of each of "
+            f"two points or more, not {shape}; for other samples use {instead}"
         )
 
 
@@ -81,7 +81,7 @@ class Movement(_ReadsTrajectories):
 
     def __init__(self, input_shape: tuple[int, ...]) -> None:
         super().__init__()
-        _check(input_shape)
+        _check("Movement", input_shape, "Raw")
         self.layers, self.num_features = [], len(MOVEMENT)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class TrajectoryLeNet(_ReadsTrajectories, LeNet):
         batch_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        _check(input_shape)
+        _check("TrajectoryLeNet", input_shape, "LeNet or FeedForward")
         check_range("size", size, above=0)
         super().__init__((2, side, side), batch_norm, dropout)
         self._side, self._size = side, size

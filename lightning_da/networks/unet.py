@@ -31,13 +31,16 @@ class UNetEncoder(Backbone):
         widths: Number of feature maps of each stage.
 
     Raises:
-        ConfigError: If `input_shape` is not an image shape, or the image is too small for so many stages.
+        ConfigError: If `input_shape` is not an image shape, the image is too small for so many stages, or there is no
+            stage.
     """
 
     def __init__(self, input_shape: tuple[int, ...], widths: tuple[int, ...] = (8, 16, 32, 32)) -> None:
         super().__init__()
         check_range("widths", widths, 1)
-        if not widths or len(input_shape) != 3 or min(input_shape[1:]) < 2 ** len(widths):
+        if not widths:
+            raise ConfigError("widths: the list is empty; give the number of feature maps of each stage")
+        if len(input_shape) != 3 or min(input_shape[1:]) < 2 ** len(widths):
             raise ConfigError(
                 "UNetEncoder reads images of shape (channels, height, width), at least 2 x 2 pixels in its last stage "
                 f"of {len(widths)}, not {input_shape}"
@@ -72,7 +75,8 @@ def feature_maps(backbone: Backbone, x: Tensor) -> list[Tensor]:
             shape = "no output" if found is None else f"shape {tuple(found.shape[1:])}"
             raise ConfigError(
                 f"masks need feature maps of each layer of the backbone, and {layer!r} has {shape}; set "
-                "--model.backbone lightning_da.networks.UNetEncoder, or a convolutional TimmBackbone"
+                "--model.backbone lightning_da.networks.UNetEncoder, or a convolutional TimmBackbone; if the data have "
+                "no masks, take another method"
             )
     maps = [outputs[layer] for layer in backbone.layers]
     return [found.movedim(-1, 1) for found in maps] if backbone.channels_last else maps
