@@ -181,6 +181,21 @@ def test_a_mask_is_scaled_to_the_nearest_pixel() -> None:
     assert folders(source=None, target="one")._splits("one")["train"].masks.unique().tolist() == [0, 2]  # type: ignore[union-attr]
 
 
+def test_visits_and_slices_without_a_mask_are_in_the_split_of_their_patient() -> None:
+    for place in range(60):
+        patient, visit = place // 6, place % 2
+        write(Path("one"), f"p{patient}/visit{visit}/{place}.bmp", drawn(place, (6, 6)), (6, 6))
+        if not place % 6:
+            Path(f"one/unlabelled/p{patient}/visit0").mkdir(parents=True)
+            Image.new("L", (6, 6)).save(f"one/unlabelled/p{patient}/visit0/x.png")
+    data = folders(source=None, target="one")
+    parts = {split: data.dataset("one", split).names for split in SPLITS}
+    patients = {split: {Path(name).parts[2] for name in names} for split, names in parts.items()}
+    assert sum(map(len, patients.values())) == len(set().union(*patients.values())) == 10
+    assert sum(map(len, parts.values())) == 70
+    assert all(patients.values())
+
+
 def test_an_image_whose_pixels_have_no_class_has_no_mask() -> None:
     write_domains(20)
     for place in range(20):

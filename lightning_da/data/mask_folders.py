@@ -30,8 +30,9 @@ class MaskFolders(DomainPairDataModule):
     whose values are places in `classes`; 255 stands for no class. Images without a mask are in
     `root/<domain>/unlabelled`. Hidden files are ignored.
 
-    Splits are drawn with `seed`. Images of one sub-folder, a patient for example, are all in one split. All images are
-    scaled to `image_size` and held in memory, masks to the nearest pixel.
+    Splits are drawn with `seed`. A patient is a folder directly below `images` or `unlabelled`: all images in it and in
+    its sub-folders are in one split, and an image outside of such a folder is a patient of its own. Domains are split
+    apart. All images are scaled to `image_size` and held in memory, masks to the nearest pixel.
 
     Args:
         root: Folder of the domains.
@@ -42,8 +43,8 @@ class MaskFolders(DomainPairDataModule):
         image_size: Height and width of an image in pixels.
         channels: 1 reads images as grey, 3 as RGB.
         seed: Seed of the splits.
-        val_share: Fraction of images, or of sub-folders, for validation.
-        test_share: Fraction of images, or of sub-folders, for test.
+        val_share: Fraction of patients for validation.
+        test_share: Fraction of patients for test.
         **kwargs: Arguments of `DomainPairDataModule`, `target_labels` for example.
     """
 
@@ -92,9 +93,7 @@ class MaskFolders(DomainPairDataModule):
         x, found = torch.stack(pictures), torch.stack(masks)
         labels = np.array([UNKNOWN if name.startswith(f"{UNLABELLED}/") else 0 for name in names])
         inner = [name.partition("/")[2] for name in names]
-        _, first, group = np.unique(
-            [os.path.dirname(name) or name for name in inner], return_index=True, return_inverse=True
-        )
+        _, first, group = np.unique([name.partition("/")[0] for name in inner], return_index=True, return_inverse=True)
         drawn = split_indices(labels[first], self.seed, self.val_share, self.test_share)
         rows = {split: np.flatnonzero(np.isin(group, groups)) for split, groups in drawn.items()}
         classes = self._parts if (labels != UNKNOWN).any() else []
