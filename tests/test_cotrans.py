@@ -19,7 +19,8 @@ from lightning_da.methods.semi_supervised import NEVER, bounds_of_classes, certa
 from lightning_da.networks import PrincipalComponents, Raw
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import inverse_decay
-from tests.toy import ADAM, Toy, equal, fit, replace, state, trainer
+from lightning_da.testing import compare_processes, two_processes
+from tests.toy import ADAM, SGD, Toy, check_two_processes, equal, fit, replace, state, trainer
 
 NETWORK: dict[str, Any] = {
     "backbone": partial(FeedForward, hidden=[16], batch_norm=True, dropout=0.2),
@@ -31,8 +32,8 @@ FOREST: dict[str, Any] = {"forest_reads": Raw, "trees": 5}
 class Turned(Toy):
     """Its target is `turned`, where most predictions are right."""
 
-    def __init__(self, number: int = 96) -> None:
-        super().__init__(number=number, shift="turned")
+    def __init__(self, number: int = 96, batch_size: int = 32) -> None:
+        super().__init__(batch_size, number, shift="turned")
 
 
 def made(seed: int = 0, **kwargs: Any) -> Any:
@@ -156,6 +157,30 @@ def test_resumed_equals_unbroken(tmp_path: Path) -> None:
     again.fit(resumed, Turned(), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
     assert resumed.trainer.global_step == 12
     assert equal(state(resumed, ("",)), state(unbroken, ("",)))
+
+
+class Taught(CoTrans):
+    """Its forest is grown, and certain of some samples."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs, **FOREST)
+        x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+        self.forest.fit(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long())
+        self.bounds.fill_(0.7)
+
+
+def test_two_processes_make_the_step_of_one() -> None:
+    one, two = two_processes(Taught)
+    compare_processes(one, two)
+    shares = [outcome.logged["train/taught_by_forest"].item() for outcome in (one, *two)]
+    assert 0 < shares[0] < 1
+    assert shares == pytest.approx([shares[0]] * 3)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_fit_of_one() -> None:
+    network = {"backbone": partial(FeedForward, hidden=[16]), "optimizer": SGD}
+    check_two_processes(lambda: made(rounds=3, **network), lambda size: Turned(batch_size=size), 9)
 
 
 def test_the_most_certain_of_each_class_are_taken() -> None:

@@ -6,19 +6,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torchmetrics.functional.segmentation import dice_score, mean_iou
 
+from lightning_da.callbacks.keep_random_state import KeepRandomState
 from lightning_da.callbacks.masks import Drawn, mask_table, masks_figure
 from lightning_da.callbacks.write_predictions import WritePredictions, _parts
 from lightning_da.commands import compare
 from lightning_da.data import DataError, Hearts, MaskFolders
-from lightning_da.data.base import SPLITS, UNKNOWN
+from lightning_da.data.base import SPLITS, UNKNOWN, TensorDomain
 from lightning_da.data.hearts import PARTS
 from lightning_da.errors import ConfigError
 from lightning_da.losses.masks import absolute_error
@@ -28,11 +31,12 @@ from lightning_da.methods.adaptation import DomainBatch
 from lightning_da.methods.masks import MaskScores
 from lightning_da.networks import FeedForward, LeNet, TimmBackbone, UNetEncoder
 from lightning_da.networks.unet import feature_maps
-from lightning_da.schedules import constant
+from lightning_da.schedules import constant, inverse_decay
 from lightning_da.served import Served
 from lightning_da.store import client
 from lightning_da.testing import ADAM, build, equal, fit, ready, state, trainer
 from lightning_da.tracking import _latest
+from tests.toy import check_two_processes
 
 SIZE = 32
 TINY = partial(UNetEncoder, widths=(2, 4))
@@ -559,6 +563,65 @@ def test_masks_and_classes_of_the_same_domains_are_in_two_tables(
     assert "target dice" not in tables[0]
     assert "target acc" not in tables[1]
     assert "segmentation" in tables[1], "the target has no mask"
+
+
+SEGMENTATIONS = {
+    "alone": partial(build, Segmentation, **NETWORK, train_on="both"),
+    "adversarial": partial(build, AdversarialSegmentation, **ADVERSARIAL, train_on="both"),
+}
+
+
+class Gaps(Hearts):
+    """Of each second image, most pixels have no class."""
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        data = super().dataset(domain, split)
+        assert data.masks is not None
+        masks = data.masks.short()
+        masks[::2, SIZE // 2 :] = UNKNOWN
+        data.masks = masks
+        return data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEGMENTATIONS)
+def test_two_processes_make_the_fit_of_one(name: str) -> None:
+    given: dict[str, Any] = {"number": 40, "size": SIZE, "target_labels": 8}
+    check_two_processes(SEGMENTATIONS[name], lambda batch_size: Gaps(batch_size=batch_size, **given), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEGMENTATIONS)
+def test_resumed_equals_unbroken(name: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"lr_schedule": inverse_decay, "unfreeze_by": 0.8, "freeze": 1, "optimizer": ADAM}
+    accumulated: dict[str, Any] = {"accumulate_grad_batches": 2}
+    keep = [KeepRandomState(), ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=2)]
+    unbroken = SEGMENTATIONS[name](**given)
+    before = state(unbroken, "")
+    runner = trainer(6, limit_val_batches=0, enable_checkpointing=True, callbacks=keep, **accumulated)
+    runner.fit(unbroken, hearts(target_labels=6))
+    assert not any(torch.equal(before[key], p) for key, p in unbroken.named_parameters())
+    resumed = SEGMENTATIONS[name](seed=9, **given)
+    L.seed_everything(0, verbose=False)
+    again = trainer(6, limit_val_batches=0, callbacks=[KeepRandomState()], **accumulated)
+    again.fit(resumed, hearts(target_labels=6), ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
+    assert equal(state(resumed, ""), state(unbroken, ""))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEGMENTATIONS)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_weights_stay_finite_and_move_in_half_precision(name: str, precision: Any) -> None:
+    model = SEGMENTATIONS[name](optimizer=ADAM)
+    before = state(model, "")
+    after = state(fit(model, 4, hearts(target_labels=4), precision=precision, log_every_n_steps=2), "")
+    for key, value in after.items():
+        assert value.isfinite().all(), key
+        if precision == "bf16-mixed":
+            assert value.dtype == before[key].dtype, key
+    assert not any(torch.equal(before[key], after[key]) for key, _ in model.named_parameters())
+    tested = trainer(precision=precision).test(model, hearts(), verbose=False)
+    assert 0 < tested[1]["test/target/dice"] <= 1
 
 
 @pytest.mark.slow

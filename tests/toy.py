@@ -211,6 +211,28 @@ def replace(model: nn.Module, method: str, function: Any) -> None:
     setattr(model, method, function)
 
 
+def check_two_processes(new: Callable[[], Any], data: Callable[[int], DomainPairDataModule], steps: int) -> None:
+    """A fit, and the test after it, of two processes are those of one whose batch is as large as theirs together.
+
+    Args:
+        new: Gives the model; the same each time.
+        data: From the samples in a batch, an even number for one process, to the data.
+        steps: Number of steps.
+    """
+    whole = data(8)
+    one, two = fit(new(), steps, whole), new()
+    before = state(two, "")
+    trainer(steps, limit_val_batches=0, devices=2, strategy="ddp_spawn").fit(two, data(4))
+    moved = 0
+    for key, value in state(one, "").items():
+        torch.testing.assert_close(two.state_dict()[key], value, rtol=1e-3, atol=1e-5, msg=key)
+        moved += not torch.equal(before[key], value)
+    assert moved
+    results = trainer(devices=2, strategy="ddp_spawn").test(one, data(4), verbose=False)
+    shared = {key: value for part in results for key, value in part.items()}
+    assert shared == pytest.approx(accuracy(one, whole), abs=1e-6)
+
+
 def write_tables(folder: Path) -> None:
     """Writes `one.npz` and `two.npz`: two domains of 160 vectors in two classes, which differ by their noise alone."""
     rng = np.random.default_rng(0)

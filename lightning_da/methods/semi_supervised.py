@@ -64,7 +64,8 @@ class SemiSupervised(TransferModule):
             logits: Shape (n, number of labels).
             labels: Shape (n,), int64; where they are `UNKNOWN`, the loss is 0.
         """
-        loss = cross_entropy(logits.float(), labels, ignore_index=UNKNOWN, reduction="sum")
+        full = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = cross_entropy(full, labels, ignore_index=UNKNOWN, reduction="sum")
         return loss * world_size() / total(loss.new_tensor(len(labels)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

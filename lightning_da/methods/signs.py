@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from functools import partial
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Signs:
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
-        self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=LOGGED_STEPS))
+        self._recent: dict[str, deque[float]] = defaultdict(partial(deque, maxlen=LOGGED_STEPS))
 
     def add(self, values: dict[str, float], step: int) -> list[str]:
         """Adds the values of a logged step.
