@@ -15,6 +15,7 @@ from lightning_da.data.base import TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.losses.centroids import paired_error
 from lightning_da.methods import FineTune, Multimodal
+from lightning_da.networks import PrincipalComponents
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import constant
 from lightning_da.testing import build, compare_processes, equal, fit, gradients, ready, state, trainer, two_processes
@@ -134,6 +135,30 @@ def test_a_fit_is_tested_and_loads(standardize: bool, tmp_path: Path) -> None:
     assert loaded
     assert same
     assert all(torch.equal(a, b) for one, two in zip(loaded, same, strict=True) for a, b in zip(one, two, strict=True))
+
+
+class Codes(PrincipalComponents):
+    """Three components, and a pretrained weight."""
+
+    pretrained = True
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__(input_shape, 3)
+        self.register_buffer("loaded", torch.tensor(False))
+
+    def load_pretrained(self) -> None:
+        self.loaded.fill_(True)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_the_network_of_the_source_is_fitted_and_pretrained_too(standardize: bool) -> None:
+    data = Modalities()
+    model = fit(build(Multimodal, **NETWORK | {"source_backbone": Codes, "standardize": standardize}), 1, data)
+    network = model.source["backbone"]
+    assert network.loaded
+    x = model.source["standardize"](torch.cat(list(data.training_samples(("source",)))))
+    torch.testing.assert_close(network.mean, x.mean(dim=0))
+    assert network.components.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
 
 
 def test_the_features_of_both_domains_are_compared_above_the_map() -> None:

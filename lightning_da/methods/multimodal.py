@@ -59,11 +59,10 @@ class Multimodal(TransferModule):
         self._domain = "target"
         with torch.random.fork_rng(devices=[]):  # the target's network draws as it does without the source's
             network = source_backbone(tuple(source_shape))
-            self.source = nn.ModuleDict(
-                {"backbone": network, "head": nn.Linear(network.num_features, self.num_classes)}
-            )
-            if isinstance(self.standardize, Standardize):
-                self.source["standardize"] = Standardize(tuple(source_shape))
+            scaled = isinstance(self.standardize, Standardize) and not (network.reads_words or network.reads_units)
+            scale = Standardize(tuple(source_shape)) if scaled else nn.Identity()
+            head = nn.Linear(network.num_features, self.num_classes)
+            self.source = nn.ModuleDict({"standardize": scale, "backbone": network, "head": head})
             self.map = nn.Linear(network.num_features, self.backbone.num_features)
 
     @property
@@ -83,17 +82,21 @@ class Multimodal(TransferModule):
         return data.training_samples(("target",))
 
     def fit_inputs(self, data: DomainPairDataModule) -> None:
-        """Takes the scale of the source's samples too."""
+        """Takes what the source's network needs from its samples, too."""
         super().fit_inputs(data)
-        if "standardize" in self.source:
-            self.source["standardize"].fit(lambda _: data.training_samples(("source",)))  # type: ignore[operator]
+        scale, network = self.source["standardize"], self.source["backbone"]
+        if isinstance(scale, Standardize):
+            scale.fit(lambda _: data.training_samples(("source",)))
+        network.fit(lambda _: map(scale, data.training_samples(("source",))))  # type: ignore[operator]
+
+    def initialise(self) -> None:
+        super().initialise()
+        self.source["backbone"].load_pretrained()  # type: ignore[operator]
 
     def hidden(self, x: Tensor, domain: str) -> Tensor:
         """The output (B, width) of the backbone of a domain, for samples (B, *shape of the domain)."""
-        if domain == "target":
-            return self.backbone(self.standardize(x))  # type: ignore[no-any-return]
-        scaled = self.source["standardize"](x) if "standardize" in self.source else x
-        return self.source["backbone"](scaled)  # type: ignore[no-any-return]
+        network = self.source if domain == "source" else self
+        return network.get_submodule("backbone")(network.get_submodule("standardize")(x))  # type: ignore[no-any-return]
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.hidden(x, self._domain)
