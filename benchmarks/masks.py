@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +33,27 @@ SIZE, LABELS, STEPS, RATE = 32, (5, 20), 150, 0.01
 METHODS = ("scratch", "classifier", "both", "adversarial")
 
 
-def classifier(out: Path, seed: int) -> str:
+def classifier(out: Path, seed: int, backbone: Any) -> str:
     """The checkpoint of a classifier of the source."""
     path = out / f"classifier-{seed}.ckpt"
     if not path.exists():
         L.seed_everything(seed, verbose=False)
         data: Any = Hearts(labels="classes", size=SIZE)
-        model = built(FineTune, data, RATE, backbone=UNetEncoder, standardize=True)
+        model = built(FineTune, data, RATE, backbone=backbone, standardize=True)
         print(f"classifier {seed}: {train(model, data, STEPS)['source/acc']:.3f} on the source", flush=True)
         torch.save({"state_dict": model.state_dict()}, path)
     return str(path)
 
 
-def cell(out: Path, method: str, labels: int, seed: int, weight: float) -> dict[str, list[float]]:
+def cell(out: Path, method: str, labels: int, seed: int, weight: float, batch_norm: bool) -> dict[str, list[float]]:
     """Scores of each class on the target after a training with some of its masks."""
     start: dict[str, Any] = {}
+    backbone = partial(UNetEncoder, batch_norm=batch_norm)
     if method == "classifier":
-        start = {"init_from": classifier(out, seed), "freeze": "all", "unfreeze_by": 0.5}
+        start = {"init_from": classifier(out, seed, backbone), "freeze": "all", "unfreeze_by": 0.5}
     L.seed_everything(seed, verbose=False)
     data: Any = Hearts(target_labels=labels, size=SIZE)
-    network: dict[str, Any] = {"backbone": UNetEncoder, "standardize": True}
+    network: dict[str, Any] = {"backbone": backbone, "standardize": True}
     begun = time.perf_counter()
     if method in ("scratch", "classifier"):
         model = built(Segmentation, data, RATE, train_on="target", **network, **start)
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each training (default: 3)")
     parser.add_argument("--weight", type=float, default=0.03, help="domain weight of `adversarial`")
+    parser.add_argument("--batch_norm", action="store_true", help="an encoder with batch normalisation")
     parser.add_argument("--table", action="store_true", help="print what is finished")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,7 @@ def main() -> None:
         for seed, labels, method in itertools.product(range(given.seeds), LABELS, METHODS):
             name = f"{labels}/{method}/{seed}"
             if name not in done:
-                done[name] = cell(given.out, method, labels, seed, given.weight)
+                done[name] = cell(given.out, method, labels, seed, given.weight, given.batch_norm)
                 path.write_text(json.dumps(done, indent=1))
                 print(name, *(f"{score} {done[name][score][1]:.3f}" for score in SCORES), flush=True)
     rows = [

@@ -179,7 +179,7 @@ def test_two_processes_make_the_step_of_one() -> None:
 
 @pytest.mark.slow
 def test_two_processes_make_the_fit_of_one() -> None:
-    network = {"backbone": partial(FeedForward, hidden=[16]), "optimizer": SGD}
+    network: dict[str, Any] = {"backbone": partial(FeedForward, hidden=[16]), "optimizer": SGD}
     check_two_processes(lambda: made(rounds=3, **network), lambda size: Turned(batch_size=size), 9)
 
 

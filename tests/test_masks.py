@@ -30,6 +30,7 @@ from lightning_da.methods import DANN, AdversarialSegmentation, FineTune, Segmen
 from lightning_da.methods.adaptation import DomainBatch
 from lightning_da.methods.masks import MaskScores
 from lightning_da.networks import FeedForward, LeNet, TimmBackbone, UNetEncoder
+from lightning_da.networks.layers import capture
 from lightning_da.networks.unet import feature_maps
 from lightning_da.schedules import constant, inverse_decay
 from lightning_da.served import Served
@@ -302,6 +303,19 @@ def test_every_backbone_with_feature_maps_is_an_encoder(backbone: Any) -> None:
     assert (features.shape, logits.shape) == ((2, 2), (2, 3, SIZE, SIZE))
     torch.testing.assert_close(model(x[1:]), logits[1:])  # no image depends on another
     assert [len(part) for part in feature_maps(model.backbone, x)] == [2] * len(model.backbone.layers)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_an_average_over_positions_tells_images_apart_with_batch_norm_alone(batch_norm: bool) -> None:
+    network = TINY((1, SIZE, SIZE), batch_norm=batch_norm).eval()
+    x = hearts().dataset("scanner_a", "test").__getitems__(list(range(6)))[0]
+    with capture(network, ["stage2.1.4"]) as outputs:  # the last norm, before its ReLU
+        features = network(x)
+    means = outputs["stage2.1.4"].mean(dim=(2, 3))
+    assert features.shape == (6, 4)
+    assert (means.std(dim=0).max().item() < 1e-5) != batch_norm
+    model = build(Segmentation, **NETWORK | {"backbone": partial(TINY, batch_norm=batch_norm)}).eval()
+    torch.testing.assert_close(model(x[1:]), model(x)[1:])
 
 
 def test_every_parameter_learns() -> None:

@@ -11,11 +11,13 @@ from lightning_da.networks.backbones import Backbone
 from lightning_da.networks.layers import capture
 
 
-def _convolutions(channels: int, width: int, number: int) -> nn.Sequential:
-    """Convolutions of 3 x 3, each with instance normalisation, so that no image depends on another, and ReLU."""
-    widths = [channels] + number * [width]
-    parts = [(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.GroupNorm(b, b), nn.ReLU()) for a, b in pairwise(widths)]
-    return nn.Sequential(*(layer for part in parts for layer in part))
+def _convolutions(channels: int, width: int, number: int, batch_norm: bool = False) -> nn.Sequential:
+    """Convolutions of 3 x 3, each with batch or instance normalisation and ReLU."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise([channels] + number * [width]):
+        norm = nn.BatchNorm2d(after) if batch_norm else nn.GroupNorm(after, after)
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), norm, nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 class UNetEncoder(Backbone):
@@ -29,13 +31,18 @@ class UNetEncoder(Backbone):
     Args:
         input_shape: (channels, height, width).
         widths: Number of feature maps of each stage.
+        batch_norm: Whether convolutions have batch normalisation in place of instance normalisation. A classifier needs
+            it: an average over positions is what instance normalisation takes away. With instance normalisation no
+            image depends on another.
 
     Raises:
         ConfigError: If `input_shape` is not an image shape, the image is too small for so many stages, or there is no
             stage.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], widths: tuple[int, ...] = (8, 16, 32, 32)) -> None:
+    def __init__(
+        self, input_shape: tuple[int, ...], widths: tuple[int, ...] = (8, 16, 32, 32), batch_norm: bool = False
+    ) -> None:
         super().__init__()
         check_range("widths", widths, 1)
         if not widths:
@@ -48,7 +55,7 @@ class UNetEncoder(Backbone):
         self.layers = [f"stage{place}" for place in range(1, len(widths) + 1)]
         for layer, channels, width in zip(self.layers, (input_shape[0], *widths), widths, strict=False):
             halved = [] if layer == "stage1" else [nn.MaxPool2d(2)]
-            self.add_module(layer, nn.Sequential(*halved, _convolutions(channels, width, 2)))
+            self.add_module(layer, nn.Sequential(*halved, _convolutions(channels, width, 2, batch_norm)))
         self.num_features = widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
