@@ -1,6 +1,7 @@
 """Made trajectories, the numbers and the picture of one, and a random forest as tensors."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from torch import Tensor
 from lightning_da.data import Trajectories
 from lightning_da.data.trajectories import CITIES, MODES, travel
 from lightning_da.errors import ConfigError
-from lightning_da.methods import FineTune
-from lightning_da.networks import Movement, TrajectoryLeNet
+from lightning_da.methods import CoTrans, FineTune
+from lightning_da.networks import FeedForward, Movement, TrajectoryLeNet
 from lightning_da.networks.forest import Forest
 from lightning_da.networks.trajectories import MOVEMENT
-from lightning_da.testing import build, check_data
+from lightning_da.testing import build, check_data, fit
 
 SHAPE = (1, 12, 3)
 
@@ -130,6 +131,19 @@ def test_times_and_units_of_the_training_samples_are_looked_at(network: type[Mov
 def test_trajectories_are_not_standardized() -> None:
     with pytest.raises(ConfigError, match="standardize: TrajectoryLeNet reads values in their units; set it to false"):
         build(FineTune, num_classes=4, input_shape=(1, 150, 3), backbone=TrajectoryLeNet, standardize=True)
+
+
+def test_seconds_are_not_rounded_to_half_precision() -> None:
+    data = Trajectories(number=20, batch_size=8)
+    x = data.dataset("grid", "train").x
+    steps = x[:, 0, :, 0].diff(dim=1)
+    assert not torch.equal(x.bfloat16().float()[:, 0, :, 0].diff(dim=1), steps)
+    forest: dict[str, Any] = {"backbone": partial(FeedForward, hidden=[4]), "forest_reads": Movement, "trees": 2}
+    for method, parts in ((FineTune, {"backbone": TrajectoryLeNet}), (CoTrans, forest)):
+        network = {"num_classes": 4, "input_shape": (1, 150, 3), **parts}
+        with pytest.raises(ConfigError, match=r"bf16-true rounds the values of samples, which have units; take bf16-m"):
+            fit(build(method, **network), 1, data, precision="bf16-true")
+        fit(build(method, **network), 1, data, precision="bf16-mixed")
 
 
 # ---------------------------------------------------------------- the forest

@@ -291,10 +291,10 @@ class TransferModule(Classifier):
 
     @essential
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.regresses and self.trainer.precision in ("16-true", "bf16-true"):
-            raise ConfigError(
-                f"trainer.precision: {self.trainer.precision} rounds labels that are numbers; take bf16-mixed or 32"
-            )
+        units = any(getattr(module, "reads_units", False) for module in self.modules())
+        if stage == "fit" and (self.regresses or units) and self.trainer.precision in ("16-true", "bf16-true"):
+            what = "labels that are numbers" if self.regresses else "the values of samples, which have units"
+            raise ConfigError(f"trainer.precision: {self.trainer.precision} rounds {what}; take bf16-mixed or 32")
         if stage == "fit" and self.trainer.ckpt_path is None:  # a checkpoint has the numbers
             self.fit_inputs(self.trainer.datamodule)  # type: ignore[attr-defined]  # set by the trainer itself
 
