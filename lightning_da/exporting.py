@@ -20,18 +20,23 @@ from lightning_da.networks.weights import read_checkpoint
 from lightning_da.served import DESCRIPTION
 
 TOLERANCE = 1e-4
-"""Largest difference of a probability between a program and its network."""
+"""Largest difference of a probability between a program and its network; of a number as a share of the deviation of the
+labels, of an embedding as a share of the largest value."""
+ROUNDING = 1e-6
+"""What is allowed besides, as a share of a value: numbers far from 0 have no more digits in float32."""
 PROBED = 8
 """Samples of the target that a program is checked with."""
-SAMPLES, PROBABILITIES = "samples", "probabilities"
-"""Names of the input and the output of an ONNX file."""
+SAMPLES = "samples"
+"""Name of the input of an ONNX file."""
+OUTPUTS = {"class": "probabilities", "mask": "probabilities", "value": "values", "embedding": "embeddings"}
+"""What a program gives, by what its network answers with; also the name of the output of an ONNX file."""
 
 
 class Answer(nn.Module):
-    """From samples as `reads` gives them to class probabilities, as `predict` computes them.
+    """From samples as `reads` gives them to the answers of a network, as `predict` computes them.
 
     Args:
-        network: The classifier; samples are of the target.
+        network: The network; samples are of the target.
         reads: What gives the samples.
     """
 
@@ -42,9 +47,8 @@ class Answer(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes class probabilities (n, classes), or (n, classes, height, width), of samples (n, ...)."""
-        probabilities: Tensor = self.network(self._reads.scaled(x)).softmax(dim=1)
-        return probabilities
+        """Computes the `answers` of the network, for example class probabilities (n, classes), of samples (n, ...)."""
+        return self.network.answers(self.network(self._reads.scaled(x)))
 
 
 @contextmanager
@@ -84,18 +88,12 @@ def export(network: Classifier, data: DomainPairDataModule) -> ExportedProgram:
         data: Its data, whose target gives the samples to compare with.
 
     Returns:
-        A program from samples as `data.reads` gives them to class probabilities.
+        A program from samples as `data.reads` gives them to the `answers` of the network.
 
     Raises:
-        ConfigError: If the network gives embeddings or numbers.
         RunError: If the outputs differ.
         Exception: Of many kinds, if torch cannot export the network.
     """
-    if network.embeds or network.regresses:
-        kind = "embeddings" if network.embeds else "numbers"
-        raise ConfigError(
-            f"{type(network).__name__} gives {kind}, and a program answers with classes; use lightning-da predict"
-        )
     answer = Answer(network, data.reads)
     example = torch.stack([data.reads.blank] * 2)  # of one sample, the number would become a constant
     with warnings.catch_warnings():
@@ -123,41 +121,54 @@ def check(program: Callable[[Tensor], Tensor], network: Classifier, data: Domain
     """Compares the outputs of a program with those of its network on samples of the target, many and one.
 
     Raises:
-        RunError: If a probability differs by more than `TOLERANCE`.
+        RunError: If an answer differs by more than `TOLERANCE` and `ROUNDING`.
     """
     given, x = data.probe(PROBED)
     network.eval()
     network.set_domain("target")
-    expected: Tensor = network(x).softmax(dim=1)
+    expected = network.answers(network(x))
+    unit = 1.0
+    if network.answers_with == "value":
+        unit = float(network.label_scale.deviation)
+    elif network.answers_with == "embedding":
+        unit = float(expected.abs().max())
     for number in (len(x), 1):
-        difference = float((program(given[:number]) - expected[:number]).abs().max())
-        if not difference <= TOLERANCE:
-            raise RunError(f"the program's probabilities differ from those of the network by {difference:.2g}")
+        difference = (program(given[:number]) - expected[:number]).abs()
+        if not bool((difference <= TOLERANCE * unit + ROUNDING * expected[:number].abs()).all()):
+            raise RunError(
+                f"the program's {OUTPUTS[network.answers_with]} differ from those of the network by "
+                f"{float(difference.max()):.2g}"
+            )
 
 
-def description(data: DomainPairDataModule) -> str:
-    """What a file says about its model: the classes in the order of the outputs, and the kind of input, as JSON."""
-    return json.dumps({"classes": data.classes, "input": described(data.reads)})
+def description(network: Classifier, data: DomainPairDataModule) -> str:
+    """What a file says about its model, as JSON: the kind of input and of answer, and the classes in their order."""
+    classes = data.classes if network.answers_with in ("class", "mask") else []
+    return json.dumps({"input": described(data.reads), "answer": network.answers_with, "classes": classes})
 
 
-def save(program: ExportedProgram, path: Path, data: DomainPairDataModule) -> None:
+def save(program: ExportedProgram, path: Path, network: Classifier, data: DomainPairDataModule) -> None:
     """Writes a program as a file of torch.export.
 
     Args:
         program: The program.
         path: The file.
+        network: The network of the program.
         data: The data that it was trained on.
     """
     with path.open("wb") as stream:  # torch warns of a path that does not end in .pt2
-        torch.export.save(program, stream, extra_files={DESCRIPTION: description(data)})
+        torch.export.save(program, stream, extra_files={DESCRIPTION: description(network, data)})
 
 
-def save_onnx(program: ExportedProgram, path: Path, data: DomainPairDataModule) -> Callable[[Tensor], Tensor]:
+def save_onnx(
+    program: ExportedProgram, path: Path, network: Classifier, data: DomainPairDataModule
+) -> Callable[[Tensor], Tensor]:
     """Writes a program as an ONNX file.
 
     Args:
         program: The program.
         path: The file.
+        network: The network of the program.
         data: The data that it was trained on.
 
     Returns:
@@ -176,7 +187,7 @@ def save_onnx(program: ExportedProgram, path: Path, data: DomainPairDataModule) 
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        names: dict[str, Any] = {"input_names": [SAMPLES], "output_names": [PROBABILITIES]}
+        names: dict[str, Any] = {"input_names": [SAMPLES], "output_names": [OUTPUTS[network.answers_with]]}
         try:
             written = torch.onnx.export(program, dynamo=True, verbose=False, **names)
         except torch.onnx.OnnxExporterError as error:
@@ -186,7 +197,7 @@ def save_onnx(program: ExportedProgram, path: Path, data: DomainPairDataModule) 
                 ) from error
             raise
     assert written is not None
-    written.model.metadata_props[DESCRIPTION] = description(data)
+    written.model.metadata_props[DESCRIPTION] = description(network, data)
     written.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {SAMPLES: x.numpy()})[0])

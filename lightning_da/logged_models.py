@@ -24,7 +24,7 @@ def models_of(client: MlflowClient, run: Run) -> list[LoggedModel]:
     return sorted(found, key=lambda model: model.creation_timestamp, reverse=True)
 
 
-def send_model(client: MlflowClient, run_id: str, folder: str, step: int, tags: Mapping[str, str]) -> None:
+def send_model(client: MlflowClient, run_id: str, folder: str, step: int, kind: str, tags: Mapping[str, str]) -> None:
     """Logs the model of a run, which replaces an earlier one; an earlier one that is registered stays.
 
     Sent again after a fault, it leaves one model, which is whole.
@@ -34,6 +34,7 @@ def send_model(client: MlflowClient, run_id: str, folder: str, step: int, tags: 
         run_id: The run.
         folder: The folder of the model, as MLflow saves one.
         step: The training step of its weights.
+        kind: MLflow's type of model, for example `classifier`.
         tags: Tags of the model.
     """
     run = client.get_run(run_id)
@@ -41,7 +42,7 @@ def send_model(client: MlflowClient, run_id: str, folder: str, step: int, tags: 
     name = re.sub(r"[/:.%\"']", "_", str(run.info.run_name))
     wanted = ("method", "source", "target", "backbone", "seed")
     params = {key: run.data.params[key] for key in wanted if key in run.data.params}
-    made = client.create_logged_model(run.info.experiment_id, name, run_id, dict(tags), params, "classifier")
+    made = client.create_logged_model(run.info.experiment_id, name, run_id, dict(tags), params, kind)
     client.log_model_artifacts(made.model_id, folder)
     client.finalize_logged_model(made.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(made.model_id, step)])

@@ -73,9 +73,9 @@ class OutboxClient(PatientClient):
     def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
         self._write("artifact", run_id, file=str(local_path), path=artifact_path)
 
-    def log_model(self, run_id: str, folder: str, step: int, tags: Mapping[str, str]) -> None:
+    def log_model(self, run_id: str, folder: str, step: int, kind: str, tags: Mapping[str, str]) -> None:
         """Logs the model of a run; for the arguments see `send_model`."""
-        self._write("model", run_id, file=folder, step=step, tags=dict(tags))
+        self._write("model", run_id, file=folder, step=step, type=kind, tags=dict(tags))
 
     def link_metrics(self, run_id: str) -> None:
         """Shows the metrics of a run with its model."""
@@ -209,9 +209,8 @@ class OutboxClient(PatientClient):
             elif kind == "artifact":
                 MlflowClient.log_artifact(self, run_id, str(self.folder / write["file"]), write["path"])
             elif kind == "model":
-                send_model(
-                    MlflowClient(self._uri), run_id, str(self.folder / write["file"]), write["step"], write["tags"]
-                )
+                folder = str(self.folder / write["file"])
+                send_model(MlflowClient(self._uri), run_id, folder, write["step"], write["type"], write["tags"])
             elif kind == "link":
                 link_metrics(MlflowClient(self._uri), run_id)
             elif kind == "data":

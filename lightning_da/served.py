@@ -19,13 +19,13 @@ from lightning_da.errors import ConfigError
 from lightning_da.inputs import of_description
 
 PROGRAM, DESCRIPTION = "network.pt2", "model.json"
-"""The file of a model, as `torch.export.save` writes it, and the entry in it with the classes and the kind of input."""
+"""The file of a model, as `torch.export.save` writes it, and its entry with the kinds of input and answer."""
 AT_ONCE = 64
 """Samples that pass through the network together."""
 
 
 class Served:
-    """A classifier of files, texts or numbers, or of the pixels of images.
+    """A network that answers for files, texts or numbers: with classes, masks, numbers or embeddings.
 
     Args:
         path: The file of the model.
@@ -35,12 +35,15 @@ class Served:
         found: dict[str, Any] = {DESCRIPTION: ""}
         self.network = torch.export.load(path, extra_files=found).module()
         description = json.loads(found[DESCRIPTION])
+        self.answers_with: str = description["answer"]
         self.classes: list[str] = description["classes"]
         self.reads = of_description(description["input"])
 
     @torch.no_grad()
-    def probabilities(self, given: Sequence[Any]) -> NDArray[np.float32]:
-        """Class probabilities, shape (n, classes); of a segmentation (n, classes, height, width).
+    def outputs(self, given: Sequence[Any]) -> NDArray[np.float32]:
+        """What the program gives: class probabilities (n, classes), of a segmentation (n, classes, height, width).
+
+        In a regression it is numbers (n, 1), of a network that embeds embeddings (n, width).
 
         Args:
             given: The content of image or sound files, texts, or samples as arrays.
@@ -52,7 +55,7 @@ class Served:
         for start in range(0, len(given), AT_ONCE):
             samples = [self._read(given[place], place) for place in range(start, min(start + AT_ONCE, len(given)))]
             found.append(self.network(torch.stack(samples)).numpy())
-        return np.concatenate(found) if found else np.zeros((0, len(self.classes)), dtype=np.float32)
+        return np.concatenate(found) if found else np.zeros((0, max(len(self.classes), 1)), dtype=np.float32)
 
     def _read(self, given: Any, place: int) -> torch.Tensor:
         try:
@@ -70,18 +73,23 @@ class Served:
 
         Returns:
             A row for each sample: `class`, its `probability`, and the `probabilities` of all classes by their names; of
-            a segmentation `mask`, the places of the classes in lists of rows.
+            a segmentation `mask`, the places of the classes in lists of rows; in a regression `value`; of a network
+            that embeds `embedding`, a list.
 
         Raises:
             MlflowException: If a sample cannot be read; MLflow's server answers with its message.
         """
         given = model_input.iloc[:, 0].tolist() if isinstance(model_input, pd.DataFrame) else model_input
         try:
-            found = self.probabilities(given)
+            found = self.outputs(given)
         except ConfigError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
+        if self.answers_with == "value":
+            return pd.DataFrame({"value": found[:, 0].astype(np.float64)})
+        if self.answers_with == "embedding":
+            return pd.DataFrame({"embedding": found.tolist()})
         best = found.argmax(axis=1)
-        if best.ndim > 1:
+        if self.answers_with == "mask":
             return pd.DataFrame({"mask": best.tolist()})
         return pd.DataFrame(
             {

@@ -1,6 +1,7 @@
 """The repository as a template: in a copy, a method or a kind of data is deleted, and the rest runs.
 
-What is deleted: the files themselves, their lines in `__init__.py`, and the files of `conf` that name their classes.
+What is deleted: the files themselves, their lines in `__init__.py`, the files of `conf` that name their classes, and
+their names in the template of `lightning-da new`, which offers the kinds of data that have a file in `conf`.
 """
 
 import ast
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from lightning_da import methods
+from lightning_da.commands.new import KINDS
 from lightning_da.commands.sweep import METHODS
 from lightning_da.methods import AdaptationModule
 from lightning_da.paths import PROJECT
@@ -41,6 +43,15 @@ DATA = {
     "SpeechCorpora": ("data/speech.py", "speech", "grids/speech.py", "commands/speech_transfer.py"),
 }
 """Each kind of data with its files. Plans and commands for one kind only go with it."""
+NEW_PROJECTS = {
+    "FeatureTables": {"features"},
+    "ImageFolders": {"images", "pair-of-images"},
+    "Sentences": {"text"},
+    "SpeechCorpora": {"speech"},
+}
+"""What `lightning-da new` offers no more."""
+TEMPLATE = Path("lightning_da", "project_template", "copier.yml")
+"""What `lightning-da new` answers for each kind of data."""
 TESTS = ("__init__.py", "conftest.py", "toy.py", "test_properties.py", "test_structure.py")
 
 
@@ -67,6 +78,10 @@ def delete(copy: Path, files: Iterable[str]) -> None:
         classes |= {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)}
         path.unlink()
         drop_lines(path.parent / "__init__.py", rf'\.{path.stem} import|"{path.stem.replace("_", "-")}":')
+        if path.parent.name == "methods":
+            template = copy / TEMPLATE
+            text = re.sub(rf" {path.stem}\b", "", template.read_text())
+            template.write_text(text.replace(f"'{path.stem}'", "'source_only'"))
     for room in ("methods", "data"):
         drop_lines(copy / "lightning_da" / room / "__init__.py", rf'"({"|".join(classes)})"')
     configs = {path: yaml.safe_load(path.read_text()) for path in (copy / "conf").glob("*/*.yaml")}
@@ -118,11 +133,17 @@ def without(path: Path, classes: set[str]) -> None:
 
 
 def call(copy: Path, *words: str | Path) -> str:
+    return execute(copy, copy, sys.executable, "-m", *words)
+
+
+def execute(folder: Path, copy: Path, *words: str | Path) -> str:
+    """The output of a command in a folder, which succeeds and finds the copy of the package."""
     environ = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
-        cwd=copy,
-        env=environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
+        list(map(str, words)),
+        cwd=folder,
+        env=environ | {"PATH": path, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -164,6 +185,9 @@ def test_a_method_can_be_deleted(name: str, tmp_path: Path) -> None:
     found = call(copy, "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "-m", "not slow", tests)
     assert "skipped" not in found.splitlines()[-1]
     assert sorted(on_tables(copy)) == sorted(set(METHODS) - {module})
+    if re.search(rf"\b{module}\b", (PROJECT / TEMPLATE).read_text()):
+        call(copy, "lightning_da", "new", "task", "--kind", "features")
+        execute(copy / "task", copy, "make", "test", "demo")
 
 
 @pytest.mark.slow
@@ -172,6 +196,8 @@ def test_a_kind_of_data_can_be_deleted(name: str, tmp_path: Path) -> None:
     copy = copied(tmp_path)
     delete(copy, DATA[name])
     call(copy, "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "tests/test_structure.py")
+    offered = "from lightning_da.commands.new import KINDS; print(*KINDS)"
+    assert set(execute(copy, copy, sys.executable, "-c", offered).split()) == set(KINDS) - NEW_PROJECTS.get(name, set())
     found = rows(copy, "data/digits.yaml") if name == "FeatureTables" else on_tables(copy)
     assert sorted(found) == sorted(METHODS)
 

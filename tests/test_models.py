@@ -45,6 +45,7 @@ from tests import toy
 from tests.test_bad_input import latest
 from tests.test_image_folders import fill
 from tests.test_lstm import NETWORK, Pair, reviews
+from tests.test_regression import write
 from tests.test_server import free_port, started
 from tests.toy import equal
 
@@ -130,7 +131,7 @@ def test_vectors_get_the_answers_of_predict(tmp_path: Path) -> None:
     compare(model.predict(x[[int(name) for name in expected]]), list(expected.values()))
     assert model.predict(x[:1]).shape == (1, 3)
     with pytest.raises(ValueError, match=r"shape \(4,\), but the model reads \(5,\)"):
-        Served(place(model_of(run)) / "data" / "network.pt2").probabilities(x[:2, :4])
+        Served(place(model_of(run)) / "data" / "network.pt2").outputs(x[:2, :4])
 
 
 def test_texts_get_the_answers_of_predict(tmp_path: Path) -> None:
@@ -163,6 +164,63 @@ def test_sound_files_get_the_answers_of_predict(pair: Path) -> None:
         model.predict(pd.DataFrame({"sound": [b"text"]}))
 
 
+def columns_of_predictions(run: Run) -> tuple[list[int], Tensor]:
+    """The rows of a table of vectors that `predict` answers for, and the numbers that it writes."""
+    main(["predict", "--ckpt_path", run.info.run_id])
+    found = pd.read_csv("predictions.csv")
+    return found.pop("sample").tolist(), torch.tensor(found.drop(columns="split").to_numpy())
+
+
+def test_a_regression_gives_the_numbers_of_predict() -> None:
+    """In the unit of the labels."""
+    write(Path("one.npz"), unit=1000.0)
+    write(Path("two.npz"), shift=5, unit=1000.0)
+    run = fitted(*VECTORS, "--data.labels", "numbers", method="dann")
+    assert NO_MODEL not in run.data.tags
+    rows, expected = columns_of_predictions(run)
+    assert expected.min() > 10_000
+    x = np.load("two.npz")["x"][rows]
+    logged = model_of(run)
+    model = mlflow.pyfunc.load_model(str(place(logged)))
+    answers = model.predict(x)
+    assert (logged.model_type, answers.columns.tolist()) == ("regressor", ["value"])
+    assert model.metadata.signature.outputs.input_names() == ["value"]
+    np.testing.assert_allclose(answers, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_metric_learning_gives_the_embeddings_of_predict() -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    rng = np.random.default_rng(0)
+    for name in ("one", "two"):
+        y = np.arange(240) % 24
+        np.savez(f"{name}.npz", x=rng.normal(size=(24, 5))[y] + rng.normal(0, 0.3, (240, 5)), y=y)
+    words = [word.replace("data/features", "data/identities") for word in VECTORS]
+    run = fitted(*words, method="dtml")
+    rows, expected = columns_of_predictions(run)
+    model = mlflow.pyfunc.load_model(str(place(model_of(run))))
+    answers = model.predict(np.load("two.npz")["x"].astype(np.float32)[rows])
+    assert answers.columns.tolist() == ["embedding"]
+    np.testing.assert_allclose(np.stack(answers["embedding"]), expected, rtol=1e-4, atol=1e-5)
+    assert main(["export", run.info.run_id]).is_file()
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+def test_numbers_are_compared_in_the_scale_of_the_labels(mean: float) -> None:
+    network, data = testing.build(FineTune, num_classes=1), toy.Toy()
+    network.label_scale.fit(torch.tensor([mean - 100, mean + 100]))
+    _, x = data.probe(exporting.PROBED)
+    network.eval()
+    answers = network.answers(network(x)).detach()
+    assert answers.std() > 10
+    for error, fine in ((1e-3, True), (0.1 + 2e-6 * mean, False), (torch.nan, False)):
+        if fine:
+            check(lambda given, error=error: answers[: len(given)] + error, network, data)  # type: ignore[misc]
+            continue
+        with pytest.raises(RunError, match="the program's values differ from those of the network by"):
+            check(lambda given, error=error: answers[: len(given)] + error, network, data)  # type: ignore[misc]
+
+
 # ---------------------------------------------------------------- programs
 
 
@@ -191,9 +249,9 @@ def test_every_method_is_exported(name: str, tmp_path: Path) -> None:
     network.set_domain("target")
     np.testing.assert_allclose(program.module()(x), network.eval()(x).softmax(dim=1).detach(), atol=1e-5)
     assert not any("discriminator" in key or "source" in key or "_counted" in key for key in program.state_dict)
-    save(program, tmp_path / "x.pt2", data)
+    save(program, tmp_path / "x.pt2", network, data)
     served = Served(tmp_path / "x.pt2")
-    np.testing.assert_allclose(served.probabilities(list(x.numpy())), program.module()(x), atol=1e-6)
+    np.testing.assert_allclose(served.outputs(list(x.numpy())), program.module()(x), atol=1e-6)
     assert served.classes == data.classes
 
 
@@ -217,7 +275,7 @@ def test_an_ensemble_and_separate_batch_norms_are_exported() -> None:
 
 
 OF_OTHER_DATA = ("amn", "class_embedding", "dap", "ddml", "dstml", "dtml", "stml", "segmentation", "unet")
-"""Methods that read words, descriptions, identities or masks; those of identities have no model."""
+"""Methods that read words, descriptions, identities or masks."""
 SMALL = {
     "tradaboost": ("--data.target_labels", "3/class"),
     "osbp": ("--data.class_sets", "open"),
@@ -266,7 +324,7 @@ def test_backbones_of_timm_are_exported(name: str, written: str, tmp_path: Path)
     network = FineTune(num_classes=2, input_shape=(3, size, size), backbone=backbone)
     program = export(network, data)
     if written == "onnx":
-        check(exporting.save_onnx(program, tmp_path / "x.onnx", data), network, data)
+        check(exporting.save_onnx(program, tmp_path / "x.onnx", network, data), network, data)
 
 
 class Wrong(FineTune):
@@ -474,7 +532,7 @@ def answer_without(model: Path, folder: Path) -> dict[str, Any]:
 def test_a_model_loads_without_the_project_and_without_pickle(tested: Run, tmp_path: Path) -> None:
     model = place(model_of(tested))
     answer = answer_without(model, tmp_path)
-    here = Served(model / "data" / "network.pt2").probabilities(list(np.zeros((1, 5))))
+    here = Served(model / "data" / "network.pt2").outputs(list(np.zeros((1, 5))))
     np.testing.assert_allclose(list(answer["probabilities"].values()), here[0], atol=1e-6)
     requirements = (model / "requirements.txt").read_text()
     assert "torch==" in requirements
@@ -560,7 +618,7 @@ def test_export_names_what_onnx_has_not(tmp_path: Path) -> None:
     network = testing.build(FineTune, **NETWORK)
     network.fit_inputs(data)
     with pytest.raises(RunError, match=r"--onnx: ONNX has no aten\.searchsorted, which the network needs; leave out"):
-        exporting.save_onnx(export(network, data), tmp_path / "x.onnx", data)
+        exporting.save_onnx(export(network, data), tmp_path / "x.onnx", network, data)
     assert not list(tmp_path.iterdir())
 
 
@@ -695,3 +753,27 @@ def test_a_server_gives_the_answers_of_predict(kind: str, tmp_path: Path, pair: 
             said = json.load(wrong.value)
             assert "sample 0, counted from 0: not a readable image" in said["message"]
             assert "stack_trace" not in said
+
+
+@pytest.mark.slow
+def test_a_server_and_an_exported_file_give_the_numbers_of_predict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    write(Path("one.npz"))
+    write(Path("two.npz"), shift=5)
+    run = fitted(*VECTORS, "--data.labels", "numbers")
+    rows, expected = columns_of_predictions(run)
+    x = np.load("two.npz")["x"][rows[:5]]
+    assert set(answer_without(place(model_of(run)), tmp_path)) == {"value"}
+    with serving(model_of(run), tmp_path) as post:
+        np.testing.assert_allclose(post(json.dumps({"inputs": x.tolist()})), expected[:5], rtol=1e-5)
+    capsys.readouterr()
+    main(["export", run.info.run_id, "--onnx", "--output", "net.onnx"])
+    assert capsys.readouterr().out == "net.onnx: from samples (n, 8) of float32 to values (n, 1)\n"
+    session = onnxruntime.InferenceSession("net.onnx")
+    np.testing.assert_allclose(session.run(["values"], {"samples": x})[0], expected[:5], rtol=1e-5)
+    main(["test", "--ckpt_path", run.info.run_id, *SHORT])
+    version = main(["register", run.info.run_id, "--name", "numbers", "--alias", "champion"])
+    found = client().get_run(run.info.run_id).data.metrics["test/target/rmse"]
+    assert float(version.tags["target rmse"]) == pytest.approx(found, rel=1e-3)

@@ -175,6 +175,12 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert Path("mine.py").is_file()  # the working folder is still there
 
 
+def test_a_path_with_dots_leaves_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["new", "not_there/../dotted", "--kind", "custom"])
+    assert "  cd dotted\n" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [tmp_path / "dotted"]
+
+
 @pytest.mark.parametrize(
     ("direct", "requirement", "origin"),
     [

@@ -160,3 +160,19 @@ def test_pictures_are_those_of_the_run_with_the_median_accuracy() -> None:
     found: dict[str, Run] = {"a": Data(0.9), "b": Data(0.5), "c": Data(0.7)}  # type: ignore[dict-item]
     assert _median_run(["a", "b", "c"], found) == "c"
     assert _median_run(["a", "b"], found) == "b"
+
+
+def test_compare_says_that_the_data_of_a_pair_have_changed(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs of other methods, seeds and pairs alone say nothing: they may have other splits."""
+    for method, seed, pair, data in (
+        ("source_only", 0, ("one", "two"), "old"),
+        ("source_only", 1, ("one", "two"), "other split"),
+        ("dann", 0, ("one", "two"), "few labels"),
+        ("dann", 0, ("two", "one"), "back"),
+    ):
+        client().set_tag(recorded.run(experiment, method, seed, pair=pair), "data", data)
+    main(["compare", "--experiment", experiment])
+    assert "content of the data" not in capsys.readouterr().out
+    client().set_tag(recorded.run(experiment, "source_only"), "data", "new")
+    main(["compare", "--experiment", experiment])
+    assert "warning: one -> two: the content of the data has changed" in capsys.readouterr().out

@@ -45,17 +45,12 @@ NO_MODEL = "no_model"
 class LogModel(L.Callback):
     """Logs the network with the final checkpoint as an MLflow model that loads without this project and without pickle.
 
-    It answers as `predict` does: files, texts or numbers in, class probabilities or masks out. If the network cannot be
-    exported, a warning and the tag `no_model` of the run say why. A network that gives embeddings or numbers has the
-    tag alone.
+    It answers as `predict` does: files, texts or numbers in; class probabilities, masks, numbers or embeddings out. If
+    the network cannot be exported, a warning and the tag `no_model` of the run say why.
     """
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or not isinstance(trainer.logger, Tracker):
-            return
-        kind = "embeddings" if pl_module.embeds else "numbers" if pl_module.regresses else ""
-        if kind:
-            trainer.logger.experiment.set_tag(trainer.logger.run_id, NO_MODEL, f"the network gives {kind}, no classes")
             return
         if stage == "fit" and (checkpoint := chosen_checkpoint(trainer)):
             self.record(trainer, pl_module, checkpoint)
@@ -84,7 +79,8 @@ class LogModel(L.Callback):
                 logger.experiment.set_tag(logger.run_id, NO_MODEL, reason)
                 return
             step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-            logger.experiment.log_model(logger.run_id, str(place), step, {"checkpoint": Path(checkpoint).name})
+            kind = {"value": "regressor", "embedding": "embedding"}.get(module.answers_with, "classifier")
+            logger.experiment.log_model(logger.run_id, str(place), step, kind, {"checkpoint": Path(checkpoint).name})
 
 
 def pack(network: Classifier, data: DomainPairDataModule, folder: Path) -> None:
@@ -96,7 +92,7 @@ def pack(network: Classifier, data: DomainPairDataModule, folder: Path) -> None:
         folder: The new folder.
 
     Raises:
-        RunError: If the exported network gives other probabilities.
+        RunError: If the exported network gives other answers.
         Exception: Of many kinds, if torch cannot export the network.
     """
     import mlflow.pyfunc  # noqa: PLC0415  # slow to import
@@ -107,12 +103,12 @@ def pack(network: Classifier, data: DomainPairDataModule, folder: Path) -> None:
     program = export(network, data)
     with TemporaryDirectory() as parts:
         content = Path(parts) / PROGRAM
-        save(program, content, data)
+        save(program, content, network, data)
         code = _copy_code(Path(parts))
         packages = ("torch", "numpy", "pandas", "pillow", *NEEDS[type(reads)])
         if isinstance(reads, Sounds) and reads.features != "functionals":
             packages += ("opensmile",)
-        signature, example = _signature(reads, network.segments)
+        signature, example = _signature(reads, network.answers_with)
         mlflow.pyfunc.save_model(
             folder,
             loader_module=f"{code.name}.served",
@@ -135,18 +131,20 @@ def _copy_code(folder: Path) -> Path:
     return place
 
 
-def _signature(reads: Input, segments: bool) -> tuple[Any, Any]:
+def _signature(reads: Input, answers_with: str) -> tuple[Any, Any]:
     """The signature of a model, and an example of its input."""
     import pandas as pd  # noqa: PLC0415
     from mlflow.models import ModelSignature  # noqa: PLC0415
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec  # noqa: PLC0415
     from mlflow.types.schema import Array, Map  # noqa: PLC0415
 
-    answer = Schema(
-        [ColSpec("string", "class"), ColSpec("double", "probability"), ColSpec(Map("double"), "probabilities")]
-    )
-    if segments:
-        answer = Schema([ColSpec(Array(Array(DataType.long)), "mask")])
+    columns: dict[str, dict[str, Any]] = {
+        "class": {"class": "string", "probability": "double", "probabilities": Map("double")},
+        "mask": {"mask": Array(Array(DataType.long))},
+        "value": {"value": "double"},
+        "embedding": {"embedding": Array(DataType.double)},
+    }
+    answer = Schema([ColSpec(kind, name) for name, kind in columns[answers_with].items()])
     if isinstance(reads, Numbers):
         example = reads.blank[None].numpy()
         return ModelSignature(Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]), answer), example

@@ -59,6 +59,10 @@ CLOSED_SET = (
     "judge the answer `unknown`; osbp is for open sets, pada for partial ones"
 )
 """What a difference of the class sets means for the table."""
+CHANGED = (
+    "the content of the data has changed between runs with the same settings, and figures of the table are of one or "
+    "the other; run the older methods again, or give the new runs a --trainer.logger.experiment_name of their own"
+)
 MISSING = "if the target lacks them, set --data.class_sets partial"
 MANY = 0.25
 """So many classes seem to be missing before it is said: equal classes gave at most .2, five of ten at least .3."""
@@ -311,13 +315,14 @@ def _reads_target_labels(run: Run) -> bool:
 
 
 def warnings_of(runs: Sequence[Run]) -> list[str]:
-    """What to look at before the figures: class sets that differ, classes that seem to lack, and signs of failure.
+    """What to look at before the figures: data or class sets that differ, missing classes, and signs of failure.
 
     Args:
         runs: Runs, the latest first.
     """
+    found = [f"{pair}: {CHANGED}" for pair in changed_data(runs)]
     sets = settings_of(runs).items()
-    found = [f"{', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}" for differing, pairs in sets]
+    found += [f"{', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}" for differing, pairs in sets]
     found += [
         f"{pair}: {LOWER} hardly predicts {share:.0%} of the source's classes on the target; {MISSING}"
         for pair, share in missing_classes(runs).items()
@@ -326,6 +331,15 @@ def warnings_of(runs: Sequence[Run]) -> list[str]:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         found.append(f"{', '.join(names[:3])}{more}: {sign}")
     return found
+
+
+def changed_data(runs: Sequence[Run]) -> list[str]:
+    """The pairs of runs with the same settings and seed that were fitted on data with another content."""
+    contents: dict[tuple[Any, ...], set[str]] = {}
+    for run in reversed(runs):
+        key = (pair_of(run.data.params), run.data.params["seed"], configuration(run))
+        contents.setdefault(key, set()).update(filter(None, [run.data.tags.get("data")]))
+    return list(dict.fromkeys(pair for (pair, *_), digests in contents.items() if len(digests) > 1))
 
 
 def signs_of(runs: Sequence[Run]) -> dict[str, list[str]]:

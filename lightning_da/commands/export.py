@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError, RunError, first_line
-from lightning_da.exporting import check, export, restored, save, save_onnx
+from lightning_da.exporting import OUTPUTS, check, export, restored, save, save_onnx
 from lightning_da.parser import CommandParser
 from lightning_da.paths import write_whole
 
@@ -25,9 +25,9 @@ def run(args: Sequence[str]) -> Path:
     """
     parser = CommandParser(
         "lightning-da export",
-        description="Write the network of a run, from samples to class probabilities, as a file that runs without this "
-        "project. Its outputs are compared with those of the network on samples of the target. All options of "
-        "`predict` are accepted too.",
+        description="Write the network of a run, from samples to class probabilities (numbers in a regression, "
+        "embeddings in metric learning), as a file that runs without this project. Its outputs are compared with those "
+        "of the network on samples of the target. All options of `predict` are accepted too.",
         usage="lightning-da export RUN [--onnx] [--output FILE] [--OPTION VALUE ...]",
     )
     parser.add_argument("run", metavar="RUN", help="checkpoint file, run id or run name")
@@ -44,16 +44,17 @@ def run(args: Sequence[str]) -> Path:
     with restored(network, cli.config.ckpt_path), write_whole(path) as part:
         try:
             program = export(network, data)
+            outputs = program.module()(data.probe(1)[0])
             if given.onnx:
-                check(save_onnx(program, part, data), network, data)
+                check(save_onnx(program, part, network, data), network, data)
             else:
-                save(program, part, data)
+                save(program, part, network, data)
         except (ConfigError, RunError, OSError):
             raise
         except Exception as error:  # torch raises exceptions of many kinds
             raise RunError(f"torch cannot export the network ({type(error).__name__}: {first_line(error)})") from error
     blank = data.reads.blank
     shape = ", ".join(map(str, ("n", *blank.shape)))
-    pixels = "".join(f", {side}" for side in data.input_shape[1:]) if network.segments else ""
-    print(f"{path}: from samples ({shape}) of {str(blank.dtype)[6:]} to probabilities (n, {len(data.classes)}{pixels})")
+    answers = f"{OUTPUTS[network.answers_with]} ({', '.join(map(str, ('n', *outputs.shape[1:])))})"
+    print(f"{path}: from samples ({shape}) of {str(blank.dtype)[6:]} to {answers}")
     return path

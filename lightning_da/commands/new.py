@@ -24,14 +24,18 @@ from lightning_da.parser import CommandParser
 from lightning_da.paths import CONF, PACKAGE, PROJECT
 
 KINDS = {
-    "images": "one folder of labelled images, fine-tuned",
-    "pair-of-images": "source and target folders of images, adapted",
-    "features": "source and target files of vectors, adapted",
-    "speech": "speakers first, then emotions",
-    "text": "source and target tables of texts, adapted",
-    "custom": "a data module of your own",
+    kind: text
+    for kind, config, text in (
+        ("images", "image_folders", "one folder of labelled images, fine-tuned"),
+        ("pair-of-images", "image_folders", "source and target folders of images, adapted"),
+        ("features", "features", "source and target files of vectors, adapted"),
+        ("speech", "speech", "speakers first, then emotions"),
+        ("text", "sentences", "source and target tables of texts, adapted"),
+        ("custom", "template", "a data module of your own"),
+    )
+    if (CONF / "data" / f"{config}.yaml").is_file()
 }
-"""Kinds of data, and one line of help."""
+"""Kinds of data whose configuration is there, and one line of help."""
 ANSWERS = ".copier-answers.yml"
 TAKEN = ("conf", "data", "example", "mlruns", "tests")
 """Names that mean something else in a project."""
@@ -59,8 +63,8 @@ def run(args: Sequence[str]) -> None:
         raise ConfigError(f"new: give the kind of data with --kind; {list_choices('', KINDS)}")
     if given.kind not in KINDS:
         raise ConfigError(f"kind: {given.kind!r} is not a valid choice; {list_choices(given.kind, KINDS)}")
-    folder = given.path.expanduser().absolute()
-    name = given.name or re.sub(r"[\s-]", "_", folder.resolve().name.lower())
+    folder = given.path.expanduser().resolve()
+    name = given.name or re.sub(r"[\s-]", "_", folder.name.lower())
     _check_name(name)
     try:
         _check_empty(folder)
@@ -75,10 +79,12 @@ def run(args: Sequence[str]) -> None:
                 part.rename(folder)
     except (OSError, CopierError) as error:
         raise ConfigError(f"{given.path}: the project cannot be written ({error})") from error
+    here = Path.cwd()
+    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
     activate = Path(sys.prefix, "bin", "activate")
     inactive = activate.is_file() and os.environ.get("VIRTUAL_ENV") != sys.prefix
-    steps = [f"source {quote(str(activate))}"] * inactive + [f"cd {quote(str(given.path))}", "make test", "make demo"]
-    print("\n  ".join([f"{given.path} is ready; its README says what to edit\n", *steps]))
+    steps = [f"source {quote(str(activate))}"] * inactive + [f"cd {quote(str(shown))}", "make test", "make demo"]
+    print("\n  ".join([f"{shown} is ready; its README says what to edit\n", *steps]))
 
 
 def _check_name(name: str) -> None:

@@ -78,6 +78,23 @@ class Classifier(L.LightningModule):
         """Whether the answers are numbers, and no classes."""
         return self.num_classes == 1
 
+    @property
+    def answers_with(self) -> str:
+        """What the network answers for a sample: `class`, `mask`, `value` (a number) or `embedding`."""
+        if self.embeds:
+            return "embedding"
+        return "value" if self.regresses else "mask" if self.segments else "class"
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """What a model gives for outputs (B, width, ...) of the network, of the same shape.
+
+        They are class probabilities, of each pixel if the network segments; in a regression numbers in the unit of the
+        labels; embeddings as they are.
+        """
+        if self.embeds:
+            return outputs
+        return self.label_scale.inverse(outputs) if self.regresses else outputs.softmax(dim=1)
+
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Computes features (B, width) and logits (B, num_classes) of samples (B, *input_shape)."""
         raise NotImplementedError
@@ -202,10 +219,9 @@ class Classifier(L.LightningModule):
                 self._counted[f"{stage}_{role}/{place}"] = self.new_metric().to(self.device)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
-        """Class probabilities (B, num_classes) of target samples; numbers (B, 1) in a regression."""
+        """The `answers` for target samples, shape (B, width)."""
         self.set_domain("target")
-        logits: Tensor = self(batch[0])
-        return self.label_scale.inverse(logits) if self.regresses else logits.softmax(dim=1)
+        return self.answers(self(batch[0]))
 
     @essential
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -108,9 +108,3 @@ class DTML(AdaptationModule):
     def scores_of(self, stage: str, domain: str) -> dict[str, Tensor]:
         found: dict[str, Tensor] = self.counted(stage, domain).compute()
         return found
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # noqa: ARG002
-        """Embeddings (B, width) of target samples."""
-        self.set_domain("target")
-        embeddings: Tensor = self(batch[0])
-        return embeddings
