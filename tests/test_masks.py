@@ -222,7 +222,7 @@ def test_masks_of_one_class_teach_nothing() -> None:
         mask = np.zeros((6, 6), dtype=np.uint8)
         mask[2:4] = 255  # black and white, where 255 stands for no class
         Image.fromarray(mask).save(path)
-    with pytest.raises(DataError, match="domain 'one': each pixel with a class in its training masks is 'background'"):
+    with pytest.raises(DataError, match="domain 'one': each pixel with a class in its training masks has the value 0"):
         folders().check()
     folders(source="two", target="one").check()
 

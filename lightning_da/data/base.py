@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,6 +15,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
+from lightning_da.data.checks import (
+    Look,
+    check_names,
+    check_ranges,
+    check_shapes,
+    differing,
+    empty,
+    look_at,
+    same_samples,
+    warn_of_missing_classes,
+)
 from lightning_da.data.class_sets import UNKNOWN_CLASS, ClassSets, joined, listed, only, setting
 from lightning_da.data.datasets import UNKNOWN, DataError, Selection, TensorDomain, relabel, select
 from lightning_da.data.descriptions import Descriptions, read_descriptions
@@ -31,6 +42,7 @@ from lightning_da.data.loading import (
     permutation,
     seed_of_run,
 )
+from lightning_da.data.roles import DOMAINS, SPLITS, Roles
 from lightning_da.data.several import (
     FOLDS,
     JoinedTensors,
@@ -59,55 +71,8 @@ __all__ = [
     "select",
 ]
 
-DOMAINS = ("source", "target")
-SPLITS = ("train", "val", "test")
 COMPARED = 500
 """The most samples of a domain from which its proximity to the target is computed."""
-
-
-class Roles(NamedTuple):
-    """Which domains, `source` or `target`, a training step reads.
-
-    Attributes:
-        supervised: Domains read with labels.
-        unlabelled: Domains read without labels.
-        processes: Number of training processes.
-        units_differ: Whether the domains may have different units, because each is scaled by itself.
-        reads_unlabelled: Whether training reads the samples without a label, too, of the domains in `supervised`.
-        fewest_samples: The smallest batch of a domain, on each process.
-        reads_words: Whether samples are sentences; None if the network is not known.
-        tasks_differ: Whether source and target may have different classes.
-        modalities_differ: Whether samples of source and target may have different shapes and units.
-        segments: Whether the answers are masks; None if the method is not known.
-    """
-
-    supervised: tuple[str, ...] = ("source",)
-    unlabelled: tuple[str, ...] = ("target",)
-    processes: int = 1
-    units_differ: bool = False
-    reads_unlabelled: bool = False
-    fewest_samples: int = 1
-    reads_words: bool | None = None
-    tasks_differ: bool = False
-    modalities_differ: bool = False
-    segments: bool | None = None
-
-    @classmethod
-    def of(cls, module: Any, processes: int) -> "Roles":
-        """The roles of a module; those of a method of adaptation if it does not name its own."""
-        default = cls()
-        return cls(
-            getattr(module, "supervised", default.supervised),
-            getattr(module, "unlabelled", default.unlabelled),
-            processes,
-            getattr(module, "scales_per_domain", False),
-            getattr(module, "reads_unlabelled", False),
-            getattr(module, "fewest_samples", 1),
-            getattr(module, "reads_words", None),
-            getattr(module, "tasks_differ", False),
-            getattr(module, "modalities_differ", False),
-            getattr(module, "segments", None),
-        )
 
 
 class DomainPairDataModule(L.LightningDataModule):
@@ -172,7 +137,7 @@ class DomainPairDataModule(L.LightningDataModule):
         super().__init__()
         check_range("data.batch_size", batch_size, 1)
         for role, given in zip(DOMAINS, (source, target), strict=True):
-            _check_names(role, given)
+            check_names(role, given)
         if source is None and target is None:
             raise DataError("data: no domain is given; set --data.source and --data.target, or one of them")
         self.source, self.target = joined_name(source or target or ""), joined_name(target or source or "")
@@ -362,7 +327,7 @@ class DomainPairDataModule(L.LightningDataModule):
         for split in SPLITS:
             if len(dataset := self._get(domain, split)):
                 return tuple(dataset[0][0].shape)
-        raise _empty(domain, "train")
+        raise empty(domain, "train")
 
     def fingerprint(self) -> str:
         """A digest of all samples, labels and descriptions in both domains: equal digests mean equal data."""
@@ -476,8 +441,10 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"data.batch_size: {self.batch_size} is fewer than the {roles.fewest_samples} samples that batch norm "
                 "or the domain loss needs; give more"
             )
-        for domain in self._every(self.domains):
-            self._warn_of_missing_classes(domain)
+        for domain in self._every(self.domains) if not self.masks else ():
+            own = self.classes_of(domain)
+            expected = [name for name in own if name in self.classes]
+            warn_of_missing_classes(domain, self._splits_of(domain), self.classes, expected)
         self.check_inputs(roles)
         if roles.modalities_differ and self.source_weights == "proximity":
             raise DataError("data.source_weights: samples of two modalities have no proximity; set size or equal")
@@ -562,12 +529,22 @@ class DomainPairDataModule(L.LightningDataModule):
         if not alone:
             self._check_pair()
         looks = {
-            role: {domain: self._look_at(domain, role in roles.supervised or alone) for domain in self.named[role]}
+            role: {
+                domain: look_at(
+                    domain,
+                    self._splits_of(domain),
+                    self.num_classes,
+                    role in roles.supervised or alone,
+                    self.regression,
+                    self.masks,
+                )
+                for domain in self.named[role]
+            }
             for role in self.domains
         }
         together = {domain: look for own in looks.values() for domain, look in own.items()}
         for group in looks.values() if roles.modalities_differ else [together]:
-            _check_shapes(group)
+            check_shapes(group)
         if roles.modalities_differ:
             if (found := next(iter(looks["source"].values())).shape) != self.source_shape:
                 raise DataError(
@@ -587,33 +564,20 @@ class DomainPairDataModule(L.LightningDataModule):
         """Refuses identical data in two domains, also under two names."""
         every = [(role, domain) for role in DOMAINS for domain in self.named[role]]
         for (role, domain), (other_role, other) in itertools.combinations(every, 2):
-            if domain == other or _same_samples(self._get(domain, "train"), self._get(other, "train")):
+            if domain == other or same_samples(self._get(domain, "train"), self._get(other, "train")):
                 raise DataError(
                     f"{role} {domain!r} and {other_role} {other!r} are the same data, so there is nothing to "
                     "transfer; choose two different domains"
                 )
 
-    def _check_ranges(self, looks: Mapping[str, "_Look"], remedy: str) -> None:
-        """Refuses domains of which one has values that are many times as large.
-
-        Args:
-            looks: What was seen of each domain.
-            remedy: What else can be done about it.
-        """
-        small, large = (best(looks, key=lambda domain: looks[domain].reach) for best in (min, max))
-        if looks[large].reach > 50 * looks[small].reach:
-            both = " and ".join(
-                f"{looks[name].reach:.4g} in domain {name!r}" for name in looks if name in (small, large)
-            )
-            raise DataError(
-                f"value ranges differ: the largest value is {both}; scale both domains equally (is one 0..1 and the "
-                f"other 0..255?){remedy}"
-            )
+    def _check_ranges(self, looks: Mapping[str, Look], remedy: str) -> None:
+        """Refuses domains of which one has values that are many times as large; see `checks.check_ranges`."""
+        check_ranges(looks, remedy)
 
     def _check_size(self, domain: str, split: str) -> None:
         """Refuses an empty split."""
         if not len(self._get(domain, split)):
-            raise _empty(domain, split)
+            raise empty(domain, split)
 
     def _check_batch(self, role: str, processes: int) -> None:
         """Refuses training samples that do not fill one batch per process."""
@@ -646,7 +610,7 @@ class DomainPairDataModule(L.LightningDataModule):
             if own and not set(own) & set(source):
                 raise DataError(f"{allowed}: no class of {self.source!r}, {listed(source)}, is in {domain!r}")
             if self.class_sets == "partial" and only(own, source):
-                raise self._differing(self.source, source, domain, own)
+                raise differing((self.source, source), (domain, own), source, target)
         if self.setting:
             rank_zero_info(f"class_sets: {self.setting}")
 
@@ -655,81 +619,17 @@ class DomainPairDataModule(L.LightningDataModule):
         for domain in domains[1:]:
             first, own = self.classes_of(domains[0]), self.classes_of(domain)
             if own != first:
-                raise self._differing(domains[0], first, domain, own)
-
-    def _differing(self, first: str, classes: Sequence[str], domain: str, own: Sequence[str]) -> DataError:
-        """The error for two domains with other classes."""
-        source, target = (self.classes_in(role) for role in DOMAINS)
-        wanted, kind = "open" if only(target, source) else "partial", setting(source, target) or "other"
-        shared = [name for name in classes if name in own]
-        return DataError(
-            f"classes differ: domain {first!r} has {_only(classes, own)}, domain {domain!r} has {_only(own, classes)}; "
-            "both need the same class names in the same order. Two tasks with classes of their own are for --config "
-            "method/multi_task.yaml"
-            + (
-                f", one task on {kind} classes for --data.class_sets {wanted}"
-                if set(own) != set(classes) and shared
-                else ""
-            )
-        )
-
-    def _warn_of_missing_classes(self, domain: str) -> None:
-        """Warns of classes without a sample in a split that has labels; masks are not looked at."""
-        if self.masks:
-            return
-        lacking: dict[str, list[str]] = {}
-        for split in SPLITS:
-            there = set(self._get(domain, split).y.tolist()) - {UNKNOWN}
-            for name in filter(self.classes.__contains__, self.classes_of(domain)):
-                if there and self.classes.index(name) not in there:
-                    lacking.setdefault(name, []).append(split)
-        if lacking:
-            named = [f"{name!r} in {' and '.join(splits)}" for name, splits in list(lacking.items())[:5]]
-            more = f" and {len(lacking) - 5} more classes" if len(lacking) > 5 else ""
-            rank_zero_warn(f"domain {domain!r}: there is no sample of class {', '.join(named)}{more}")
-
-    def _look_at(self, domain: str, supervised: bool) -> "_Look":
-        """Checks the samples of a domain: all of them if they are in memory, otherwise a few per split."""
-        reach, shape = 0.0, tuple[int, ...]((0,))
-        drawn: set[int] = set()
-        for split in SPLITS:
-            dataset = self._get(domain, split)
-            step = 1 if isinstance(dataset, TensorDomain) else max(len(dataset) // 32, 1)
-            start = 0
-            for x, y in in_chunks(dataset, range(0, len(dataset), step)):
-                finite = x.flatten(1).isfinite().all(dim=1)
-                if not finite.all():
-                    raise DataError(
-                        f"domain {domain!r}: sample {start + step * int((~finite).nonzero()[0])} of the "
-                        f"{split} split holds NaN or infinite values; remove or replace them"
-                    )
-                wrong = y[(y < UNKNOWN) | (y >= self.num_classes)]
-                if len(wrong) and not self.regression:
-                    raise DataError(
-                        f"domain {domain!r}: label {int(wrong[0])} in the {split} split is out of range; the "
-                        f"{self.num_classes} classes are labelled 0 to {self.num_classes - 1}"
-                    )
-                if self.masks and split == "train":
-                    drawn |= set(y.unique().tolist()) - {UNKNOWN}
-                shape, reach = tuple(x.shape[1:]), max(reach, float(x.abs().max()))
-                start += step * len(x)
-        if supervised and not (torch.as_tensor(self._get(domain, "train").y) != UNKNOWN).any():
-            raise DataError(
-                f"domain {domain!r}: its training labels are needed, but no sample has one; add labels, or choose "
-                "another domain to train on with --model.train_on"
-            )
-        if supervised and len(drawn) == 1:
-            raise DataError(
-                f"domain {domain!r}: each pixel with a class in its training masks is {self.classes[drawn.pop()]!r}, "
-                f"so there is nothing to learn; the values of masks are 0 to {self.num_classes - 1}"
-            )
-        return _Look(shape, reach)
+                raise differing((domains[0], first), (domain, own), *map(self.classes_in, DOMAINS))
 
     # ---------------------------------------------------------------- loaders
 
     def _every(self, roles: Iterable[str]) -> list[str]:
         """The domains of some roles, each once."""
         return list(dict.fromkeys(domain for role in roles for domain in self.named[role]))
+
+    def _splits_of(self, domain: str) -> dict[str, Any]:
+        """The splits of a domain, with the labels of the pair."""
+        return {split: self._get(domain, split) for split in SPLITS}
 
     def _members(self, domain: str) -> tuple[str, ...]:
         """The domains that a name stands for: those of a role, or the domain itself."""
@@ -967,46 +867,3 @@ class DomainPairDataModule(L.LightningDataModule):
         if not any(len(self._get(self.target, split)) for split in self.predicted):
             raise DataError(f"domain {self.target!r}: there is nothing to predict; its splits are empty")
         return [self._loader("target", split) for split in self.predicted]
-
-
-def _check_names(role: str, given: str | Sequence[str] | None) -> None:
-    """Refuses a list without a domain, an empty name, and a name that is there twice."""
-    names = members(given)
-    if given is not None and (not names or not all(names)):
-        raise DataError(f"data.{role}: {'the list' if not names else 'the name'} is empty; name a domain")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"data.{role}: domain {repeated[0]!r} is named twice")
-
-
-class _Look(NamedTuple):
-    shape: tuple[int, ...]
-    reach: float
-
-
-def _check_shapes(looks: Mapping[str, _Look]) -> None:
-    """Refuses domains whose samples differ in shape."""
-    (first, (shape, _)), *others = looks.items()
-    for domain, look in others:
-        if look.shape != shape:
-            raise DataError(
-                f"samples differ in shape (channels first): {shape} in domain {first!r}, "
-                f"{look.shape} in domain {domain!r}; give both domains the same shape"
-            )
-
-
-def _same_samples(one: Any, other: Any) -> bool:
-    if isinstance(one, TensorDomain) and isinstance(other, TensorDomain):
-        return one.x.shape == other.x.shape and torch.equal(one.x, other.x)
-    return bool(one.fingerprint() == other.fingerprint())
-
-
-def _empty(domain: str, split: str) -> DataError:
-    return DataError(
-        f"domain {domain!r}: the {split} split is empty; each domain needs training, validation and test samples, so "
-        "give it more samples or other splits"
-    )
-
-
-def _only(classes: Sequence[str], others: Sequence[str]) -> str:
-    own = only(classes, others)
-    return f"{listed(own)} alone" if own else f"{len(classes)} classes, {listed(classes)}"
