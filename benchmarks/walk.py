@@ -1,4 +1,4 @@
-"""A walk through the MLflow UI in headless Chromium, as a newcomer takes it; its pictures are those of docs/reading.md.
+"""A walk through the MLflow UI in headless Chromium, as a newcomer takes it; its pictures are those of the documentation.
 
     python benchmarks/walk.py --out docs [--steps 150] [--store FOLDER]
 

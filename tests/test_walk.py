@@ -23,7 +23,7 @@ def test_a_walk_through_the_ui(tmp_path: Path) -> None:
     command = [sys.executable, str(PROJECT / "benchmarks" / "walk.py"), "--out", str(tmp_path), "--steps", "40"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("runs.png", "charts.png", "run.png", "report.png"):
+    for name in ("runs.png", "charts.png", "run.png", "model.png", "report.png"):
         picture = Image.open(tmp_path / name)
         assert len(picture.convert("RGB").getcolors(2**24) or ()) > 20, name
         assert (tmp_path / name).stat().st_size < 200_000, name
