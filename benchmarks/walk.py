@@ -1,4 +1,4 @@
-"""A walk through the MLflow UI in headless Chromium, as a newcomer takes it; its pictures are those of the documentation.
+"""A walk through the MLflow UI in headless Chromium, as a newcomer takes it; its pictures are in the documentation.
 
     python benchmarks/walk.py --out docs [--steps 150] [--store FOLDER]
 
