@@ -108,7 +108,7 @@ def _chosen(grid: Run) -> tuple[Run, pd.Series, str]:
     if found is None:
         raise ConfigError(
             f"run {grid.info.run_name!r}: its runs do not tell which one to choose without target labels, for which "
-            "source_only and another method of one pair are needed; name the run of a fit"
+            "source_only and another method of one pair, and labels that are classes, are needed; name the run of a fit"
         )
     row = table[table["method"] == found[0].method]
     settings = row["settings"].iloc[0]
