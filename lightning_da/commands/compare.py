@@ -63,9 +63,9 @@ CHANGED = (
     "the content of the data has changed between runs with the same settings, and figures of the table are of one or "
     "the other; run the older methods again, or give the new runs a --trainer.logger.experiment_name of their own"
 )
-MISSING = "if the target lacks them, set --data.class_sets partial"
+MISSING = "it does not recognise them there, or the target lacks them: then set --data.class_sets partial"
 MANY = 0.25
-"""So many classes seem to be missing before it is said: equal classes gave at most .2, five of ten at least .3."""
+"""So many classes seem to be missing before it is said: equal classes gave up to .3, five of ten at least .3."""
 UNEVEN = 1.5
 """Class accuracies are shown if the largest class of the target has more than so many times the mean size."""
 
