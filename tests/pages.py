@@ -143,6 +143,18 @@ def write_vectors(path: Path, shift: float) -> None:
     table.assign(label=[("red", "green", "blue")[label] for label in labels]).to_csv(path, index=False)
 
 
+def write_arrays(folder: Path) -> None:
+    """Two modalities with the same classes, and trips of two cities, on foot and by car."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    for name, width in (("sounds", 6), ("pictures", 9)):
+        np.savez(folder / f"{name}.npz", x=rng.normal(size=(120, width)) + 2 * labels[:, None], y=labels)
+    seconds = np.broadcast_to(5.0 * np.arange(24), (120, 24))
+    for name, speed in (("mine", 1.2), ("theirs", 1.5)):
+        east = seconds * (speed + 8 * labels)[:, None] + rng.normal(size=(120, 24))
+        np.savez(folder / f"{name}.npz", x=np.stack([seconds, east, rng.normal(size=(120, 24))], axis=2), y=labels)
+
+
 def write_digits(path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +185,7 @@ def write_data(folder: Path, page: Path) -> None:
         table = pd.read_csv(folder / "sounds" / f"{old}.csv")
         table.assign(path=[f"sounds/{path}" for path in table["path"]]).to_csv(folder / f"{new}.csv", index=False)
     voices.sound(folder / "call.wav", 120.0)
+    write_arrays(folder)
     write_texts(folder)
     write_masks(folder / "data" / "hearts")
 
