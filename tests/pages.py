@@ -179,6 +179,9 @@ def write_data(folder: Path, page: Path) -> None:
             write_images(folder / root / domain, ("bike", "calculator", "mug"), seed)
     for seed, name in enumerate(("amazon", "webcam", "a", "b")):
         write_vectors(folder / f"{name}.csv", 0.5 * (seed % 2))
+    for name, of in (("red", "a"), ("white", "b")):
+        wine = pd.read_csv(folder / f"{of}.csv").drop(columns="label")
+        wine.assign(quality=wine.sum(axis=1).round(2)).to_csv(folder / f"{name}.csv", index=False)
     write_mnist(folder / "data", 400)
     voices.pair(folder / "sounds", 10, 8)
     for old, new in (("source", "speakers"), ("target", "emotions")):
