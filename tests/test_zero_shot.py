@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lightning_da.cli import TransferCLI
+from lightning_da.commands.test import _tables
 from lightning_da.data import Shapes
 from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.data.descriptions import read_descriptions
@@ -321,6 +322,14 @@ def test_shapes_are_described_by_the_words_of_their_names() -> None:
     parts = [data.dataset("seen", split).x for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [91, 13, 26]
     assert torch.equal(parts[0], Shapes(number=10).dataset("seen", "train").x)
+
+
+def test_the_command_prints_figures_of_all_classes_beside_those_of_the_domain() -> None:
+    metrics = {"test/target/acc": 0.5, "test/generalised/seen": 0.7, "score/snd": 1.0}
+    (_, table), (_, scores) = _tables(metrics, {"target": "unseen"})
+    assert table.to_numpy().tolist() == [["acc", "0.5000", ""], ["seen", "", "0.7000"]]
+    assert list(table.columns) == ["metric", "target (unseen)", "generalised"]
+    assert scores.to_numpy().tolist() == [["score/snd", "1.0000"]]
 
 
 @pytest.mark.slow

@@ -34,16 +34,17 @@ def evaluate(command: str, args: Sequence[str]) -> TransferCLI:
 
 
 def _tables(metrics: Mapping[str, float], names: Mapping[str, str]) -> list[tuple[str, pd.DataFrame]]:
-    """A table of the metrics of each domain, STAGE/DOMAIN/NAME, and one of the others, each with its title."""
+    """A table of the metrics of each domain or group, STAGE/GROUP/NAME, and one of the others, each with its title."""
     of_domains: dict[str, dict[str, str]] = {}
     others = []
     for key, value in metrics.items():
-        _, domain, *name = key.split("/")
+        _, group, *name = key.split("/")
         if name:
-            column = f"{domain} ({names[domain]})" if len(name) == 1 else f"{domain} {name[0]}"
+            domain = f"{group} ({names[group]})" if group in names else group
+            column = domain if len(name) == 1 else f"{group} {name[0]}"
             of_domains.setdefault(name[-1], {})[column] = f"{value:.4f}"
         else:
             others.append((key, f"{value:.4f}"))
-    by_domain = pd.DataFrame.from_dict(of_domains, orient="index").rename_axis("metric").reset_index()
+    by_domain = pd.DataFrame.from_dict(of_domains, orient="index").fillna("").rename_axis("metric").reset_index()
     found = [("metrics", by_domain), ("without target labels", pd.DataFrame(others, columns=["score", "value"]))]
     return [(title, text) for title, text in found if len(text)]
