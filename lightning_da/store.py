@@ -162,6 +162,17 @@ def client() -> mlflow.MlflowClient:
     return _client(tracking_uri())
 
 
+def by_name(key: str, name: str) -> str:
+    r"""MLflow's filter for a name, which may have quotes of one kind.
+
+    Examples:
+        >>> by_name("run_name", "it's")
+        'run_name = "it\'s"'
+    """
+    mark = '"' if "'" in name else "'"
+    return f"{key} = {mark}{name.replace(mark, '')}{mark}"
+
+
 def search_runs(experiment_id: str, wanted: str = "", newest_first: bool = False) -> list[Run]:
     """The runs of an experiment that match an MLflow filter (all if empty), in order of their start."""
     runs: list[Run] = []

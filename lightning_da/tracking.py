@@ -25,7 +25,7 @@ from lightning_da.names import joined_name
 from lightning_da.networks.weights import read_checkpoint
 from lightning_da.outbox import STORE, WRITES, OutboxClient
 from lightning_da.paths import work_folder
-from lightning_da.store import TrackingError, cause, client, shown_uri, tracking_uri
+from lightning_da.store import TrackingError, by_name, cause, client, shown_uri, tracking_uri
 
 EXPERIMENT = "lightning_da"
 LENGTHS = ("max_steps", "max_epochs")
@@ -422,8 +422,7 @@ def _latest(name: str, experiment: str | None, settings: dict[str, str], finishe
     places = [e.experiment_id for e in client().search_experiments() if experiment in (None, e.name)]
     if not places:
         return None
-    quoted = name.replace("'", "")
-    runs = client().search_runs(places, f"run_name = '{quoted}'", order_by=["start_time DESC"])
+    runs = client().search_runs(places, by_name("run_name", name), order_by=["start_time DESC"])
 
     def fitness(run: Run) -> tuple[bool, bool]:
         alike = all(run.data.params.get(key, value) == value for key, value in settings.items())

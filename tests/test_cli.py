@@ -28,8 +28,8 @@ from lightning_da.methods import DANN, DomainBatch
 from lightning_da.networks.backbones import TimmBackbone
 from lightning_da.paths import PROJECT
 from lightning_da.signatures import arguments
-from lightning_da.store import client
-from lightning_da.tracking import deciding_checkpoint, find_fit
+from lightning_da.store import by_name, client
+from lightning_da.tracking import deciding_checkpoint, find_fit, find_run
 
 CONF = PROJECT / "conf"
 SHORT = [
@@ -659,6 +659,17 @@ def test_compare_chooses_a_method_without_target_labels(
     printed = capsys.readouterr().out
     assert f"chosen without target labels: {said}" in printed
     assert "its target accuracy is about 0.90, from 0.75 to 1.00" in printed  # all predict class 0; the source has 0.9
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "good" run', "plain"])
+def test_a_name_with_a_quote_is_found(name: str) -> None:
+    run_id = client().create_run("0", tags={"mlflow.runName": name}).info.run_id
+    client().create_run("0", tags={"mlflow.runName": name + "2"})
+    found = find_run(name)
+    assert found is not None
+    assert found.info.run_id == run_id
+    client().create_registered_model(name)
+    assert [own.name for own in client().search_registered_models(by_name("name", name))] == [name]
 
 
 def test_compare_says_which_runs_showed_signs_of_failure(capsys: pytest.CaptureFixture[str]) -> None:

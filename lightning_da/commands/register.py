@@ -24,7 +24,7 @@ from lightning_da.errors import ConfigError, one_line
 from lightning_da.logged_models import models_of
 from lightning_da.names import short_name
 from lightning_da.parser import CommandParser
-from lightning_da.store import client, shown_uri, tracking_uri
+from lightning_da.store import by_name, client, shown_uri, tracking_uri
 from lightning_da.tracking import find_fit, find_run
 
 
@@ -71,7 +71,7 @@ def run(args: Sequence[str]) -> Any:
             except MlflowException:
                 if is_new:
                     client().delete_model_version(name, version.version)
-                    if not client().search_model_versions(f"name = '{name}'"):
+                    if not client().search_model_versions(by_name("name", name)):
                         client().delete_registered_model(name)
                 raise
     except MlflowException as error:
@@ -91,7 +91,9 @@ def _single(reference: str) -> tuple[Run, pd.Series]:
     found = client().get_run(fit.run_id)
     tested = tested_runs(found.info.experiment_id)
     if all(run.info.run_id != fit.run_id for run in tested):
-        raise ConfigError(f"run {reference!r} is not tested; run `lightning-da test --ckpt_path {reference}` first")
+        raise ConfigError(
+            f"run {reference!r} is not tested; run `lightning-da test --ckpt_path {quote(reference)}` first"
+        )
     table = comparison(rows_of([found, *tested]))  # of runs with the same settings and seed, the first counts
     return found, _row(table[table["runs"].map(lambda runs: fit.run_id in runs)])
 
@@ -125,7 +127,7 @@ def _row(rows: pd.DataFrame) -> pd.Series:
 def _version(name: str, model_id: str, tags: dict[str, str]) -> tuple[Any, bool]:
     """The version of a registered model, and whether it is new; a model that is registered already keeps its own."""
     source = f"models:/{model_id}"
-    there = [found for found in client().search_model_versions(f"name = '{name}'") if found.source == source]
+    there = [found for found in client().search_model_versions(by_name("name", name)) if found.source == source]
     if not there:
         mlflow.set_tracking_uri(tracking_uri())  # the registry of an sqlite store looks for the model there
         return mlflow.register_model(source, name, tags=tags), True
