@@ -46,7 +46,7 @@ OPTIONAL = (
 """Columns that are left out where they are empty."""
 RESULTS = {"acc": "accuracy", "rmse": "root mean squared error", "dice": "Dice"}
 """What runs are compared by: of classes, numbers and masks."""
-LABELS = dict(zip(RESULTS, ("classes", "numbers", "masks"), strict=True))
+LABELS = {"acc": "classes", "rmse": "numbers", "dice": "masks"}
 """The labels whose predictions are compared so."""
 ONE_NUMBER = ("published", "seconds")
 """Columns without a standard deviation."""

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
 from lightning_da.errors import ConfigError, check_range, one_line
 from lightning_da.gather import total, world_size
+from lightning_da.losses.precision import full_precision
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.hooks import essential
 from lightning_da.networks.backbones import BackboneCallable
@@ -327,9 +328,7 @@ class TransferModule(Classifier):
             squares: Tensor = (logits[known, 0].float() - self.label_scale(y[known])).square().sum()
             return squares * world_size() / total(known.sum()).clamp(min=1)
         how: dict[str, Any] = {"ignore_index": UNKNOWN, "label_smoothing": self._label_smoothing, "reduction": "sum"}
-        full = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum over many pixels
-        weights = None if self.class_weights is None else self.class_weights.to(full)
-        loss = cross_entropy(full, y, weights, **how)
+        loss: Tensor = full_precision(cross_entropy)(logits, y, self.class_weights, **how)  # a sum over many pixels
         return loss * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)
 
     def mean_task_loss(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
