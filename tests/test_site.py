@@ -109,6 +109,8 @@ def test_the_changelog_keeps_its_form() -> None:
         re.fullmatch(r"\[Unreleased\]|\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", version)
         for version in re.findall(r"^## (.+)", text, re.MULTILINE)
     )
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
+    assert re.search(r"\[(\d.*)\] - (.+)", text).groups() == (citation["version"], str(citation["date-released"]))  # type: ignore[union-attr]
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.+)", text, re.MULTILINE)) <= kinds
 
