@@ -153,6 +153,8 @@ def _plain_value(message: str) -> str:
     prefix = f"{key}: " if key else ""
     if missing := _missing(message):
         return f"{prefix}{missing}"
+    if file := re.search(r'Unable to load config "(.*)"', cause):
+        return f"{prefix}{file.group(1)!r} is no YAML file with options; one option alone is --{key}.NAME"
     given = re.search(r"(?:Got value|Given value): (.*?)(?:\. Got value: .*)?$", cause, re.MULTILINE)
     value = given.group(1).strip("'") if given else ""
     base = re.search(r"subclass of (?:<class ')?(\w+)", cause)

@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from lightning import Trainer
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, RunInfo
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
@@ -418,7 +419,10 @@ def artifact_file(run: Run, path: str) -> Path:
 
 
 def _latest(name: str, experiment: str | None, settings: dict[str, str], finished_first: bool = True) -> Run | None:
-    """The best match among the runs with a name: with these settings, then finished if asked for, then the latest."""
+    """The best match among the runs with a name: with these settings, then finished if asked for, then the latest.
+
+    A warning says so if another run matches as well.
+    """
     places = [e.experiment_id for e in client().search_experiments() if experiment in (None, e.name)]
     if not places:
         return None
@@ -428,7 +432,13 @@ def _latest(name: str, experiment: str | None, settings: dict[str, str], finishe
         alike = all(run.data.params.get(key, value) == value for key, value in settings.items())
         return alike, finished_first and "checkpoint" in run.data.tags
 
-    return max(runs, key=fitness, default=None)
+    best = max(runs, key=fitness, default=None)
+    if best is not None and (equal := sum(fitness(run) == fitness(best) for run in runs)) > 1:
+        rank_zero_warn(
+            f"{equal} runs have the name {name!r}; the latest is taken, {best.info.run_id} of "
+            f"{datetime.fromtimestamp(best.info.start_time / 1000):%Y-%m-%d %H:%M}. To use another one, give its id"
+        )
+    return best
 
 
 def _config(run: Run) -> Path:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -672,6 +673,17 @@ def test_a_name_with_a_quote_is_found(name: str) -> None:
     assert [own.name for own in client().search_registered_models(by_name("name", name))] == [name]
 
 
+def test_a_name_of_several_runs_is_the_latest_and_it_is_said() -> None:
+    made = [client().create_run("0", run_name="twice", start_time=start) for start in (1_000, 3_000, 2_000)]
+    latest, other = made[1].info.run_id, made[2].info.run_id
+    client().create_run("0", run_name="other")
+    with pytest.warns(UserWarning, match=f"3 runs have the name 'twice'; the latest is taken, {latest} of 1970-01-01"):
+        assert find_run("twice").info.run_id == latest  # type: ignore[union-attr]
+    client().set_tag(other, "checkpoint", "last.ckpt")  # the only fit that ended
+    with warnings.catch_warnings(action="error"):
+        assert find_run("twice").info.run_id == other  # type: ignore[union-attr]
+
+
 def test_compare_says_which_runs_showed_signs_of_failure(capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(5):
         run_id = log("failing", "dann", seed, 0.8)
@@ -827,6 +839,7 @@ def process(code: str, *words: str, folder: Path | None = None) -> subprocess.Co
 def test_a_typo_is_named_before_anything_slow_is_imported(words: list[str], said: str) -> None:
     code = """
 import sys
+import warnings
 from lightning_da.main import main
 try:
     main(sys.argv[1:])

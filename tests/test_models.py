@@ -598,6 +598,10 @@ def test_export_writes_files_that_answer_alike(tested: Run) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     path = main(["export", tested.info.run_id])
     assert path == Path("dann-one-two-s0.pt2")
+    written = path.read_bytes()
+    with pytest.raises(SystemExit):
+        main(["export", tested.info.run_id])
+    assert path.read_bytes() == written
     x = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
     extra = {"model.json": ""}
     plain = torch.export.load(path, extra_files=extra).module()(torch.from_numpy(x)).numpy()

@@ -5,9 +5,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from mlflow.entities import Run
 
+from lightning_da.commands.report import _lines
 from lightning_da.main import main
 from lightning_da.store import client
 from lightning_da.tracking import Tracker, find_experiment
@@ -103,6 +105,21 @@ def test_figures_for_which_there_is_no_room_are_counted(experiment: str, monkeyp
     (left_out,) = re.findall(r"(\d+) figures are left out", part.text)
     assert part.tags.count("h4") + int(left_out) == 3
     assert part.tags.count("svg") == whole.tags.count("svg")
+
+
+def test_a_legend_has_room_for_long_names() -> None:
+    """It shows the two ends; the marks have the whole name."""
+    names = [f"{'a' * 100}{number}" for number in range(8)]
+    curves = pd.DataFrame(
+        [(name, step, float(step)) for name in names for step in (1, 2)], columns=["name", "x", "value"]
+    )
+    axes = _lines(curves, names, "accuracy").axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert len(set(shown)) == 8
+    assert all(len(text) <= 40 and text[-1] == name[-1] for text, name in zip(shown, names, strict=True))
+    assert [line.get_label() for line in axes.lines] == names
 
 
 @pytest.mark.slow

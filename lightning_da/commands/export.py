@@ -38,6 +38,8 @@ def run(args: Sequence[str]) -> Path:
     path = given.output or Path(cli.run_name + (".onnx" if given.onnx else ".pt2"))
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise ConfigError(f"--output: {str(path)!r} is a folder, or in a folder that does not exist; name a file")
+    if given.output is None and path.exists():
+        raise ConfigError(f"{str(path)!r} is there already, perhaps of another run; name a file with --output")
     cli.config.trainer.logger = False
     cli.build()
     network, data = cli.model, cli.datamodule

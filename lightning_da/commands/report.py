@@ -48,6 +48,8 @@ PICTURES = {"confusion.png": "Confusion matrix", "embedding.png": "Embedding", "
 """The pictures of a run's test, and what they are."""
 WIDTH = 1000
 """Largest width of a picture in pixels."""
+LABEL = 40
+"""Largest length of a name in a legend."""
 
 
 def run(args: Sequence[str]) -> Path:
@@ -216,8 +218,14 @@ def _lines(curves: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
     axes.set_xlabel("" if layers else "step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6.5, framealpha=0.5, edgecolor="none")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles, [_short(label) for label in labels], fontsize=6.5, framealpha=0.5, edgecolor="none")
     return figure
+
+
+def _short(name: str) -> str:
+    """A name that fits into a legend; its row in the table has the whole one."""
+    return name if len(name) <= LABEL else f"{name[: LABEL // 2]}…{name[-LABEL // 2 + 1 :]}"
 
 
 def _median_run(runs: Sequence[str], by_id: dict[str, Run]) -> str:
