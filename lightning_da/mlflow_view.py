@@ -20,12 +20,12 @@ VIEW = "lightning_da"
 """Key of the view in the address."""
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 COLUMNS = {
-    "attributes.`Run Name`": 290,
+    "attributes.`Run Name`": 245,
     "params.`method`": 100,
     "params.`seed`": 50,
-    f"tags.`{PAIR}`": 160,
+    f"tags.`{PAIR}`": 150,
     f"metrics.`{PRIMARY_METRIC}`": 110,
-    "metrics.`test/target/class_acc`": 155,
+    "metrics.`test/target/class_acc`": 145,
     f"metrics.`{GAP_CLOSED}`": 95,
     f"tags.`{VERDICT}`": 110,
     "metrics.`test/target/h_score`": 145,
