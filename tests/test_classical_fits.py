@@ -154,6 +154,19 @@ def test_layers_are_the_vectors_and_what_the_estimator_makes_of_them(fitted: Any
     assert not torch.allclose(of_both[5:], features[:5])  # CORAL maps the source alone
 
 
+def test_vectors_of_length_one_are_the_last_step_before_the_estimator() -> None:
+    """After the scaling of the samples, and for whatever reads the vectors: the estimator, its answers, the export."""
+    model = fit(build(Classical, estimator=SourceOnly(estimator=LogisticRegression()), unit=True), 5, Small())
+    x = Small().dataset("noisy", "test").x
+    vectors = model.eval().read(x)
+    plain = model.standardize(x).flatten(1)
+    torch.testing.assert_close(vectors, plain / plain.norm(dim=1, keepdim=True))
+    assert vectors[:1].equal(model.read(x[:1]))
+    program = export(model, Small()).module()
+    torch.testing.assert_close(program(x), model(x).softmax(dim=1))
+    assert not build(Classical, estimator=SourceOnly(), unit=True).read(torch.zeros(2, *x.shape[1:])).any()
+
+
 def test_until_it_is_fitted_vectors_stay_as_they_are() -> None:
     model = build(Classical, estimator=CORAL()).eval()
     x = Small().dataset("calm", "test").x

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 
 from lightning_da.classical import (
@@ -144,9 +145,21 @@ def test_a_classifier_that_is_too_simple_learns_where_the_target_is(method: Any)
     assert method.fit(*pair).score(target, wanted) > plain.score(target, wanted) + 0.03
 
 
-def test_an_estimator_without_weights_is_refused(shifted: Pair) -> None:
+@pytest.mark.parametrize("method", [InstanceWeighting, KMM, TrAdaBoost, JDOT])
+def test_an_estimator_without_weights_is_refused(method: Any, shifted: Pair) -> None:
+    if method is JDOT:
+        pytest.importorskip("ot")
+    x, y, domain = shifted
     with pytest.raises(ConfigError, match=r"^estimator: KNeighborsClassifier takes no weights of samples; use another"):
-        InstanceWeighting(estimator=KNeighborsClassifier()).fit(*shifted)
+        method(estimator=KNeighborsClassifier()).fit(x, np.where(np.arange(len(y)) % 9, y, abs(y)), domain)
+
+
+def test_a_classifier_without_probabilities_is_refused(shifted: Pair) -> None:
+    with pytest.raises(ConfigError, match=r"^discriminator: LinearSVC gives no probabilities; use another"):
+        InstanceWeighting(discriminator=LinearSVC()).fit(*shifted)
+    pytest.importorskip("ot")
+    with pytest.raises(ConfigError, match=r"^estimator: LinearSVC gives no probabilities; use another"):
+        JDOT(estimator=LinearSVC()).fit(*shifted)
 
 
 def beside_skada(code: str) -> list[float]:
@@ -386,6 +399,12 @@ def turned() -> tuple[Pair, Any]:
     source = centres[y] + rng.normal(size=(60, 2))
     target = (centres[wanted] + rng.normal(size=(45, 2))) @ turn + [3, -2]
     return joined(source, y, target), wanted
+
+
+def test_an_empty_plan_is_refused(turned: tuple[Pair, Any]) -> None:
+    pytest.importorskip("ot")
+    with pytest.raises(ConfigError, match=r"^entropy: 1e-05 is too small for these costs, the plan is empty; raise it"):
+        OptimalTransport(entropy=1e-5).fit(*turned[0])
 
 
 def test_transport_is_that_of_pot(turned: tuple[Pair, Any]) -> None:

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, has_fit_parameter, validate_data
 
 from lightning_da.errors import ConfigError, one_line
 
@@ -22,6 +22,29 @@ T = TypeVar("T")
 def parameters(cls: type[T]) -> type[T]:
     """Makes `__init__` from the annotated attributes of an estimator and its base classes, as scikit-learn wants it."""
     return dataclass(eq=False, repr=False, kw_only=True)(cls)
+
+
+def fit_weighted(estimator: Any, x: Array, y: Labels | Array, weights: Array) -> Any:
+    """Fits a classifier or regressor to samples (n, d) with labels or values and weights (n,), and returns it.
+
+    Raises:
+        ConfigError: If it takes no weights.
+    """
+    if not has_fit_parameter(estimator, "sample_weight"):
+        raise ConfigError(
+            f"estimator: {type(estimator).__name__} takes no weights of samples; use another, "
+            "sklearn.linear_model.LogisticRegression for example"
+        )
+    return estimator.fit(x, y, sample_weight=weights)
+
+
+def check_probabilities(name: str, classifier: Any) -> None:
+    """Refuses a classifier without `predict_proba`; `name` is the argument that holds it."""
+    if not hasattr(classifier, "predict_proba"):
+        raise ConfigError(
+            f"{name}: {type(classifier).__name__} gives no probabilities; use another, "
+            "sklearn.linear_model.LogisticRegression for example"
+        )
 
 
 class Domains(NamedTuple):

@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.validation import check_consistent_length
 
-from lightning_da.classical.base import Array, Labels, parameters
+from lightning_da.classical.base import Array, Labels, fit_weighted, parameters
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import ConfigError, check_range
 
@@ -126,7 +126,7 @@ class TrAdaBoost(SourceOnly):
 
     def _hypothesis(self, rows: Labels, weights: Array) -> Any:
         learner = LinearSVC() if self.estimator is None else clone(self.estimator)
-        return learner.fit(self.features_[rows], self.labels_[rows], sample_weight=weights)
+        return fit_weighted(learner, self.features_[rows], self.labels_[rows], weights)
 
     def _vote(self, rows: Labels, weights: Array, votes: Array) -> "Vote":
         return Vote([self._hypothesis(rows, own) for own in weights], votes, len(self.classes_))
@@ -235,7 +235,7 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
     def _learnt(self, x: Array, y: Array, weights: Array) -> Any:
         default = DecisionTreeRegressor(max_depth=6, random_state=self.random_state)
         learner = default if self.estimator is None else clone(self.estimator)
-        return learner.fit(x, y, sample_weight=weights * len(x))
+        return fit_weighted(learner, x, y, weights * len(x))
 
     def _held_out(self, x: Array, y: Array, weights: Array, n: int, folds: list[Any]) -> Array:
         """The squared errors of the target rows, (m,), each of its own fold."""

@@ -7,7 +7,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances, pairwise_distances_argmin
 
-from lightning_da.classical.base import Array, Labels, parameters
+from lightning_da.classical.base import Array, Labels, check_probabilities, fit_weighted, parameters
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import ConfigError, check_range
 
@@ -51,6 +51,8 @@ class OptimalTransport(SourceOnly):
         cost /= max(cost.max(), 1e-300)
         a, b = (np.full(n, 1 / n) for n in cost.shape)
         plan = ot.da.sinkhorn_lpl1_mm(a, labels, b, cost, self.entropy, self.classes)
+        if not (plan.sum(axis=1) > 0).all():
+            raise ConfigError(f"entropy: {self.entropy} is too small for these costs, the plan is empty; raise it")
         plan /= np.maximum(plan.sum(axis=1, keepdims=True), 1e-300)
         self.source_, self.moved_ = source, plan @ target  # where each source sample goes, (n_s, d)
 
@@ -85,6 +87,7 @@ class JDOT(SourceOnly):
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         ot = _pot()
         check_range("iterations", self.iterations, 1)
+        check_probabilities("estimator", self.final_estimator())
         cost = euclidean_distances(source, target, squared=True)
         alpha = 1 / max(cost.max(), 1e-300) if self.alpha is None else self.alpha
         loss = np.zeros_like(cost)
@@ -104,6 +107,4 @@ class JDOT(SourceOnly):
 
     def fit_estimator(self) -> None:
         rows, classes = self.shares_.nonzero()
-        self.estimator_ = self.final_estimator().fit(
-            self.target_[rows], classes, sample_weight=self.shares_[rows, classes]
-        )
+        self.estimator_ = fit_weighted(self.final_estimator(), self.target_[rows], classes, self.shares_[rows, classes])

@@ -8,9 +8,9 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 
-from lightning_da.classical.base import Array, Labels, parameters
+from lightning_da.classical.base import Array, Labels, check_probabilities, fit_weighted, parameters
 from lightning_da.classical.source_only import SourceOnly
-from lightning_da.errors import ConfigError, check_range
+from lightning_da.errors import check_range
 
 
 class Weighted(SourceOnly):
@@ -31,13 +31,7 @@ class Weighted(SourceOnly):
 
     def _learn(self, source: Array) -> None:
         """Fits the classifier to the source's samples, (n_s, k), with their weights."""
-        try:
-            self.estimator_ = self.final_estimator().fit(source, self.labels_, sample_weight=self.weights_)
-        except TypeError as error:
-            raise ConfigError(
-                f"estimator: {type(self.estimator).__name__} takes no weights of samples; use another, "
-                "sklearn.linear_model.LogisticRegression for example"
-            ) from error
+        self.estimator_ = fit_weighted(self.final_estimator(), source, self.labels_, self.weights_)
 
 
 @parameters
@@ -184,6 +178,7 @@ class InstanceWeighting(Weighted):
         check_range("largest", self.largest, 1)
         default = LogisticRegression(max_iter=1000, class_weight="balanced")
         discriminator = default if self.discriminator is None else clone(self.discriminator)
+        check_probabilities("discriminator", discriminator)
         domain = np.repeat([0, 1], [len(source), len(target)])
         p = discriminator.fit(np.concatenate([source, target]), domain).predict_proba(source)
         weights = np.minimum(p[:, 1] / np.maximum(p[:, 0], 1e-300), self.largest)

@@ -30,6 +30,13 @@ class _NoNetwork(Backbone):
         return x.flatten(1)
 
 
+class _UnitRows(nn.Module):
+    """Vectors of length 1; those of zeros stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x)
+
+
 class Classical(TransferModule):
     """A classical method: an estimator that learns once from the vectors of both domains, without gradients.
 
@@ -46,6 +53,7 @@ class Classical(TransferModule):
         layer: The layer of the network that gives the vectors: one of the backbone's `layers`, `bottleneck` (the input
             of its head) or `input` (the samples, scaled as `standardize` says). None takes `bottleneck` if the network
             is pretrained or starts from `init_from`, and `input` if its weights are random.
+        unit: Whether each vector is scaled to length 1, the last step before the estimator.
         **kwargs: Arguments of `TransferModule`. Those of its training, such as the optimizer, change nothing.
 
     Raises:
@@ -54,7 +62,7 @@ class Classical(TransferModule):
 
     always_eval = ("standardize", "backbone", "bottleneck")
 
-    def __init__(self, estimator: Adapter, layer: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, estimator: Adapter, layer: str | None = None, unit: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if "source" not in self.supervised:
             raise ConfigError("train_on: a classical method learns from labels of the source; set it to source or both")
@@ -66,7 +74,7 @@ class Classical(TransferModule):
         self.requires_grad_(False)
         if self._read == INPUT:
             self.backbone, self.bottleneck, self.starts_from = _NoNetwork(self.input_shape), nn.Identity(), ()
-        self.vectors = nn.Identity()
+        self.vectors = _UnitRows() if unit else nn.Identity()
         self.adapter = Fitted(estimator)
         self.head: nn.Module = Decision(self.adapter, self.num_classes)  # type: ignore[assignment]
         self.set_domain("target")
