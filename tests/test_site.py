@@ -10,13 +10,24 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning import LightningModule
 from PIL import Image
 from pre_commit.clientlib import load_config
 
-from lightning_da import methods
+from lightning_da import classical, methods
 from lightning_da.paths import PROJECT
 from tests.pages import DOCS
 from tests.test_digits import write_mnist
+
+SETTINGS = {
+    "dan_paper": "dan",
+    "dan_sk": "dan",
+    "dann_paper": "dann",
+    "speech_gender": "speech_ffn",
+    "speech_speaker": "speech_ffn",
+    "vgg16": "fine_tune",
+}
+"""The files of `conf/method` that are settings of another method, and the page that names them."""
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +78,25 @@ def test_the_reference_has_arguments_shapes_and_papers(site: Path) -> None:
         assert name in ("Classifier",) or re.search(rf'id="lightning_da\.methods\.\w+\.{name}"', here), name
 
 
-def test_every_method_of_conf_is_on_a_page() -> None:
-    pages = "".join(page.read_text() for page in (DOCS / "methods").glob("*.md"))
-    for path in (PROJECT / "conf" / "method").glob("*.yaml"):
-        assert path.stem in pages, path
+def test_each_method_has_its_page_and_each_page_a_method() -> None:
+    pages = {page.stem: page.read_text() for page in (DOCS / "methods").glob("*.md") if page.stem != "index"}
+    files = {path.stem: path.read_text() for path in (PROJECT / "conf" / "method").glob("*.yaml")}
+    for name, page in SETTINGS.items():
+        assert name in pages[page], f"{page}.md does not name {name}"
+    public = [vars(module)[name] for module in (methods, classical) for name in module.__all__]
+    bases = {methods.AdaptationModule, methods.Classical, methods.Classifier, methods.TransferModule}
+    bases |= {classical.Adapter, classical.Projection, classical.SourceOnly, classical.Weighted}
+    kinds = [kind for kind in public if issubclass(kind, LightningModule | classical.Adapter) and kind not in bases]
+    expected = {name: f"method/{name}.yaml" for name in files.keys() - SETTINGS.keys()}
+    expected |= {
+        re.sub("(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): f"{kind.__module__}.{kind.__name__}"
+        for kind in kinds
+        if not any(re.search(rf"lightning_da\.\w+\.{kind.__name__}\b", text) for text in files.values())
+    }
+    assert pages.keys() == expected.keys()
+    for name, named in expected.items():
+        assert named in pages[name], f"{name}.md does not name {named}"
+    assert "TrAdaBoostR2" in pages["tradaboost"]
 
 
 def test_the_pages_of_methods_have_the_same_parts() -> None:
