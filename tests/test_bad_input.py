@@ -432,7 +432,7 @@ def pictures(name: str, *more: str) -> list[str]:
         ([*FIT, NUMBERS, "--data.source=words.csv", "--data.label_column=a"], "label 'x0' in 'a' is no finite 32"),
         *(
             (method(name, NUMBERS), "the labels are numbers, and")
-            for name in ("tca", "mcc", "dhn", "label_efficient", "dlid", "multimodal", "dsn")
+            for name in ("tca", "mcc", "dhn", "label_efficient", "multimodal", "dsn")
         ),
         (["label-curve", *GRID, NUMBERS], "label-curve counts right classes"),
         (["search", "--config", "method/dann.yaml", *GRID, NUMBERS], "search counts right classes"),

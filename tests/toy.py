@@ -92,21 +92,24 @@ def pictures(x: Tensor) -> Tensor:
     return x if x.ndim == 4 else x.repeat(1, 2).view(-1, 1, 4, 4)
 
 
-class AMNOfVectors(AMN):
+class MemoryOfVectors(MemoryNetwork):
     """It reads a vector of 8 values as a sentence of 8 words: each value, rounded, in its place."""
 
     reads_words = False  # for the checks of the data
 
-    def __init__(self, **kwargs: Any) -> None:
-        memory = partial(MemoryNetwork, width=16, words=256)
-        super().__init__(**kwargs | {"backbone": memory, "standardize": False})
-        self.backbone.get_buffer("embedding.words").copy_(torch.arange(256))
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__(input_shape, width=16, words=256)
+        self.get_buffer("embedding.words").copy_(torch.arange(256))
 
-    def training_samples(self, data: DomainPairDataModule, role: str) -> Iterator[Tensor]:
-        return map(words, super().training_samples(data, role))
+    def fit(self, samples: Callable[[str], Iterable[Tensor]]) -> None:
+        super().fit(lambda role: map(words, samples(role)))
 
-    def features(self, x: Tensor) -> Tensor:
-        return super().features(words(x))
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(words(x))
+
+
+def amn(**kwargs: Any) -> AMN:
+    return AMN(**kwargs | {"backbone": MemoryOfVectors, "standardize": False})
 
 
 def words(x: Tensor) -> Tensor:
@@ -171,7 +174,7 @@ METHODS: dict[str, Entry] = {
     "dhn": Entry(partial(DHN, bottleneck=HASH_LAYER, beta="uniform"), shift="moved", without=("weight_zero", "null")),
     "label_efficient": Entry(partial(LabelEfficient, layers=("bottleneck",))),
     # words have no moved or turned classes
-    "amn": Entry(AMNOfVectors, without=("better",)),
+    "amn": Entry(amn, without=("better",)),
     "clusters": Entry(Clusters),
     "cotrans": Entry(partial(CoTrans, forest_reads=Raw, trees=5)),
     # it reads the labels of the target

@@ -94,7 +94,7 @@ def _read(mean: dict[str, float], step: int) -> Iterator[tuple[str, str]]:
         yield (
             "made is told from real",
             "the discriminator tells made pictures from real ones without an error and gives no useful gradient: lower "
-            "the learning rate, or use a larger --model.generator",
+            "the learning rate, or use a larger generator (--model.generator; of translations --model.width)",
         )
 
 
