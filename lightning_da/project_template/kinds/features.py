@@ -8,7 +8,7 @@ import pandas as pd
 
 CLASSES = ["apple", "pear", "plum"]
 
-folder = Path(sys.argv[1])
+folder = Path(*sys.argv[1:2] or ["data/example"])
 folder.mkdir(parents=True)
 centres = np.random.default_rng(0).normal(0, 2, (3, 8))  # of the classes
 shift = np.random.default_rng(1).normal(0, 3, 8)  # of the target

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+root = Path(*sys.argv[1:2] or ["data/example"])
 for domain in ("plain", "noisy"):
     for label, corners in {"triangle": 3, "square": 4, "disc": 60}.items():
-        folder = Path(sys.argv[1], domain, label)
+        folder = root / domain / label
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(120):
             rng = np.random.default_rng([corners, number, domain == "noisy"])

@@ -11,7 +11,7 @@ from lightning_da.speech.synthesis import RATE, draw_manner, draw_voice, speak
 
 EMOTIONS = ["neutral", "angry", "happy", "sad"]
 
-folder = Path(sys.argv[1])
+folder = Path(*sys.argv[1:2] or ["data/example"])
 folder.mkdir(parents=True)
 for corpus, emotions in {"speakers": ["neutral"], "emotions": EMOTIONS}.items():
     rows = []

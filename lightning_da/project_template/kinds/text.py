@@ -7,7 +7,7 @@ import pandas as pd
 
 from lightning_da.text.synthesis import write_reviews
 
-folder = Path(sys.argv[1])
+folder = Path(*sys.argv[1:2] or ["data/example"])
 folder.mkdir(parents=True)
 for domain in ("books", "kitchen"):
     texts, labels = write_reviews(f"synthetic-{domain}", 1200)
