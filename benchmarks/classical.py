@@ -18,6 +18,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 
 from lightning_da.classical.algebra import unit_rows
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.classical.classifiers import ARTL, DTMKL, MEDA
 from lightning_da.classical.manifolds import CTC, DIP, DME, StatisticalManifold
 from lightning_da.classical.projections import ACA, BDA, DJPMMD, JDA, JGSA, TCA, TJM, VDA
@@ -45,7 +46,7 @@ DIGITS = ["MNIST>USPS", "USPS>MNIST"]
 DRAWS, EACH = 20, 20
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class CoralSVM(CORAL):
     """The SVM of the CORAL paper's code, with the matrix A of CORAL on one side of the kernel.
 

@@ -47,13 +47,14 @@ COLUMNS = ("method", "seed", "pair", "test/target/acc", "test/target/class_acc",
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("--steps", type=int, default=150, help="training steps of the demo (default: 150)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of the demo (default: %(default)s)")
     parser.add_argument(
         "--store", type=Path, help="folder of the runs, which are kept there (default: a temporary one)"
     )
     given = parser.parse_args()
     if CHROMIUM is None:
         sys.exit("no Chromium on the PATH; on Debian: apt-get install chromium")
+    given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() if given.store is None else nullcontext(given.store.resolve()) as folder:
         os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))

@@ -33,7 +33,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    words = ["build", "--strict", "--quiet", "--site-dir", str(folder)]
+    words = ["build", "--strict", "--site-dir", str(folder)]  # with --quiet, --strict counts no warning
     found = subprocess.run(
         [sys.executable, "-m", "mkdocs", *words], cwd=PROJECT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True, text=True, check=False,
@@ -73,6 +73,8 @@ def test_the_reference_has_arguments_shapes_and_papers(site: Path) -> None:
     assert 'href="https://arxiv.org/abs/1607.01719"' in text
     assert "Activations, shape (n_s, d), floating point." in text
     assert "||C_s - C_t||_F^2 / (4 d^2)" in text
+    text = re.sub(r"<[^>]+>", "", html.unescape((site / "reference" / "classical.html").read_text()))
+    assert re.search(r"TCA\(\s*\*,\s*dim=20,\s*lam=1.0,", text)
     for name in methods.__all__:
         here = "".join(path.read_text() for path in (site / "reference").glob("*.html"))
         assert name in ("Classifier",) or re.search(rf'id="lightning_da\.methods\.\w+\.{name}"', here), name

@@ -1,7 +1,6 @@
 """The base of the classical methods: checks of what they get, and the classifier on their features."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,12 +15,6 @@ from lightning_da.errors import ConfigError, one_line
 Array = NDArray[np.float64]
 Labels = NDArray[np.intp]
 T = TypeVar("T")
-
-
-@dataclass_transform(eq_default=False, kw_only_default=True)
-def parameters(cls: type[T]) -> type[T]:
-    """Makes `__init__` from the annotated attributes of an estimator and its base classes, as scikit-learn wants it."""
-    return dataclass(eq=False, repr=False, kw_only=True)(cls)
 
 
 def fit_weighted(estimator: Any, x: Array, y: Labels | Array, weights: Array) -> Any:
@@ -65,6 +58,9 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
     A subclass fills `_fit`, which sets the fitted state, and `_transform`, which reads nothing but that state. The
     state consists of attributes whose names end in `_`: arrays, numbers and strings. Only `estimator_` is another
     object, and `fit_estimator` makes it from `features_` and `labels_` at any time.
+
+    The arguments of a subclass are the fields of a dataclass. It is one without `eq` and `repr`, since scikit-learn has
+    its own.
 
     Args:
         estimator: The final classifier. `None` is the nearest neighbour.

@@ -1,5 +1,6 @@
 """Classifiers that bring the domains together while they learn: their features are the scores of the classes."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from lightning_da.classical.algebra import (
     predict_labels,
     unit_rows,
 )
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.classical.projections import estimated_mu
 from lightning_da.classical.subspaces import GFK
 from lightning_da.errors import check_range
@@ -46,7 +47,7 @@ class Scores(Adapter):
         return probabilities
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class ARTL(Scores):
     """Adaptation regularization with the squared loss: scores K alpha (Long et al., TKDE 2014).
 
@@ -111,7 +112,7 @@ class ARTL(Scores):
         return add((1, marginal(len(labels), len(x) - len(labels))), (1, conditional(labels, pseudo)))
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class MEDA(ARTL):
     """Manifold embedded distribution alignment: ARTL on GFK's features, mu estimated (Wang et al., MM 2018).
 
@@ -143,7 +144,7 @@ class MEDA(ARTL):
         return add((1 - self.mu_, marginal(n_s, len(x) - n_s)), (self.mu_, conditional(labels, pseudo)))
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class DTMKL(Scores):
     """Domain transfer multiple kernel learning: SVMs with kernels under which MMD is small (Duan et al., TPAMI 2012).
 

@@ -1,6 +1,7 @@
 """Projections with orthonormal columns that descend along a distance of the projected distributions."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -8,7 +9,7 @@ import scipy.optimize
 from sklearn.base import BaseEstimator
 
 from lightning_da.classical.algebra import class_means, gaussian, median_gamma, on_simplex, one_hot
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.classical.subspaces import principal
 from lightning_da.classical.weights import Weighted
 from lightning_da.errors import check_range
@@ -91,7 +92,7 @@ def descend(objective: Callable[[Array], tuple[float, Array]], start: Array, ste
     return w
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class DIP(Adapter):
     """Domain invariant projection: min MMD^2(X_s W, X_t W) with W^T W = I (Baktashmotlagh et al., ICCV 2013).
 
@@ -135,7 +136,7 @@ class DIP(Adapter):
         return mmd_gradient
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class StatisticalManifold(DIP):
     """DIP with the Hellinger distance in place of MMD (Baktashmotlagh et al., CVPR 2014).
 
@@ -147,7 +148,7 @@ class StatisticalManifold(DIP):
         return hellinger_gradient
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class DME(DIP):
     """Distribution-matching embedding: DIP in the space of a kernel (Baktashmotlagh et al., JMLR 2016).
 
@@ -186,7 +187,7 @@ class DME(DIP):
         return super()._transform(self._inputs(x), source)
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class CTC(Weighted):
     """Conditional transferable components: the features of each class agree but for their location and scale.
 

@@ -1,5 +1,6 @@
 """Open sets: the target has samples of classes that the source lacks."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,13 @@ from sklearn.base import BaseEstimator
 from sklearn.metrics.pairwise import euclidean_distances
 
 from lightning_da.classical.algebra import unit_rows
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.errors import ConfigError, check_range
 
 UNKNOWN = "unknown"
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class ATI(Adapter):
     """Assign and transform iteratively: some target samples belong to a class of the source, the others to none.
 

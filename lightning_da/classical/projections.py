@@ -1,5 +1,6 @@
 """Projections that bring the domains together by MMD: all solve one eigenproblem, with another cost each."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,11 +24,11 @@ from lightning_da.classical.algebra import (
     unit_rows,
     within_scatter,
 )
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.errors import ConfigError, check_range
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class Projection(Adapter):
     """min tr(A^T B A) subject to A^T X^T H X A = I, solved again with the labels it gives the target.
 
@@ -90,7 +91,7 @@ class Projection(Adapter):
         raise NotImplementedError
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class BDA(Projection):
     """Balanced distribution adaptation: B = X^T ((1 - mu) M_0 + mu sum_c M_c) X (Wang et al., ICDM 2017).
 
@@ -131,14 +132,14 @@ def estimated_mu(source: Array, labels: Labels, target: Array, pseudo: Labels) -
     return d_c / (d_c + d_m) if d_c + d_m > 0 else 0.5
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class JDA(BDA):
     """Joint distribution adaptation: B = X^T (M_0 + sum_c M_c) X (Long et al., ICCV 2013), BDA with mu = 1/2."""
 
     mu: float | Literal["estimate"] = 0.5
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class TCA(Projection):
     """Transfer component analysis: B = X^T M_0 X (Pan et al., TNN 2011), BDA with mu = 0."""
 
@@ -148,7 +149,7 @@ class TCA(Projection):
         return marginal(len(labels), len(x) - len(labels)).normalized().between(x)
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class DJPMMD(Projection):
     """Discriminative joint probability MMD (Zhang and Wu, IJCNN 2020).
 
@@ -173,7 +174,7 @@ class DJPMMD(Projection):
         return OuterSum(pairs, same - self.mu * (1 - same)).normalized().between(x)
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class VDA(BDA):
     """Visual domain adaptation: JDA with small scatter within the source's classes (Tahmoresnezhad and Hashemi, 2017).
 
@@ -191,7 +192,7 @@ class VDA(BDA):
         return super()._cost(x, labels, pseudo) + self.within * scatter
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class TJM(Projection):
     """Transfer joint matching: TCA on the kernel matrix, with few source rows in use (Long et al., CVPR 2014).
 
@@ -231,7 +232,7 @@ class TJM(Projection):
             pseudo = predict_labels(self.final_estimator(), z[:n_s], labels, z[n_s:])
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class ACA(TCA):
     """Adapting component analysis: TCA's cost, and features that depend on the target's rows (Dorri and Ghodsi, 2012).
 
@@ -248,7 +249,7 @@ class ACA(TCA):
         return factor
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class JGSA(Adapter):
     """Joint geometrical and statistical alignment: a projection for each domain (Zhang et al., CVPR 2017).
 

@@ -1,15 +1,17 @@
 """Methods that select or rank single inputs."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.feature_selection import mutual_info_classif
 
 from lightning_da.classical.algebra import laplacian, leading, marginal, scatter_factor, unit_rows
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.errors import ConfigError, check_range
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class FSSL(Adapter):
     """Joint feature selection and subspace learning: a projection with few inputs (Gu et al., IJCAI 2011).
 
@@ -52,7 +54,7 @@ class FSSL(Adapter):
         return unit_rows(z) if self.unit else z
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class FSSP(FSSL):
     """Joint feature selection and structure preservation: FSSL and MMD (Li et al., IJCAI 2016).
 
@@ -69,7 +71,7 @@ class FSSP(FSSL):
         return marginal(n_s, len(x) - n_s).normalized().between(x) + self.manifold * super()._structure(x, n_s)
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class SCL(Adapter):
     """Structural correspondence learning: inputs that predict the same pivots belong together (Blitzer et al., 2006).
 

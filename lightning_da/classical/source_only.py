@@ -1,11 +1,13 @@
 """No adaptation."""
 
+from dataclasses import dataclass
+
 from sklearn.base import BaseEstimator
 
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class SourceOnly(Adapter):
     """The lower bound: the classifier learns from the source's vectors as they are.
 

@@ -1,10 +1,12 @@
 """Closed forms between the domains' principal subspaces or covariances."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from sklearn.base import BaseEstimator
 
 from lightning_da.classical.algebra import check_rank, unit_rows
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.errors import check_range
 
 
@@ -40,7 +42,7 @@ class Centred(Adapter):
         raise NotImplementedError
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class SA(Centred):
     """Subspace alignment: features X_s P_s P_s^T P_t and X_t P_t (Fernando et al., ICCV 2013).
 
@@ -57,7 +59,7 @@ class SA(Centred):
         return p_s @ (p_s.T @ p_t), p_t
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class SDA(SA):
     """Subspace distribution alignment: SA whose source features also get the target's variances (Sun and Saenko, 2015).
 
@@ -71,7 +73,7 @@ class SDA(SA):
         return p_s @ (p_s.T @ p_t) * np.sqrt(v_t / v_s), p_t
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class CORAL(Centred):
     """Correlation alignment: the source's rows get the target's covariance (Sun et al., AAAI 2016, algorithm 1).
 
@@ -126,7 +128,7 @@ class Geodesic:
         return result
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class GFK(Centred):
     """Geodesic flow kernel: x^T G y, where G integrates the projections on all subspaces between the domains' ones.
 
@@ -160,7 +162,7 @@ class GFK(Centred):
         return unit_rows(z) if self.unit else z
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class SGF(Centred):
     """Sampled geodesic flow: the projections on some subspaces between the domains' ones (Gopalan et al., ICCV 2011).
 

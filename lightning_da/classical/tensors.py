@@ -1,17 +1,18 @@
 """Alignment of tensors, feature maps for example, mode by mode."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
 from lightning_da.classical.algebra import unit_rows
-from lightning_da.classical.base import Adapter, Array, Labels, parameters
+from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.errors import ConfigError, check_range
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class TAISL(Adapter):
     """Tensor-aligned invariant subspace: a Tucker subspace of both domains, and turns of the source into it.
 

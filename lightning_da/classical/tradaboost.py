@@ -1,5 +1,6 @@
 """Boosting with many samples of the source and few labelled ones of the target."""
 
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 from sklearn.utils.validation import check_consistent_length
 
-from lightning_da.classical.base import Array, Labels, fit_weighted, parameters
+from lightning_da.classical.base import Array, Labels, fit_weighted
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import ConfigError, check_range
 
@@ -29,7 +30,7 @@ def is_better(errors: Array, others: Array) -> bool:
     return bool(gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5)
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class TrAdaBoost(SourceOnly):
     """A vote of classifiers, of which each follows the source less where the one before erred, and the target more.
 
@@ -166,7 +167,7 @@ class Vote:
         return most
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
     """Boosting of a regression in two stages: the source's weights fall in steps; each step boosts the target.
 

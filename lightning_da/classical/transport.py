@@ -1,5 +1,6 @@
 """Optimal transport between the domains, with the solvers of POT."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances, pairwise_distances_argmin
 
-from lightning_da.classical.base import Array, Labels, check_probabilities, fit_weighted, parameters
+from lightning_da.classical.base import Array, Labels, check_probabilities, fit_weighted
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import ConfigError, check_range
 
@@ -23,7 +24,7 @@ def _pot() -> Any:
     return ot
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class OptimalTransport(SourceOnly):
     """The source's samples are moved to the target by a transport plan that keeps classes apart.
 
@@ -64,7 +65,7 @@ class OptimalTransport(SourceOnly):
         return moved
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class JDOT(SourceOnly):
     """Joint distribution optimal transport: plan and classifier of the target in turn, neither with a map of samples.
 

@@ -1,5 +1,6 @@
 """Weights of the source's samples, for a classifier that learns as if they were of the target."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 
-from lightning_da.classical.base import Array, Labels, check_probabilities, fit_weighted, parameters
+from lightning_da.classical.base import Array, Labels, check_probabilities, fit_weighted
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import check_range
 
@@ -34,7 +35,7 @@ class Weighted(SourceOnly):
         self.estimator_ = fit_weighted(self.final_estimator(), source, self.labels_, self.weights_)
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class KMM(Weighted):
     """Kernel mean matching: the weighted mean of the source and the mean of the target agree in the kernel's space.
 
@@ -102,7 +103,7 @@ def _gamma(source: Array, target: Array) -> float:
     return float(1 / max(np.median(euclidean_distances(source, target, squared=True)), 1e-12))
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class KLIEP(Weighted):
     """Kullback-Leibler importance estimation: the weights that bring the source nearest to the target.
 
@@ -157,7 +158,7 @@ class KLIEP(Weighted):
         return a
 
 
-@parameters
+@dataclass(eq=False, repr=False, kw_only=True)
 class InstanceWeighting(Weighted):
     """Weights from a classifier of domains: `w(x) = P(target | x) / P(source | x)`, both domains equally likely.
 
