@@ -1,8 +1,8 @@
 """A walk through the MLflow UI in headless Chromium, as a newcomer takes it; its pictures are in the documentation.
 
-    python benchmarks/walk.py --out docs [--steps 150] [--store FOLDER]
+    python benchmarks/walk.py --out docs [--steps 600] [--store FOLDER]
 
-Runs the command of `make demo` with fewer steps, starts that of `make ui` on a free port, opens the address that both
+Runs the command of `make demo`, starts that of `make ui` on a free port, opens the address that both
 print, and looks for what docs/reading.md says: the experiment, the columns and their values, four runs compared, the
 charts over depth, the pictures of a run, a registered model, and the page of `lightning-da report`. Data sets are
 looked for if the store has them. Ends with an error if something is not there. Needs the package playwright of the

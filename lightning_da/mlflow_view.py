@@ -63,7 +63,7 @@ Each run is one training of one method with one seed. The best accuracy on the t
 
 Compare a method with `source_only` over two seeds or more: a method that is not better does not transfer. The icon with
 the curve above the table opens the charts. A run has its confusion matrices, embeddings and curves under *Artifacts*.
-One page to send to somebody: `lightning-da report EXPERIMENT`.
+One page to send to somebody: `lightning-da report EXPERIMENT`. Close the panel *Assistant*: it covers columns.
 """
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
 
 def cores() -> int:
@@ -41,6 +42,22 @@ def prepare() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `store.py` says what fails
     logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # `TimmBackbone` says what does not fit
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+
+
+def shorten_warnings() -> None:
+    """Leaves out file and line of the project's own warnings; after the import of Lightning, which sets a form too."""
+    warnings.formatwarning = _short
+
+
+def _short(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,  # noqa: ARG001
+) -> str:
+    own = Path(filename).is_relative_to(Path(__file__).parent)
+    return f"warning: {message}\n" if own else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -125,7 +125,7 @@ def _report(wanted: Sequence[str], results: Sequence[Result], parent: str) -> pd
         picture = bars(rows, "method", None, "target acc", str(rows["pair"].iloc[0]), "target accuracy, test split")
         client().log_figure(parent, picture, "sweep.png")
     experiment = client().get_experiment(client().get_run(parent).info.experiment_id)
-    print(f"\nto compare the runs in the MLflow UI, run `make ui` and open\n{view_url(experiment)}")
+    print(f"\nto compare the runs in the MLflow UI, run `lightning-da ui` and open\n{view_url(experiment)}")
     return table
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal
+from weakref import WeakSet
 
 import lightning as L
 import torch
@@ -15,6 +16,9 @@ from lightning_da.errors import ConfigError, list_choices
 from lightning_da.gather import gather
 from lightning_da.methods import TransferModule
 from lightning_da.transferability.depth import FEWEST, Features
+
+_warned: WeakSet[L.Trainer] = WeakSet()
+"""Trainers for which it is said that there are too few samples."""
 
 WIDTH = 256
 """Wider features are projected to so many dimensions."""
@@ -84,10 +88,12 @@ def collect(
     if samples < fewest:
         raise ConfigError(f"samples: {samples} of each domain are too few; give {fewest} or more")
     if min(len(data.names(domain, "val")) for domain in data.domains) < fewest:
-        rank_zero_warn(
-            f"no transferability curves and no scores: a domain has fewer than {fewest} validation samples; give it a "
-            "larger validation split, data.val_share for example"
-        )
+        if trainer not in _warned:
+            rank_zero_warn(
+                f"no transferability curves and no scores: a domain has fewer than {fewest} validation samples; give "
+                "it a larger validation split, data.val_share for example"
+            )
+        _warned.add(trainer)
         return {}
     modes = [(part, part.training) for part in module.modules()]
     parts: dict[str, list[Tensor]] = {}
