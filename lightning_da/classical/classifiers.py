@@ -54,6 +54,8 @@ class ARTL(Scores):
     alpha = ((E + lam M + manifold L) K + ridge I)^(-1) E Y. E picks the source's rows, M is the MMD matrix of domains
     and classes, divided by its Frobenius norm, and L the normalised Laplacian of the nearest neighbours by cosine.
 
+    Source: https://ieeexplore.ieee.org/document/6550016
+
     Args:
         lam: Weight of the MMD.
         manifold: Weight of the Laplacian.
@@ -116,6 +118,8 @@ class ARTL(Scores):
 class MEDA(ARTL):
     """Manifold embedded distribution alignment: ARTL on GFK's features, mu estimated (Wang et al., MM 2018).
 
+    Source: https://arxiv.org/abs/1807.07258
+
     Args:
         dim: Dimensions of both principal subspaces of GFK.
         lam, manifold, ridge, neighbors, gamma, iterations, unit, estimator: See `ARTL`.
@@ -150,6 +154,8 @@ class DTMKL(Scores):
 
     min over d of (p^T d)^2 / 2 + theta sum_c J_c(d), with d >= 0 and sum d = 1. p_m is the squared MMD under kernel m,
     J_c the optimum of the SVM of class c against the others under sum_m d_m K_m. SVMs and d alternate.
+
+    Source: https://ieeexplore.ieee.org/document/6136518
 
     Args:
         widths: The kernels exp(-w ||x - y||^2 / median), one a value.

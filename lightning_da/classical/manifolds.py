@@ -96,6 +96,8 @@ def descend(objective: Callable[[Array], tuple[float, Array]], start: Array, ste
 class DIP(Adapter):
     """Domain invariant projection: min MMD^2(X_s W, X_t W) with W^T W = I (Baktashmotlagh et al., ICCV 2013).
 
+    https://www.cv-foundation.org/openaccess/content_iccv_2013/html/Baktashmotlagh_Unsupervised_Domain_Adaptation_2013_ICCV_paper.html
+
     Args:
         dim: The number of features.
         gamma: Of the kernel exp(-gamma ||x - y||^2) on the features; `None`: 1 / median of the squared distances of the
@@ -140,6 +142,8 @@ class DIP(Adapter):
 class StatisticalManifold(DIP):
     """DIP with the Hellinger distance in place of MMD (Baktashmotlagh et al., CVPR 2014).
 
+    https://www.cv-foundation.org/openaccess/content_cvpr_2014/html/Baktashmotlagh_Domain_Adaptation_on_2014_CVPR_paper.html
+
     Args:
         dim, gamma, clustering, steps, estimator: See `DIP`.
     """
@@ -153,6 +157,8 @@ class DME(DIP):
     """Distribution-matching embedding: DIP in the space of a kernel (Baktashmotlagh et al., JMLR 2016).
 
     The rows are first given by their coordinates on the principal components of a Gaussian kernel.
+
+    Source: https://www.jmlr.org/papers/volume17/15-207/15-207.pdf
 
     Args:
         measure: `mmd` or `hellinger`, the distance of the projected distributions.
@@ -196,6 +202,8 @@ class CTC(Weighted):
     minimise MMD^2 + scale mean ||a_y - 1||^2 + location mean ||b_y||^2 of the moved source and the target. The
     classifier learns from the moved source with its weights. The paper's term that keeps information of the target is
     left out (Gong et al., ICML 2016).
+
+    Source: https://proceedings.mlr.press/v48/gong16.html
 
     Args:
         dim: The number of features.
