@@ -155,8 +155,6 @@ class DTMKL(Scores):
     min over d of (p^T d)^2 / 2 + theta sum_c J_c(d), with d >= 0 and sum d = 1. p_m is the squared MMD under kernel m,
     J_c the optimum of the SVM of class c against the others under sum_m d_m K_m. SVMs and d alternate.
 
-    Source: https://ieeexplore.ieee.org/document/6136518
-
     Args:
         widths: The kernels exp(-w ||x - y||^2 / median), one a value.
         theta: Weight of the SVMs.

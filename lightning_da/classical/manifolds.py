@@ -96,8 +96,6 @@ def descend(objective: Callable[[Array], tuple[float, Array]], start: Array, ste
 class DIP(Adapter):
     """Domain invariant projection: min MMD^2(X_s W, X_t W) with W^T W = I (Baktashmotlagh et al., ICCV 2013).
 
-    https://www.cv-foundation.org/openaccess/content_iccv_2013/html/Baktashmotlagh_Unsupervised_Domain_Adaptation_2013_ICCV_paper.html
-
     Args:
         dim: The number of features.
         gamma: Of the kernel exp(-gamma ||x - y||^2) on the features; `None`: 1 / median of the squared distances of the
@@ -141,8 +139,6 @@ class DIP(Adapter):
 @dataclass(eq=False, repr=False, kw_only=True)
 class StatisticalManifold(DIP):
     """DIP with the Hellinger distance in place of MMD (Baktashmotlagh et al., CVPR 2014).
-
-    https://www.cv-foundation.org/openaccess/content_cvpr_2014/html/Baktashmotlagh_Domain_Adaptation_on_2014_CVPR_paper.html
 
     Args:
         dim, gamma, clustering, steps, estimator: See `DIP`.

@@ -18,8 +18,6 @@ class FSSL(Adapter):
     min tr(A^T X^T L X A) + lam ||A||_21 subject to A^T X^T H X A = I, with the Laplacian L of the nearest neighbours by
     cosine among the rows of both domains. The norm is iterated: row i of A has the weight 1 / (2 ||a_i||).
 
-    Source: https://www.aaai.org/ocs/index.php/IJCAI/IJCAI11/paper/viewPaper/2910
-
     Args:
         dim: The number of features.
         lam: Weight of the norm that leaves few inputs.
