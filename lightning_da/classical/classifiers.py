@@ -54,6 +54,8 @@ class ARTL(Scores):
     alpha = ((E + lam M + manifold L) K + ridge I)^(-1) E Y. E picks the source's rows, M is the MMD matrix of domains
     and classes, divided by its Frobenius norm, and L the normalised Laplacian of the nearest neighbours by cosine.
 
+    Source: https://ieeexplore.ieee.org/document/6550016
+
     Args:
         lam: Weight of the MMD.
         manifold: Weight of the Laplacian.
@@ -115,6 +117,8 @@ class ARTL(Scores):
 @dataclass(eq=False, repr=False, kw_only=True)
 class MEDA(ARTL):
     """Manifold embedded distribution alignment: ARTL on GFK's features, mu estimated (Wang et al., MM 2018).
+
+    Source: https://arxiv.org/abs/1807.07258
 
     Args:
         dim: Dimensions of both principal subspaces of GFK.

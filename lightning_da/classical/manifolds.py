@@ -154,6 +154,8 @@ class DME(DIP):
 
     The rows are first given by their coordinates on the principal components of a Gaussian kernel.
 
+    Source: https://www.jmlr.org/papers/volume17/15-207/15-207.pdf
+
     Args:
         measure: `mmd` or `hellinger`, the distance of the projected distributions.
         rank: The number of principal components of the kernel.
@@ -196,6 +198,8 @@ class CTC(Weighted):
     minimise MMD^2 + scale mean ||a_y - 1||^2 + location mean ||b_y||^2 of the moved source and the target. The
     classifier learns from the moved source with its weights. The paper's term that keeps information of the target is
     left out (Gong et al., ICML 2016).
+
+    Source: https://proceedings.mlr.press/v48/gong16.html
 
     Args:
         dim: The number of features.

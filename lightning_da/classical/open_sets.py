@@ -28,6 +28,7 @@ class ATI(Adapter):
 
     Source: Busto and Gall, "Open set domain adaptation", ICCV 2017, section 3: ATI. The ridge stands for the paper's
     descent from the identity; there, the classifier learns `unknown` from samples of the source.
+    https://openaccess.thecvf.com/content_iccv_2017/html/Busto_Open_Set_Domain_ICCV_2017_paper.html
 
     Args:
         cost: Cost of an outlier: 0 is the smallest squared distance of a mean to a target sample, 1 the largest.

@@ -97,6 +97,8 @@ class BDA(Projection):
 
     The MMD matrix is divided by its Frobenius norm, as in the authors' code, so that `lam` means the same for every mu.
 
+    Source: https://arxiv.org/abs/1807.00516
+
     Args:
         mu: Weight of the classes' means against the domains' means, in [0, 1]; `estimate`: d_c / (d_m + d_c) from the
             A-distances of the domains, d_m, and of their classes, d_c on average, in each iteration.
@@ -134,14 +136,20 @@ def estimated_mu(source: Array, labels: Labels, target: Array, pseudo: Labels) -
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class JDA(BDA):
-    """Joint distribution adaptation: B = X^T (M_0 + sum_c M_c) X (Long et al., ICCV 2013), BDA with mu = 1/2."""
+    """Joint distribution adaptation: B = X^T (M_0 + sum_c M_c) X (Long et al., ICCV 2013), BDA with mu = 1/2.
+
+    Source: https://doi.org/10.1109/ICCV.2013.274
+    """
 
     mu: float | Literal["estimate"] = 0.5
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class TCA(Projection):
-    """Transfer component analysis: B = X^T M_0 X (Pan et al., TNN 2011), BDA with mu = 0."""
+    """Transfer component analysis: B = X^T M_0 X (Pan et al., TNN 2011), BDA with mu = 0.
+
+    Source: https://doi.org/10.1109/TNN.2010.2091281
+    """
 
     iterations: int = 1
 
@@ -155,6 +163,8 @@ class DJPMMD(Projection):
 
     B = X^T (R_min - mu R_max) X. R_min has the differences between the parts of one class in the means of both domains,
     R_max those between different classes. The difference is divided by its Frobenius norm.
+
+    Source: https://arxiv.org/abs/1912.00320
 
     Args:
         mu: Weight of the distances between classes.
@@ -178,6 +188,8 @@ class DJPMMD(Projection):
 class VDA(BDA):
     """Visual domain adaptation: JDA with small scatter within the source's classes (Tahmoresnezhad and Hashemi, 2017).
 
+    Source: https://doi.org/10.1007/s10115-016-0944-x
+
     Args:
         within: Weight of the scatter within classes, which is divided by the number of rows.
         mu: As in `BDA`.
@@ -198,6 +210,8 @@ class TJM(Projection):
 
     min tr(A^T K M_0 K A) + lam (||A_s||_21 + ||A_t||_F^2). The norm of the source's rows of A is iterated: its weight
     is 1 / (2 ||a_i||), which is large for rows that the features hardly need.
+
+    https://www.cv-foundation.org/openaccess/content_cvpr_2014/html/Long_Transfer_Joint_Matching_2014_CVPR_paper.html
 
     Args:
         conditional: Whether the means of the classes are brought together as well, as in code that is in use; the
@@ -239,6 +253,8 @@ class ACA(TCA):
     The features keep the structure of the target, not the variance of both domains: the largest HSIC, with linear
     kernels, of the target's features and the target's rows, A^T (X_t^T H X_t)^2 A.
 
+    Source: https://ieeexplore.ieee.org/document/6413843
+
     Args:
         dim, lam, iterations, kernel, gamma, scaling, unit, estimator: See `Projection`.
     """
@@ -256,6 +272,8 @@ class JGSA(Adapter):
     The features have large variance in the target and between the source's classes, and small scatter within those
     classes, MMD and distance of the two projections. The MMD matrix is C M_0 + sum_c M_c, with C classes, divided by
     the Frobenius norm of C M_0, as in the authors' code.
+
+    Source: https://arxiv.org/abs/1705.05498
 
     Args:
         dim: The number of features.

@@ -60,6 +60,8 @@ class FSSP(FSSL):
 
     The cost is X^T (M_0 + manifold L) X, with M_0 divided by its Frobenius norm.
 
+    Source: https://www.ijcai.org/Proceedings/16/Papers/243.pdf
+
     Args:
         manifold: Weight of the Laplacian.
         dim, lam, neighbors, iterations, unit, estimator: See `FSSL`.
@@ -78,6 +80,8 @@ class SCL(Adapter):
     Pivots are inputs that are positive in many rows of both domains and tell the classes apart, by mutual information
     (Blitzer et al., ACL 2007). A linear model predicts each pivot from the other inputs on the rows of both domains;
     the principal directions of the models' weights give new features beside the inputs.
+
+    Source: https://aclanthology.org/W06-1615, https://aclanthology.org/P07-1056
 
     Args:
         dim: The number of new features.

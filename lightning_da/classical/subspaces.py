@@ -46,6 +46,8 @@ class Centred(Adapter):
 class SA(Centred):
     """Subspace alignment: features X_s P_s P_s^T P_t and X_t P_t (Fernando et al., ICCV 2013).
 
+    Source: https://arxiv.org/abs/1409.5241
+
     Args:
         dim: Dimensions of both principal subspaces.
         estimator: The final classifier; `None` is the nearest neighbour.
@@ -63,6 +65,8 @@ class SA(Centred):
 class SDA(SA):
     """Subspace distribution alignment: SA whose source features also get the target's variances (Sun and Saenko, 2015).
 
+    Source: http://www.bmva.org/bmvc/2015/papers/paper024/paper024.pdf
+
     Args:
         dim: Dimensions of both principal subspaces.
         estimator: The final classifier; `None` is the nearest neighbour.
@@ -78,6 +82,8 @@ class CORAL(Centred):
     """Correlation alignment: the source's rows get the target's covariance (Sun et al., AAAI 2016, algorithm 1).
 
     Source features X_s (C_s + reg I)^(-1/2) (C_t + reg I)^(1/2), target features X_t, both centred.
+
+    Source: https://arxiv.org/abs/1511.05547
 
     Args:
         reg: What is added to the diagonals; 1 in the paper, whose inputs are standardised. Near 0 the covariances
@@ -135,6 +141,8 @@ class GFK(Centred):
     G = int_0^1 Phi(t) Phi(t)^T dt has a closed form, one 2 x 2 block a principal angle (Gong et al., CVPR 2012).
     The features, (n, 2 dim), have this kernel as inner product.
 
+    Source: https://doi.org/10.1109/CVPR.2012.6247911
+
     Args:
         dim: Dimensions of both principal subspaces; the paper wants fewer than half of those of the inputs.
         unit: Whether features are scaled to length 1.
@@ -169,6 +177,8 @@ class SGF(Centred):
     The features, (n, samples dim), are divided by sqrt(samples), so that their inner product tends to that of GFK.
     The subspaces are at the middles of equal parts of the way. The paper's partial least squares after them are left
     to `estimator`.
+
+    Source: https://ieeexplore.ieee.org/document/6126344
 
     Args:
         dim: Dimensions of both principal subspaces.

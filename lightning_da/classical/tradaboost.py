@@ -42,6 +42,7 @@ class TrAdaBoost(SourceOnly):
 
     Source: Dai et al., "Boosting for transfer learning", ICML 2007, algorithm 1, which leaves the weights of the first
     round to the user. The paper has two classes; with more the vote is that of AdaBoost.M1.
+    https://doi.org/10.1145/1273496.1273521
 
     Args:
         iterations: N, the largest number of rounds.
@@ -180,6 +181,7 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
     Source: Pardoe and Stone, "Boosting for regression transfer", ICML 2010, algorithm 3, which takes the smallest error
     as it is; Drucker, "Improving regressors using boosting techniques", ICML 1997. The error of a member is that on the
     target rows.
+    https://www.cs.utexas.edu/~dpardoe/papers/ICML10.pdf, https://dl.acm.org/doi/10.5555/645526.657132
 
     Args:
         steps: S.

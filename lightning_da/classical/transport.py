@@ -34,6 +34,7 @@ class OptimalTransport(SourceOnly):
     Source: Courty et al., "Optimal transport for domain adaptation", TPAMI 2017: entropy, and
     `Omega_c(P) = sum_j sum_c ||P(I_c, j)||_1^(1/2)`, which sends samples of different classes to
     different target samples.
+    https://arxiv.org/abs/1507.00504
 
     Args:
         entropy: Weight of the entropy, in shares of the largest cost.
@@ -73,6 +74,7 @@ class JDOT(SourceOnly):
     the target's samples, where the source sample i gives its label to sample j with weight `P_ij`.
 
     Source: Courty et al., "Joint distribution optimal transportation for domain adaptation", NIPS 2017, algorithm 1.
+    https://arxiv.org/abs/1705.08848
 
     Args:
         alpha: Weight of the distances. `None` is the paper's 1 / the largest squared distance.

@@ -44,6 +44,8 @@ class KMM(Weighted):
 
     Source: Huang et al., "Correcting sample selection bias by unlabeled data", NIPS 2006. Solved by
     accelerated projected gradients (Beck and Teboulle, 2009), which start anew where the objective grows.
+    https://papers.nips.cc/paper_files/paper/2006/hash/a2186aa7c086b46ad4e8bf81e2a3a19b-Abstract.html,
+    https://doi.org/10.1137/080716542
 
     Args:
         bound: Largest weight.
@@ -112,6 +114,7 @@ class KLIEP(Weighted):
 
     Source: Sugiyama et al., "Direct importance estimation for covariate shift adaptation", AISM 2008. It is the
     likelihood of a mixture, whose maximum the steps of expectation maximisation find; they keep both constraints.
+    https://doi.org/10.1007/s10463-008-0197-x
 
     Args:
         gamma: Of the kernel. `None` chooses, by the likelihood of five held-out folds of the target,
@@ -164,6 +167,7 @@ class InstanceWeighting(Weighted):
 
     Source: Bickel, Brückner and Scheffer, "Discriminative learning for differing training and test distributions",
     ICML 2007. The mean of the weights is 1.
+    https://doi.org/10.1145/1273496.1273507
 
     Args:
         discriminator: The classifier of domains, with `predict_proba`. `None` is logistic regression.

@@ -22,7 +22,8 @@ def discriminator_loss(real: Tensor, made: Tensor, game: Game = "cross_entropy")
 
     Source: Goodfellow et al., "Generative adversarial nets", NeurIPS 2014, equation 1; Mao et al., "Least squares
     generative adversarial networks", ICCV 2017, equation 2; Arjovsky et al., "Wasserstein generative adversarial
-    networks", ICML 2017, equation 3. https://arxiv.org/abs/1406.2661
+    networks", ICML 2017, equation 3.
+    https://arxiv.org/abs/1406.2661, https://arxiv.org/abs/1611.04076, https://arxiv.org/abs/1701.07875
 
     Args:
         real: Answers for real samples, any shape, floating point.
@@ -100,6 +101,7 @@ def one_more_class(logits: Tensor) -> Tensor:
     """The log-odds that a sample is of any class, against one more class whose logit is 0: log sum_k exp l_k.
 
     Source: Salimans et al., NeurIPS 2016, section 5.
+    https://arxiv.org/abs/1606.03498
 
     Args:
         logits: Shape (n, num_classes), floating point.

@@ -15,6 +15,7 @@ def scatters(x: Tensor, y: Tensor, within: int, between: int) -> tuple[Tensor, T
     other classes. Neighbours are those of `x` itself. Where there are fewer, those that are there are summed.
 
     Source: Hu, Lu and Tan, "Deep transfer metric learning", CVPR 2015, equations 6 and 7.
+    https://openaccess.thecvf.com/content_cvpr_2015/papers/Hu_Deep_Transfer_Metric_2015_CVPR_paper.pdf
 
     Args:
         x: Samples, shape (N, d), floating point.

@@ -23,7 +23,7 @@ class AdversarialSegmentation(Segmentation, AdaptationModule):
 
     Source: the adversarial term of Goodfellow et al., "Generative adversarial networks", NeurIPS 2014, equation 1, on
     masks as in Luc et al., "Semantic segmentation using adversarial networks", 2016, equation 1.
-    https://arxiv.org/abs/1611.08408
+    https://arxiv.org/abs/1406.2661, https://arxiv.org/abs/1611.08408
 
     Args:
         train_on: The domains whose masks are read, the source among them.

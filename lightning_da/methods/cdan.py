@@ -17,6 +17,7 @@ class MultilinearMap(nn.Module):
     they are and are kept in a checkpoint. Its inner products are, in the mean, those of the outer products.
 
     Source: Long et al., NeurIPS 2018, equations 4 to 6.
+    https://arxiv.org/abs/1705.10667
 
     Args:
         features: Number of features.

@@ -17,6 +17,7 @@ class ClassEmbedding(ZeroShot):
 
     Source: the ranking loss of Akata et al., "Evaluation of output embeddings for fine-grained image classification",
     CVPR 2015, with the margin as an argument.
+    https://arxiv.org/abs/1409.8403
 
     Args:
         num_attributes: As for `ZeroShot`.

@@ -280,6 +280,7 @@ def open_set_scores(counts: Tensor) -> dict[str, Tensor]:
 
     Source: Busto and Gall, "Open set domain adaptation", ICCV 2017, section 4, for OS and OS*; Bucci et al., "On the
     effectiveness of image rotation for open set domain adaptation", ECCV 2020, for the harmonic mean.
+    https://openaccess.thecvf.com/content_iccv_2017/html/Busto_Open_Set_Domain_ICCV_2017_paper.html,
     https://arxiv.org/abs/2007.12360
 
     Args:

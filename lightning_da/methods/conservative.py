@@ -28,6 +28,9 @@ class Conservative(FineTune):
 
     With all weights 0 it is `FineTune`.
 
+    Source: https://arxiv.org/abs/1802.01483, https://doi.org/10.1109/ICASSP.2013.6639201,
+    https://arxiv.org/abs/1606.09282
+
     Args:
         start_decay: Weight of the distance to the start, for copied weights.
         new_decay: Weight decay of new weights.

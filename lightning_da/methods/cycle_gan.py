@@ -28,7 +28,8 @@ class CycleGAN(DrawsPictures, WatchedModule):
 
     Source: Zhu et al., "Unpaired image-to-image translation using cycle-consistent adversarial networks", ICCV 2017,
     equations 1 to 3 and, for the identity, section 5.2. DiscoGAN (Kim et al., ICML 2017) and DualGAN (Yi et al., ICCV
-    2017) are other choices of the first arguments. https://arxiv.org/abs/1703.10593
+    2017) are other choices of the first arguments.
+    https://arxiv.org/abs/1703.10593, https://arxiv.org/abs/1703.05192, https://arxiv.org/abs/1704.02510
 
     Args:
         game: What discriminators and translators make small (see `discriminator_loss`).

@@ -17,6 +17,7 @@ class DAP(ZeroShot):
 
     Source: Lampert, Nickisch and Harmeling, "Learning to detect unseen object classes by between-class attribute
     transfer", CVPR 2009, equation 2.
+    https://doi.org/10.1109/CVPR.2009.5206594
 
     Args:
         num_attributes: As for `ZeroShot`.

@@ -62,6 +62,7 @@ class MultiLayerDiscriminator(nn.Module):
 
     Source: Luo et al., "Label efficient learning of transferable representations across domains and tasks", NIPS 2017,
     section 3.2. The decay of the hidden layer before is left to its weights.
+    https://arxiv.org/abs/1712.00123
 
     Args:
         widths: Widths of the adapted layers, in order of depth.

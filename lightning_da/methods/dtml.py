@@ -29,6 +29,8 @@ class DTML(AdaptationModule):
 
     Sources: Hu, Lu and Tan, "Deep transfer metric learning", CVPR 2015, equations 10 and 19, and "Discriminative deep
     metric learning for face verification in the wild", CVPR 2014 (DDML).
+    https://openaccess.thecvf.com/content_cvpr_2015/papers/Hu_Deep_Transfer_Metric_2015_CVPR_paper.pdf,
+    https://openaccess.thecvf.com/content_cvpr_2014/html/Hu_Discriminative_Deep_Metric_2014_CVPR_paper.html
 
     Args:
         loss: From embeddings (n, d) and identities (n,) to a scalar: a `MarginalFisher`, which is the default, or a

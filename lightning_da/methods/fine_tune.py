@@ -23,7 +23,8 @@ class FineTune(TransferModule):
         keep_head: Whether to copy the head of the run `init_from` too; otherwise the head is new.
         blocks: How each block of the network starts, instead of `init_layers`, `keep_head` and `freeze`: `random`, or
             with the weights of the run `init_from`, `frozen` or `fine_tuned`. Blocks are the layers of the backbone,
-            `bottleneck` and `head`; those that are not named are random (Mou et al., EMNLP 2016, section 4).
+            `bottleneck` and `head`; those that are not named are random (Mou et al., EMNLP 2016, section 4,
+            https://aclanthology.org/D16-1046).
         **kwargs: Arguments of `TransferModule`.
 
     Raises:

@@ -15,6 +15,7 @@ class PseudoLabels(SemiSupervised):
 
     Source: Lee, "Pseudo-label: the simple and efficient semi-supervised learning method for deep neural networks", ICML
     workshop 2013, equation 15; the threshold is that of Sohn et al., "FixMatch", NeurIPS 2020, equation 4.
+    https://arxiv.org/abs/2001.07685
 
     Args:
         threshold: The least probability of a pseudo-label; 0 takes all.

@@ -15,6 +15,7 @@ class SelfTaught(OwnClasses, Autoencoder):
     alone.
 
     Source: Raina et al., "Self-taught learning: transfer learning from unlabeled data", ICML 2007, section 3.
+    https://doi.org/10.1145/1273496.1273592
 
     Args:
         **kwargs: Arguments of `Autoencoder`.

@@ -68,6 +68,7 @@ class Verification(Embeddings):
     Source of the protocol: Huang et al., "Labeled faces in the wild", 2007. Here all pairs of samples are read, and
     pairs of one identity weigh as much as pairs of two. They are in ten folds: those of identities a and b in fold
     (a + b) modulo 10, those of one identity a in fold a modulo 10. Samples of unknown identity are left out.
+    https://vis-www.cs.umass.edu/lfw/lfw.pdf
     """
 
     def compute(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ class ZeroShot(OwnClasses):
     sample of the target chooses among the unseen classes. In the generalised setting the samples of both domains choose
     among all classes: `generalised/seen` and `generalised/unseen` are mean accuracies over the classes, and
     `generalised/harmonic` is their harmonic mean (Xian et al., "Zero-shot learning: the good, the bad and the ugly",
-    CVPR 2017, section 4.3).
+    CVPR 2017, section 4.3, https://arxiv.org/abs/1703.04394).
 
     A subclass fills `describe` and `losses`, and calls `set_head`.
 

@@ -60,6 +60,8 @@ class LeNet(Backbone):
 
     conv 5x5-32, ReLU, max-pool, conv 5x5-48, ReLU, max-pool, fc-100, ReLU, fc-100, ReLU.
 
+    Source: https://arxiv.org/abs/1505.07818
+
     Args:
         input_shape: (channels, height, width), height and width at least 16.
         batch_norm: Whether to add batch normalisation after each convolution and hidden layer; the paper has none.

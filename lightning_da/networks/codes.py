@@ -84,6 +84,7 @@ class SparseCoding(_Fitted):
 
     Source: Raina et al., "Self-taught learning: transfer learning from unlabeled data", ICML 2007, equations 1 and 2;
     B has rows of at most unit length.
+    https://doi.org/10.1145/1273496.1273592, https://doi.org/10.1137/080716542
 
     Args:
         input_shape: Shape of one sample, which is flattened.

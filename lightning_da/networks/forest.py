@@ -16,6 +16,7 @@ class Forest(nn.Module):
     scikit-learn grows the trees. Each is kept as a complete one: a leaf above the last level is repeated below.
 
     Source: Breiman, "Random forests", Machine Learning 2001.
+    https://doi.org/10.1023/A:1010933404324
 
     Args:
         width: Number of values of a vector.

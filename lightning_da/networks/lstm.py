@@ -26,6 +26,7 @@ class LSTM(SentenceBackbone):
     long short-term memory (Hochreiter and Schmidhuber, Neural Computation 1997). The paper reads the last state; here
     the output is the largest value of each state over the words (Conneau et al., EMNLP 2017, section 3.2.3), which long
     texts need fewer steps for.
+    https://aclanthology.org/D16-1046, https://doi.org/10.1162/neco.1997.9.8.1735, https://arxiv.org/abs/1705.02364
 
     Args:
         input_shape: (length,), the largest number of words of a sentence.

@@ -43,6 +43,7 @@ class MemoryNetwork(SentenceBackbone):
     https://www.ijcai.org/proceedings/2017/0311.pdf; Yang et al., "Hierarchical attention networks for document
     classification", NAACL 2016, equations 5 to 7, for the weights; Sukhbaatar et al., "End-to-end memory networks",
     NeurIPS 2015, section 2.2, for hops with shared weights.
+    https://aclanthology.org/N16-1174, https://arxiv.org/abs/1503.08895
 
     Args:
         input_shape: (length,), the largest number of words of a sentence.

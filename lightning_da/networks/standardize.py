@@ -20,6 +20,7 @@ class Moments:
     """Mean and variance of each feature, or of each channel of images, from chunks of samples.
 
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
 
     Attributes:
         number: The number of values.
@@ -94,6 +95,7 @@ def root_shares(counts: Tensor) -> Tensor:
 
     Source: Perronnin et al., "Large-scale image categorization with explicit data embedding", CVPR 2010, section 3.2
     (Hellinger's kernel); Arandjelovic and Zisserman, "Three things everyone should know", CVPR 2012, section 3.
+    https://doi.org/10.1109/CVPR.2010.5539914, https://doi.org/10.1109/CVPR.2012.6248018
 
     Args:
         counts: Shape (n, d), not negative.
