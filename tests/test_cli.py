@@ -28,6 +28,7 @@ from lightning_da.main import main
 from lightning_da.methods import DANN, DomainBatch
 from lightning_da.networks.backbones import TimmBackbone
 from lightning_da.paths import PROJECT
+from lightning_da.process import shorten_warnings
 from lightning_da.signatures import arguments
 from lightning_da.store import by_name, client
 from lightning_da.tracking import deciding_checkpoint, find_fit, find_run
@@ -682,6 +683,25 @@ def test_a_name_of_several_runs_is_the_latest_and_it_is_said() -> None:
     client().set_tag(other, "checkpoint", "last.ckpt")  # the only fit that ended
     with warnings.catch_warnings(action="error"):
         assert find_run("twice").info.run_id == other  # type: ignore[union-attr]
+
+
+def test_compare_says_why_no_method_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    log("no scores", "source_only", 0, 0.4)
+    main(["compare", "--experiment", "no scores"])
+    assert "no choice" not in capsys.readouterr().out  # there is nothing to choose from
+    log("no scores", "dann", 0, 0.7)
+    main(["compare", "--experiment", "no scores"])
+    assert "no choice without target labels: the fits recorded no scores" in capsys.readouterr().out
+
+
+def test_warnings_of_the_project_are_short_and_those_of_others_name_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    shorten_warnings()
+    own, other = str(PROJECT / "lightning_da" / "data" / "base.py"), torch.__file__
+    assert warnings.formatwarning("text", UserWarning, own, 3) == "warning: text\n"
+    assert warnings.formatwarning("text", UserWarning, other, 3) == f"{other}:3: UserWarning: text\n"
 
 
 def test_compare_says_which_runs_showed_signs_of_failure(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import random
 import re
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
+from lightning_da.callbacks.label_free_scores import LabelFreeScores
 from lightning_da.callbacks.transfer_curve import TransferCurve
 from lightning_da.data import Digits, DomainPairDataModule, TensorDomain
 from lightning_da.data.base import UNKNOWN
@@ -689,7 +691,9 @@ class Scarce(DomainPairDataModule):
     ],
 )
 def test_a_target_with_few_samples_or_labels(samples: int, labels: int, there: set[str]) -> None:
-    curve = TransferCurve(measures=tuple(MEASURES))
-    toy.fit(toy.build("dann"), 3, Scarce(samples, labels), callbacks=[curve])
+    curve, scores = TransferCurve(measures=tuple(MEASURES)), LabelFreeScores()
+    with warnings.catch_warnings(record=True, action="always") as said:
+        toy.fit(toy.build("dann"), 3, Scarce(samples, labels), callbacks=[curve, scores])
+    assert len([own for own in said if "fewer than 8 validation samples" in str(own.message)]) == (samples < 8)
     assert set(curve.table["measure"]) == there
     assert curve.table["value"].isna().sum() == 0

@@ -120,10 +120,7 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         if (result := _result_of(group)) != "acc":
             print(f"no choice without target labels: its score needs classes, and the labels are {LABELS[result]}")
         elif len(group) > 1 and LOWER in set(group["method"]) and not any(group["answers"]):
-            print(
-                "no choice without target labels: no scores are recorded; a domain has too few validation samples, or"
-            )
-            print("LabelFreeScores is not among the callbacks")
+            print("no choice without target labels: the fits recorded no scores (too few validation samples?)")
     for warning in warnings_of(runs):
         print(f"\nwarning: {warning}")
     return table.drop(columns=["answers", "data", "runs", "targets"])
