@@ -327,7 +327,7 @@ class TransferCLI(LightningCLI):
             with loading_errors():
                 function(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         except (Exception, SystemExit) as stop:
-            if (bar := self.trainer.progress_bar_callback) is not None and bar.is_enabled:
+            if self.trainer.progress_bar_callback is not None:
                 print(flush=True)  # ends its line
             error: BaseException = stop
             if isinstance(stop, SystemExit):  # Lightning's answer to Ctrl-C: before training, or the second one
