@@ -859,7 +859,6 @@ def process(code: str, *words: str, folder: Path | None = None) -> subprocess.Co
 def test_a_typo_is_named_before_anything_slow_is_imported(words: list[str], said: str) -> None:
     code = """
 import sys
-import warnings
 from lightning_da.main import main
 try:
     main(sys.argv[1:])

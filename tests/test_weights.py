@@ -11,7 +11,7 @@ from scipy import optimize
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 
@@ -152,6 +152,14 @@ def test_an_estimator_without_weights_is_refused(method: Any, shifted: Pair) -> 
     x, y, domain = shifted
     with pytest.raises(ConfigError, match=r"^estimator: KNeighborsClassifier takes no weights of samples; use another"):
         method(estimator=KNeighborsClassifier()).fit(x, np.where(np.arange(len(y)) % 9, y, abs(y)), domain)
+
+
+def test_a_regressor_without_weights_is_refused() -> None:
+    x, domain = np.arange(40.0)[:, None], np.where(np.arange(40) < 20, 1, -1)
+    with pytest.raises(
+        ConfigError, match=r"^estimator: KNeighborsRegressor .*; use another, sklearn.tree.DecisionTree"
+    ):
+        TrAdaBoostR2(estimator=KNeighborsRegressor()).fit(x, x[:, 0], domain)
 
 
 def test_a_classifier_without_probabilities_is_refused(shifted: Pair) -> None:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone, is_regressor
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
@@ -24,20 +24,19 @@ def fit_weighted(estimator: Any, x: Array, y: Labels | Array, weights: Array) ->
         ConfigError: If it takes no weights.
     """
     if not has_fit_parameter(estimator, "sample_weight"):
-        raise ConfigError(
-            f"estimator: {type(estimator).__name__} takes no weights of samples; use another, "
-            "sklearn.linear_model.LogisticRegression for example"
-        )
+        raise _lacking("estimator", estimator, "takes no weights of samples")
     return estimator.fit(x, y, sample_weight=weights)
 
 
 def check_probabilities(name: str, classifier: Any) -> None:
     """Refuses a classifier without `predict_proba`; `name` is the argument that holds it."""
     if not hasattr(classifier, "predict_proba"):
-        raise ConfigError(
-            f"{name}: {type(classifier).__name__} gives no probabilities; use another, "
-            "sklearn.linear_model.LogisticRegression for example"
-        )
+        raise _lacking(name, classifier, "gives no probabilities")
+
+
+def _lacking(name: str, estimator: Any, what: str) -> ConfigError:
+    example = "tree.DecisionTreeRegressor" if is_regressor(estimator) else "linear_model.LogisticRegression"
+    return ConfigError(f"{name}: {type(estimator).__name__} {what}; use another, sklearn.{example} for example")
 
 
 class Domains(NamedTuple):

@@ -120,9 +120,10 @@ class MEDA(ARTL):
 
     Source: https://arxiv.org/abs/1807.07258
 
+    The other arguments are those of `ARTL`.
+
     Args:
         dim: Dimensions of both principal subspaces of GFK.
-        lam, manifold, ridge, neighbors, gamma, iterations, unit, estimator: See `ARTL`.
     """
 
     dim: int = 20

@@ -140,8 +140,7 @@ class DIP(Adapter):
 class StatisticalManifold(DIP):
     """DIP with the Hellinger distance in place of MMD (Baktashmotlagh et al., CVPR 2014).
 
-    Args:
-        dim, gamma, clustering, steps, estimator: See `DIP`.
+    The arguments are those of `DIP`.
     """
 
     def _distance(self) -> Distance:
@@ -156,11 +155,12 @@ class DME(DIP):
 
     Source: https://www.jmlr.org/papers/volume17/15-207/15-207.pdf
 
+    The other arguments are those of `DIP`.
+
     Args:
         measure: `mmd` or `hellinger`, the distance of the projected distributions.
         rank: The number of principal components of the kernel.
         width: Of that kernel, exp(-width ||x - y||^2); `None`: 1 / median of the squared distances.
-        dim, gamma, clustering, steps, estimator: See `DIP`.
     """
 
     measure: Literal["mmd", "hellinger"] = "mmd"

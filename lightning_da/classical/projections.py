@@ -99,10 +99,11 @@ class BDA(Projection):
 
     Source: https://arxiv.org/abs/1807.00516
 
+    The other arguments are those of `Projection`.
+
     Args:
         mu: Weight of the classes' means against the domains' means, in [0, 1]; `estimate`: d_c / (d_m + d_c) from the
             A-distances of the domains, d_m, and of their classes, d_c on average, in each iteration.
-        dim, lam, iterations, kernel, gamma, scaling, unit, estimator: See `Projection`.
     """
 
     mu: float | Literal["estimate"] = "estimate"
@@ -166,9 +167,10 @@ class DJPMMD(Projection):
 
     Source: https://arxiv.org/abs/1912.00320
 
+    The other arguments are those of `Projection`.
+
     Args:
         mu: Weight of the distances between classes.
-        dim, lam, iterations, kernel, gamma, scaling, unit, estimator: See `Projection`.
     """
 
     mu: float = 0.1
@@ -190,10 +192,11 @@ class VDA(BDA):
 
     Source: https://doi.org/10.1007/s10115-016-0944-x
 
+    The other arguments are those of `Projection`.
+
     Args:
         within: Weight of the scatter within classes, which is divided by the number of rows.
         mu: As in `BDA`.
-        dim, lam, iterations, kernel, gamma, scaling, unit, estimator: See `Projection`.
     """
 
     mu: float | Literal["estimate"] = 0.5
@@ -213,10 +216,11 @@ class TJM(Projection):
 
     https://www.cv-foundation.org/openaccess/content_cvpr_2014/html/Long_Transfer_Joint_Matching_2014_CVPR_paper.html
 
+    The other arguments are those of `Projection`.
+
     Args:
         conditional: Whether the means of the classes are brought together as well, as in code that is in use; the
             paper has the domains' means only.
-        dim, lam, iterations, kernel, gamma, scaling, unit, estimator: See `Projection`.
     """
 
     conditional: bool = False
@@ -255,8 +259,7 @@ class ACA(TCA):
 
     Source: https://ieeexplore.ieee.org/document/6413843
 
-    Args:
-        dim, lam, iterations, kernel, gamma, scaling, unit, estimator: See `Projection`.
+    The arguments are those of `Projection`.
     """
 
     def _factor(self, x: Array, n_s: int) -> Array:

@@ -62,9 +62,10 @@ class FSSP(FSSL):
 
     Source: https://www.ijcai.org/Proceedings/16/Papers/243.pdf
 
+    The other arguments are those of `FSSL`.
+
     Args:
         manifold: Weight of the Laplacian.
-        dim, lam, neighbors, iterations, unit, estimator: See `FSSL`.
     """
 
     manifold: float = 1.0
