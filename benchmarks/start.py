@@ -4,7 +4,7 @@
 
 Measures what the data module does before the first batch: it lists, checks and digests two domains. Each start is a
 process of its own, with an empty memory of earlier checks (first) and again (second); starts on many and on 400 images
-alternate. Up to 60,000 images are files of their own, more are symbolic links to 400 files; the system's file cache is
+alternate. Up to 60,000 images are files of their own, more are hard links to 400 files; the system's file cache is
 warm. Prints median seconds, of the clock and of the processor. Memory is the proportional set size (PSS) of two loading
 processes after 32,000 samples: pages that processes share are divided among them.
 """
@@ -41,7 +41,7 @@ def images(root: Path, number: int) -> Path:
         for i in range(each):
             path = part / place / f"{i:06}.jpg"
             if few:
-                path.symlink_to(few[i % len(few)])
+                path.hardlink_to(few[i % len(few)])
             else:
                 Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(path)
     part.rename(folder)

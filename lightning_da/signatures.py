@@ -63,9 +63,12 @@ def check_options(words: Sequence[str], all_known: bool) -> None:
         all_known: Whether the command has no options but `OPTIONS`.
 
     Raises:
-        ConfigError: If the trainer, the method or the data have no such option.
+        ConfigError: If the trainer, the method or the data have no such option, or a file is given for a class.
     """
     words = full_spelling(words)
+    for word, value in _pairs(words):
+        if word[2:] in CLASSES and not value.endswith((".yaml", ".yml")) and Path(value).exists():
+            raise ConfigError(_no_class(word[2:], value))
     options = [word[2:].split("=", 1)[0] for word in words if word.startswith("--") and len(word) > 2]
     for option in options:
         first, _, rest = option.partition(".")
@@ -93,8 +96,7 @@ def class_path(words: Sequence[str], part: str) -> str | None:
         part: `model`, `data` or `model.init_args.backbone`, for example.
     """
     found: str | None = None
-    pairs = [word.split("=", 1) if "=" in word else [word, following] for word, following in _with_next(words)]
-    for word, value in pairs:
+    for word, value in _pairs(words):
         if word in ("--config", "-c"):
             found = _class_in(value, part) or found
         elif word in (f"--{part}", f"--{part}.class_path"):
@@ -102,8 +104,19 @@ def class_path(words: Sequence[str], part: str) -> str | None:
     return found
 
 
-def _with_next(words: Sequence[str]) -> Iterable[tuple[str, str]]:
-    return zip(words, [*words, ""][1:], strict=True)
+def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Each word of a command line with its value: the text behind its equals sign, or else the next word."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        option, equals, value = word.partition("=")
+        yield option, value if equals else following
+
+
+def _no_class(key: str, path: str) -> str:
+    """The error message for a file or a folder in place of a class."""
+    kind, key = "file" if Path(path).is_file() else "folder", key.replace(".init_args", "")
+    option = "--data.root" if kind == "folder" else "--data.source"
+    hint = f"for data in it: --config data/NAME.yaml {option} {path}" if key == "data" else "name a class"
+    return f"{key}: {path!r} is a {kind}, not the name of a class; {hint}"
 
 
 def _class_in(path: str, part: str) -> str | None:

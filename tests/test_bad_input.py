@@ -570,6 +570,13 @@ def test_an_argument_of_a_method_or_of_several_domains(words: list[str], message
         (["layer-transfer", *GRID, "--task_a", "9"], "no class '9'"),
         (["speech-transfer", "--source_tasks", "foo"], "invalid choice: 'foo'"),
         (["speech-transfer", *SPEECH[4:], "--sizes", "0"], "sizes"),
+        (method("dann", "--data", "source.csv"), "data: 'source.csv' is a file, not the name of a class; for data in"),
+        (["fit", "--data=empty_folder"], "'empty_folder' is a folder, not the name of a class; for data in it:"),
+        (
+            ["sweep", *GRID, "--methods", "dann", "--data=source.csv"],
+            "--config data/NAME.yaml --data.source source.csv",
+        ),
+        (method("dann", "--model.optimizer=source.csv"), "model.optimizer: 'source.csv' is a file, not the name of"),
     ],
     ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, list) else "",
 )

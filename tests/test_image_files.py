@@ -8,9 +8,11 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -224,6 +226,35 @@ def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
     draw(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     with pytest.raises(DataError, match="a/again: the link leads to one of its own parent folders"):
+        list_images(tmp_path)
+
+
+def test_folders_listed_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["c-a/1.png", "c/2.png", "c/in/3.PNG", "c/in/er/4.jpg", "d/5.jpeg", "e/6.bmp", "top.gif.png"]
+    for name in [*names, "c/.hidden/7.png", "c/.8.png", "d/notes.txt"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "linked").symlink_to(tmp_path / "c" / "in")
+    (tmp_path / "e" / "gone.png").symlink_to(tmp_path / "nowhere")
+    names += ["linked/3.PNG", "linked/er/4.jpg", "e/gone.png"]
+    one = list_images(tmp_path)
+    assert one.names.tolist() == sorted(map(os.fsencode, names))
+    lengths = {os.fsencode(name): len(name) for name in names} | {b"e/gone.png": -1}
+    lengths |= {b"linked/3.PNG": len("c/in/3.PNG"), b"linked/er/4.jpg": len("c/in/er/4.jpg")}
+    assert one.sizes.tolist() == [lengths[name] for name in one.names.tolist()]
+    assert len(set(one.keys.tolist())) == len(names)
+
+    monkeypatch.setattr(image_files, "MANY", 1)
+    monkeypatch.setattr(image_files, "_processes", lambda: 2)
+    started = mock.Mock(wraps=ProcessPoolExecutor)
+    monkeypatch.setattr(image_files, "ProcessPoolExecutor", started)
+    several = list_images(tmp_path)
+    assert started.called
+    for ours, theirs in zip(one, several, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.tolist() == theirs.tolist()
+    (tmp_path / "c" / "in" / "again").symlink_to(tmp_path / "c")
+    with pytest.raises(DataError, match="c/in/again: the link leads to one of its own parent folders"):
         list_images(tmp_path)
 
 

@@ -1,9 +1,12 @@
 """Image files: their listing, their reading, and checks that are remembered."""
 
 import hashlib
+import multiprocessing
 import os
+import stat
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +24,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 _SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """Last bytes of a complete file in each format."""
+MANY = 20_000
+"""Number of files from which on folders are listed in several processes."""
 
 
 class Listing(NamedTuple):
@@ -30,18 +35,17 @@ class Listing(NamedTuple):
         names: Paths relative to the folder, shape (n,), as bytes: an array, because each loading process would copy a
             list of strings when it counts references to them.
         sizes: Bytes in each file, shape (n,); -1 if the file cannot be found, as behind a broken link.
-        modified: Time of the last change of each file's content in nanoseconds, shape (n,).
-        changed: Time of the last change of its status, which no program can set back, shape (n,).
+        keys: A number for each file, shape (n,), that changes with its name, its size, the time of the last change of
+            its content, and that of its status, which no program can set back.
     """
 
     names: NDArray[np.bytes_]
     sizes: NDArray[np.int64]
-    modified: NDArray[np.int64]
-    changed: NDArray[np.int64]
+    keys: NDArray[np.uint64]
 
     def select(self, rows: NDArray[np.int64]) -> "Listing":
         """The files with these indices."""
-        return Listing(self.names[rows], self.sizes[rows], self.modified[rows], self.changed[rows])
+        return Listing(self.names[rows], self.sizes[rows], self.keys[rows])
 
 
 def list_images(folder: Path, parts: Sequence[str] = ("",)) -> Listing:
@@ -61,34 +65,73 @@ def list_images(folder: Path, parts: Sequence[str] = ("",)) -> Listing:
     """
     listed = []
     for part in map(os.fsencode, parts):
-        found: list[bytes] = []
-        numbers: list[int] = []
-        _scan(os.path.join(os.fsencode(folder), part), part and part + b"/", (), found, numbers)
-        names, columns = np.array(found, dtype=np.bytes_), np.array(numbers, dtype=np.int64).reshape(-1, 3).T
-        listed.append(Listing(names, *columns).select(np.argsort(names)))
+        places = [_Place(os.path.join(os.fsencode(folder), part), part and part + b"/")]
+        found = []
+        while places:
+            scanned = _scan_each(places)
+            found += [files for files, _ in scanned]
+            places = [inner for _, folders in scanned for inner in folders]
+        files = Listing(*map(np.concatenate, zip(*found, strict=True)))
+        listed.append(files.select(np.argsort(files.names, kind="stable")))
     return Listing(*map(np.concatenate, zip(*listed, strict=True)))
 
 
-def _scan(
-    folder: bytes, prefix: bytes, above: tuple[os.stat_result, ...], names: list[bytes], numbers: list[int]
-) -> None:
-    """Appends the name of each image in a folder and its sub-folders, and its size and times, in any order."""
-    place = os.stat(folder)
-    if any(os.path.samestat(place, other) for other in above):
-        raise DataError(f"{os.fsdecode(folder)}: the link leads to one of its own parent folders; remove it")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
+class _Place(NamedTuple):
+    """A folder to scan: its path, the start of the names of its files, and device and number of its parent folders."""
+
+    path: bytes
+    prefix: bytes
+    parents: tuple[tuple[int, int], ...] = ()
+
+
+def _scan_each(places: Sequence[_Place]) -> list[tuple[Listing, list[_Place]]]:
+    """Scans folders, in several processes if they seem to have `MANY` files.
+
+    The time goes to a question to the file system about each file, which threads would ask one after the other.
+    """
+    workers = min(len(places), _processes())
+    if workers < 2 or len(os.listdir(places[0].path)) * len(places) < MANY:
+        return list(map(_scan, places))
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(_scan, places, chunksize=1 + len(places) // (8 * workers)))
+
+
+def _processes() -> int:
+    """Number of processes that may list folders: one where a fork is not safe or not allowed."""
+    if sys.platform != "linux" or multiprocessing.current_process().daemon:
+        return 1
+    return len(os.sched_getaffinity(0))
+
+
+def _scan(place: _Place) -> tuple[Listing, list[_Place]]:
+    """The images directly in a folder and its sub-folders, both sorted."""
+    here = os.stat(place.path)
+    if (here.st_dev, here.st_ino) in place.parents:
+        raise DataError(f"{os.fsdecode(place.path)}: the link leads to one of its own parent folders; remove it")
+    parents = (*place.parents, (here.st_dev, here.st_ino))
+    names: list[bytes] = []
+    numbers: list[int] = []
+    folders = []
+    opened = os.open(place.path, os.O_RDONLY)
+    try:
+        for name in sorted(os.listdir(place.path)):
+            if name.startswith(b"."):
                 continue
-            if entry.is_dir():
-                _scan(entry.path, prefix + entry.name + b"/", (*above, place), names, numbers)
-            elif entry.name.lower().endswith(_SUFFIXES):
-                names.append(prefix + entry.name)
-                try:
-                    stat = entry.stat()
-                    numbers += stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-                except OSError:  # the check reports it
-                    numbers += -1, 0, 0
+            try:
+                status = os.stat(name, dir_fd=opened)  # faster than by its whole path
+            except OSError:  # a broken link, which the check reports
+                status = None
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                folders.append(_Place(os.path.join(place.path, name), place.prefix + name + b"/", parents))
+            elif name.lower().endswith(_SUFFIXES):
+                names.append(place.prefix + name)
+                numbers += (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if status else (-1, 0, 0)
+    finally:
+        os.close(opened)
+    columns = np.array(numbers, dtype=np.int64).reshape(-1, 3)
+    table = pd.DataFrame(columns).assign(names=names)
+    keys = np.asarray(pd.util.hash_pandas_object(table, index=False, categorize=False), dtype=np.uint64)
+    return Listing(np.array(names, dtype=np.bytes_), columns[:, 0], keys), folders
 
 
 def find_damaged(folder: Path, files: Listing) -> dict[int, str]:
@@ -104,9 +147,11 @@ def find_damaged(folder: Path, files: Listing) -> dict[int, str]:
     Returns:
         An error message for each damaged file, by its index.
     """
-    keys = _keys(files)
     memory = cache_folder() / "images" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.npy"
-    new = np.flatnonzero(~np.isin(keys, _load(memory)))
+    known = _load(memory)
+    if np.array_equal(files.keys, known):
+        return {}
+    new = np.flatnonzero(~np.isin(files.keys, known))
     if not len(new):
         return {}
 
@@ -116,14 +161,8 @@ def find_damaged(folder: Path, files: Listing) -> dict[int, str]:
 
     with ThreadPoolExecutor() as pool:
         damaged = dict(chain.from_iterable(found.items() for found in pool.map(check, np.array_split(new, 64))))
-    _save(memory, np.delete(keys, list(damaged)))
+    _save(memory, np.delete(files.keys, list(damaged)))
     return dict(sorted(damaged.items()))
-
-
-def _keys(files: Listing) -> NDArray[np.uint64]:
-    """A number for each file, shape (n,), that changes with its name, size and times."""
-    table = pd.DataFrame(files._asdict() | {"names": files.names.astype(object)})
-    return np.asarray(pd.util.hash_pandas_object(table, index=False, categorize=False), dtype=np.uint64)
 
 
 def _load(path: Path) -> NDArray[np.uint64]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -83,8 +84,8 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def fingerprint(self) -> str:
         """A digest of the file names and the file sizes; the files are not read."""
         if not self._digest:
-            prefix, files = os.fsencode(self.prefix), zip(self._names.tolist(), self._sizes.tolist(), strict=True)
-            lines = [b"%b%b\0%d\n" % (prefix, name, size) for name, size in files]
+            line = os.fsencode(self.prefix).replace(b"%", b"%%") + b"%b\0%d\n"
+            lines = map(line.__mod__, zip(self._names.tolist(), self._sizes.tolist(), strict=True))
             self._digest = hashlib.sha256(b"".join(lines)).hexdigest()
         return self._digest
 
@@ -208,18 +209,17 @@ class ImageFolders(DomainPairDataModule):
                     "folder train, and val or test or both"
                 )
         files = self._files(domain, parts)
-        names = files.names.tolist()
         if self._one_folder:
-            self._check_no_domains(domain, inner, names)
-        of_class = [_folder_of(name, depth=int(parts != [""])) for name in names]
+            self._check_no_domains(domain, inner, files.names)
+        found, of_file = np.unique(_folders_of(files.names, depth=int(parts != [""])), return_inverse=True)
         classes = sorted({name for part in parts for name in self._folders(domain, part)})
-        self._check_listing(domain, folder, classes, set(map(os.fsdecode, set(of_class))))
+        self._check_listing(domain, folder, classes, set(map(os.fsdecode, found.tolist())))
         codes = {os.fsencode(name): label for label, name in enumerate(classes)} | {b"": UNKNOWN}
-        labels = np.array([codes[name] for name in of_class], dtype=np.int64)
+        labels = np.array([codes[name] for name in found.tolist()], dtype=np.int64)[of_file]
         given = None
         if parts != [""]:
             split_of = SPLIT_FOLDERS if len(parts) > 2 else dict.fromkeys(parts, "test") | {"train": "train"}
-            given = np.array([split_of[_folder_of(name).decode()] for name in names])
+            given = np.array([split_of[name.decode()] for name in _folders_of(files.names).tolist()])
         splits = split_indices(labels, self.seed, self.val_share, self.test_share, given)
         if self.protocol == "all":
             splits = dict.fromkeys(SPLITS, np.arange(len(labels)))
@@ -277,12 +277,12 @@ class ImageFolders(DomainPairDataModule):
                 f"inside it, use the domain name '{domain}/{classes[0]}'"
             )
 
-    def _check_no_domains(self, domain: str, folders: Sequence[str], names: Sequence[bytes]) -> None:
+    def _check_no_domains(self, domain: str, folders: Sequence[str], names: NDArray[np.bytes_]) -> None:
         """Refuses a folder of domains: its folders have the same folders, and no image beside them."""
         if set(folders) <= set(SPLIT_FOLDERS) or len(folders) < 2:
             return
         inner = [self._folders(domain, name) for name in folders]
-        if inner[0] and inner.count(inner[0]) == len(inner) and not any(name.count(b"/") == 1 for name in names):
+        if inner[0] and inner.count(inner[0]) == len(inner) and not (np.strings.count(names, b"/") == 1).any():
             raise DataError(
                 f"{self.root / domain}: its folders {', '.join(map(repr, folders[:5]))} have the same folders, like "
                 f"domains with classes; name two domains, for example --data.source {folders[0]} --data.target "
@@ -298,10 +298,14 @@ class ImageFolders(DomainPairDataModule):
         return transform
 
 
-def _folder_of(name: bytes, depth: int = 0) -> bytes:
-    """A folder of a path, the first one at depth 0; empty if the path has no such folder."""
-    parts = name.split(b"/", depth + 1)
-    return parts[depth] if len(parts) > depth + 1 else b""
+def _folders_of(names: NDArray[np.bytes_], depth: int = 0) -> NDArray[np.bytes_]:
+    """A folder of each path, the first one at depth 0; empty if a path has no such folder."""
+    if not len(names):  # `partition` takes no empty array
+        return names
+    for _ in range(depth):
+        names = np.strings.partition(names, b"/")[2]
+    folders, slash, _ = np.strings.partition(names, b"/")
+    return np.where(slash == b"/", folders, b"")
 
 
 def _folders(folder: Path) -> list[str]:

@@ -108,8 +108,7 @@ class Shards:
             if found != size:
                 state = "the shard is missing" if found is None else f"{found} bytes instead of {size}"
                 raise DataError(f"{path}: {state}; copy it again, or {again}")
-        none = np.zeros_like(bytes_of)
-        self.files = Listing(names, bytes_of, none, none)
+        self.files = Listing(names, bytes_of, np.zeros(len(names), dtype=np.uint64))
         self._places = {tuple(os.fsdecode(name).split("/")[:-1][:2]) for name in names.tolist()}
 
     def folders(self, part: str = "") -> list[str]:
