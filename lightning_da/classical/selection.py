@@ -105,10 +105,11 @@ class SCL(Adapter):
         check_range("ridge", self.ridge, above=0)
         present = [x > 0 for x in (source, target)]
         common = np.flatnonzero(np.minimum(*(p.sum(0) for p in present)) >= self.support)
-        if len(common) < self.dim or len(common) == source.shape[1] < self.dim + 1:
+        most = min(len(common), source.shape[1] - 1)
+        if most < self.dim:
             raise ConfigError(
-                f"dim: {len(common)} inputs are positive in {self.support} or more rows of each domain, and {self.dim} "
-                "are wanted; give smaller dim or support"
+                f"dim: {self.dim} is more than the number of possible pivots, {most}: inputs that are positive in "
+                f"{self.support} or more rows of each domain, but not all of X; give smaller dim or support"
             )
         told = mutual_info_classif(present[0][:, common], labels, discrete_features=True)
         chosen = np.sort(common[np.argsort(-told, kind="stable")[: self.pivots]])

@@ -77,8 +77,9 @@ class TrAdaBoost(SourceOnly):
         if self.share is not None:
             check_range("share", self.share, low=0, high=0.99)
         source, given, _ = self.split(X, y, sample_domain)
-        labelled = (np.asarray(sample_domain) < 0) & (np.asarray(y) != UNKNOWN)
-        target, known = self._rows(X, reset=False)[labelled], np.asarray(y)[labelled]
+        every = np.asarray(y).ravel()
+        labelled = (np.asarray(sample_domain) < 0) & (every != UNKNOWN)
+        target, known = self._rows(X, reset=False)[labelled], every[labelled]
         if not len(known):
             raise ConfigError(
                 "y: no target row has a label, and boosting needs some (data.target_labels, train_on both)"
@@ -138,7 +139,8 @@ class TrAdaBoost(SourceOnly):
 
     def predict_proba(self, X: ArrayLike, sample_domain: ArrayLike | None = None) -> Array:
         """The share of the votes for each class, (n, C); the arguments are those of `transform`."""
-        shares: Array = self.estimator_.predict_proba(self.transform(X, sample_domain))
+        rows = self.transform(X, sample_domain)
+        shares: Array = self.estimator_.predict_proba(rows)
         return shares
 
 
