@@ -588,7 +588,7 @@ def failing(**changes: Any) -> tuple[Any, Any, Any]:
         ),
         (BDA(dim=1), failing(y=np.array([0, 1, 1, 1, 1, 1] * 2)), "y: class number 0 of the source has one row"),
         (ARTL(neighbors=12), failing(), "neighbors: 12 are wanted, and there are 12 rows; give 1 to 11"),
-        (SCL(dim=3, pivots=2), failing(x=-np.ones((12, 3))), "the number of possible pivots, 0: inputs"),
+        (SCL(dim=3, pivots=2), failing(x=-np.ones((12, 3))), "dim: 3 is more than the number of possible pivots, 0"),
         (TCA(dim=1, kernel="rbf"), failing(x=np.ones((12, 3))), "X: more than half of the distances"),
     ],
 )
