@@ -112,7 +112,8 @@ def classified(pair: Pair, known: NDArray[np.bool_]) -> Iterator[tuple[str, floa
             "target-only": clone(learner).fit(*few),
             "both": clone(learner).fit(*both),
             "both, domains even": clone(learner).fit(*both, sample_weight=even / even.mean()),
-            "tradaboost": TrAdaBoost(iterations=10, estimator=learner).fit(x, y, domain),
+            "tradaboost": TrAdaBoost(estimator=learner).fit(x, y, domain),
+            "tradaboost 1/2": TrAdaBoost(iterations=50, share=0.5, estimator=learner).fit(x, y, domain),
         }
         for name, model in models.items():
             yield f"{name}, {kind}", 100 * float((model.predict(rest) != wanted).mean())

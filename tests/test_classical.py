@@ -36,7 +36,7 @@ from lightning_da.classical.selection import FSSL, FSSP, SCL
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.classical.subspaces import CORAL, GFK, SA, SDA, SGF, Geodesic, principal
 from lightning_da.classical.tensors import TAISL, multiply, unfold
-from lightning_da.classical.tradaboost import TrAdaBoost
+from lightning_da.classical.tradaboost import TrAdaBoost, TrAdaBoostR2
 from lightning_da.classical.transport import JDOT, OptimalTransport
 from lightning_da.classical.weights import KLIEP, KMM, InstanceWeighting
 from lightning_da.errors import ConfigError
@@ -131,6 +131,10 @@ class Alternate:
         alternate = np.where(np.arange(1 if y is None else len(np.asarray(y))) % 7 % 3 == 2, -1, 1)
         return super().fit(X, y, alternate if sample_domain is None else sample_domain)  # type: ignore[misc]
 
+
+class AlternateTransformer(Alternate):
+    """The same for estimators that give features."""
+
     def fit_transform(self, X: Any, y: Any, sample_domain: Any = None) -> Any:
         """Fits, and transforms all rows as rows of the target."""
         return self.fit(X, y, sample_domain).transform(X)
@@ -139,7 +143,8 @@ class Alternate:
 def alternate(method: type[Adapter]) -> Any:
     """An estimator of the method with such a `fit`, of a class of this module, since one check pickles it."""
     name = f"Alternate{method.__name__}"
-    globals()[name] = type(name, (Alternate, method), {"__module__": __name__})
+    kind = AlternateTransformer if hasattr(method, "transform") else Alternate
+    globals()[name] = type(name, (kind, method), {"__module__": __name__})
     known = method().get_params()
     small = {"dim": 2, "neighbors": 2, "iterations": 2, "steps": 5}
     small |= {"dim": 1, "support": 1} if "support" in known else {}
@@ -147,7 +152,7 @@ def alternate(method: type[Adapter]) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*METHODS, KMM, KLIEP, InstanceWeighting, SourceOnly, TrAdaBoost])
+@pytest.mark.parametrize("method", [*METHODS, KMM, KLIEP, InstanceWeighting, SourceOnly, TrAdaBoost, TrAdaBoostR2])
 def test_scikit_learns_checks(method: type[Adapter]) -> None:
     check_scikit_learns(alternate(method))
 
@@ -163,6 +168,7 @@ def check_scikit_learns(estimator: Any) -> None:
     narrow = {
         "dim": {"check_fit2d_1feature": "two dimensions of one"},
         "dims": {"check_classifiers_train": "a core of one value, half of two"},
+        "share": {"check_classifiers_classes": "-1 is no class"},
     }
     expected = {check: why for key in estimator.get_params() for check, why in narrow.get(key, {}).items()}
     results = check_estimator(estimator, on_fail=None, expected_failed_checks=expected)
@@ -472,6 +478,36 @@ def test_dtmkl_prefers_kernels_under_which_the_domains_agree(pair: Pair) -> None
     np.testing.assert_allclose(scores, machine.decision_function(kernels[int(np.argmin(mmd))]), atol=1e-3)
 
 
+def test_dtmkl_reaches_a_minimum_of_its_objective_and_answers_with_its_svms(pair: Pair) -> None:
+    x, y, domain = pair
+    y = np.where(np.random.default_rng(9).random(len(y)) < 0.2, (y + 1) % 3, y)  # noise, so that no kernel is best alone
+    source, labels, target = apart((x, y, domain))
+    fitted = DTMKL(theta=1e-3, widths=(0.1, 1.0, 10.0)).fit(x, y, domain)
+    signed = np.r_[np.full(len(source), 1 / len(source)), np.full(len(target), -1 / len(target))]
+    rows = np.vstack([source, target])
+    p = np.array([signed @ gaussian(rows, rows, gamma) @ signed for gamma in fitted.gammas_])
+    kernels = np.stack([gaussian(source, source, gamma) for gamma in fitted.gammas_])
+
+    def machines(d: Array) -> list[SVC]:
+        kernel = np.tensordot(d, kernels, 1)
+        return [SVC(kernel="precomputed", tol=1e-10).fit(kernel, np.where(labels == c, 1, -1)) for c in range(3)]
+
+    def objective(d: Array) -> float:
+        kernel = np.tensordot(d, kernels, 1)
+        total = (p @ d) ** 2 / 2
+        for machine in machines(d):
+            alpha, support = machine.dual_coef_[0], machine.support_
+            total += 1e-3 * (np.abs(alpha).sum() - alpha @ kernel[np.ix_(support, support)] @ alpha / 2)
+        return float(total)
+
+    lowest = objective(fitted.weights_)
+    grid = [np.array([a, b, 20 - a - b]) / 20 for a in range(21) for b in range(21 - a)]
+    assert lowest <= min(map(objective, grid)) * (1 + 1e-4)
+    final = np.tensordot(fitted.weights_, kernels, 1)
+    scores = np.column_stack([machine.decision_function(final) for machine in machines(fitted.weights_)])
+    np.testing.assert_allclose(fitted.transform(source, np.ones(len(source), int)), scores, atol=1e-5)
+
+
 # --- distances of projected distributions ---
 
 
@@ -568,6 +604,14 @@ def failing(**changes: Any) -> tuple[Any, Any, Any]:
     return given["x"], given["y"], given["domain"]
 
 
+def test_what_stands_at_rows_of_the_target_is_not_read(pair: Pair) -> None:
+    x, y, domain = pair
+    names = np.array([None if d < 0 else f"class {label}" for d, label in zip(domain, y, strict=True)], dtype=object)
+    plain = TCA(dim=2).fit(x, y, domain)
+    named = TCA(dim=2).fit(x, names, domain)
+    assert named.predict(x).tolist() == [f"class {label}" for label in plain.predict(x)]
+
+
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
@@ -590,6 +634,22 @@ def failing(**changes: Any) -> tuple[Any, Any, Any]:
         (ARTL(neighbors=12), failing(), "neighbors: 12 are wanted, and there are 12 rows; give 1 to 11"),
         (SCL(dim=3, pivots=2), failing(x=-np.ones((12, 3))), "dim: 3 is more than the number of possible pivots, 0"),
         (TCA(dim=1, kernel="rbf"), failing(x=np.ones((12, 3))), "X: more than half of the distances"),
+        (TCA(dim=1, kernel="RBF"), failing(), "kernel: 'RBF' is not a valid choice"),
+        (DME(dim=1, measure="foo"), failing(), "measure: 'foo' is not a valid choice"),
+        (DME(dim=1, rank=0), failing(), "rank: 0 is less than 1"),
+        (BDA(dim=1, mu=5, iterations=1), failing(), "mu: 5 is more than 1"),
+        (BDA(dim=1, mu="guess"), failing(), "mu: 'guess' is not a valid choice"),
+        (VDA(dim=1, within=-5.0), failing(), "within: -5.0 is less than 0"),
+        (DIP(dim=1, gamma=-1.0), failing(), "gamma: -1.0 is less than 0"),
+        (KMM(slack=-1.0), failing(), "slack: -1.0 is less than 0"),
+        (KMM(slack=float("nan")), failing(), "slack: nan is not a finite number"),
+        (SA(dim=2.5), failing(), "dim: 2.5 is not a whole number"),
+        (DTMKL(widths=()), failing(), "widths: there is none"),
+        (SCL(dim=0), failing(), "dim: 0 is less than 1"),
+        (StatisticalManifold(dim=1), failing(x=np.r_[np.eye(6, 3), 40 + np.eye(6, 3)]), "gamma: under"),
+        (TrAdaBoost(), failing(y=np.r_[-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1]), "y: the source has a class -1"),
+        (TrAdaBoostR2(), failing(y=np.r_[np.nan, np.ones(11)]), "y: 1 source rows have no value"),
+        (TrAdaBoostR2(), failing(y=np.array(["a"] * 12)), "y: could not convert string to float"),
     ],
 )
 def test_errors_are_one_line_and_name_the_cause(method: Adapter, given: Any, message: str) -> None:

@@ -124,10 +124,7 @@ def test_weights_follow_their_rows(method: Any, shifted: Pair) -> None:
     order = np.random.default_rng(3).permutation(len(x))
     before, after = method.fit(x, y, domain).weights_, method.fit(x[order], y[order], domain[order]).weights_
     places = order[domain[order] > 0]
-    if isinstance(method, KLIEP):  # it draws its centres
-        assert np.corrcoef(after, before[places])[0, 1] > 0.99
-    else:
-        np.testing.assert_allclose(after, before[places], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(after, before[places], rtol=1e-3, atol=1e-3)
 
 
 @each

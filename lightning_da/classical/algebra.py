@@ -1,6 +1,6 @@
 """Kernels, MMD matrices as sums of outer products, scatters, and the eigenproblem that the projections share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -181,16 +181,27 @@ def laplacian(x: Array, neighbors: int) -> Any:
     return scipy.sparse.identity(len(x)) - scale @ graph @ scale
 
 
-def on_simplex(quadratic: Array, linear: Array, start: Array) -> Array:
-    """The minimum of d^T Q d / 2 - linear^T d with d >= 0 and sum d = 1."""
-    scale = max(float(np.abs(quadratic).max()), float(np.abs(linear).max()), 1e-300)
+def on_simplex(objective: Callable[[Array], tuple[float, Array]], start: Array, steps: int = 100) -> Array:
+    """A minimum of an objective of d, (m,), with d >= 0 and sum d = 1.
 
-    def objective(d: Array) -> tuple[float, Array]:
-        return float(d @ quadratic @ d / 2 - linear @ d) / scale, (quadratic @ d - linear) / scale
+    Args:
+        objective: From (m,) to the value and its gradient, (m,).
+        start: (m,).
+        steps: The number of steps at most, of sequential quadratic programming.
+    """
+    scale = max(float(np.abs(objective(start)[1]).max()), 1e-300)
+
+    def scaled(d: Array) -> tuple[float, Array]:
+        value, gradient = objective(d)
+        return value / scale, gradient / scale
 
     sums = scipy.optimize.LinearConstraint(np.ones((1, len(start))), 1, 1)
-    bounds = [(0, 1)] * len(start)
-    found = scipy.optimize.minimize(objective, start, (), "SLSQP", True, bounds=bounds, constraints=sums)
+    found = scipy.optimize.minimize(
+        *(scaled, start, (), "SLSQP", True),
+        bounds=[(0, 1)] * len(start),
+        constraints=sums,
+        options={"maxiter": steps},
+    )
     clipped: Array = np.maximum(found.x, 0)
     normalized: Array = clipped / clipped.sum()
     return normalized

@@ -1,6 +1,8 @@
 """The base of the classical methods: checks of what they get, and the classifier on their features."""
 
-from typing import Any, NamedTuple, Self, TypeVar
+from numbers import Integral
+from types import NoneType
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,7 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, has_fit_parameter, validate_data
 
-from lightning_da.errors import ConfigError, one_line
+from lightning_da.errors import ConfigError, check_range, list_choices, one_line
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.intp]
@@ -100,7 +102,10 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
         Raises:
             ConfigError: If the source has one class.
         """
-        check_classification_targets(given)
+        try:
+            check_classification_targets(given)
+        except ValueError as error:
+            raise ConfigError(f"y: {one_line(error)}") from error
         self.classes_, labels = np.unique(given, return_inverse=True)
         if len(self.classes_) < 2:
             raise ConfigError(f"y: the source has one class only, {self.classes_[0]}; give it 2 or more")
@@ -112,22 +117,18 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
         Raises:
             ConfigError: As `fit` does.
         """
-        x = self._rows(X, reset=True)
-        if y is None:
-            raise ConfigError(f"y: {type(self).__name__} requires y to be passed, but the target y is None")
-        labels = np.asarray(y)
-        if labels.shape == (len(x), 1):
-            labels = column_or_1d(labels, warn=True)
-        if labels.shape != (len(x),):
-            raise ConfigError(f"y: its shape is {labels.shape}; give one label a row of X, ({len(x)},)")
-        is_source = _is_source(sample_domain, len(x))
+        check_settings(self)
+        x = check_rows(self, X, reset=True)
+        labels = check_labels(self, y, len(x))
+        is_source = find_source(sample_domain, len(x))
         for name, count in (("source", int(is_source.sum())), ("target", int((~is_source).sum()))):
             if count < 2:
                 raise ConfigError(
                     f"sample_domain: the {name} has {count} sample{'s' * (count != 1)}; give it 2 or more "
                     "(positive numbers for the source, negative for the target)"
                 )
-        return Domains(x[is_source], labels[is_source], x[~is_source])
+        given = np.asarray(labels[is_source].tolist())  # what stands at rows of the target has no say in its type
+        return Domains(x[is_source], given, x[~is_source])
 
     def fit_estimator(self) -> None:
         """Makes the final classifier from `features_` and `labels_`."""
@@ -149,8 +150,8 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
             sample_domain: (n,), as in `fit`; `None`: all rows are of the target.
         """
         check_is_fitted(self, "classes_")
-        x = self._rows(X, reset=False)
-        is_source = np.zeros(len(x), bool) if sample_domain is None else _is_source(sample_domain, len(x))
+        x = check_rows(self, X, reset=False)
+        is_source = np.zeros(len(x), bool) if sample_domain is None else find_source(sample_domain, len(x))
         parts = {source: self._transform(x[is_source == source], source) for source in np.unique(is_source).tolist()}
         features = np.empty((len(x), next(iter(parts.values())).shape[1]))
         for source, part in parts.items():
@@ -178,21 +179,68 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
         """The features, (n, k), of rows, (n, d), of one domain."""
         raise NotImplementedError
 
-    def _rows(self, X: ArrayLike, reset: bool) -> Array:
-        try:
-            x: Array = validate_data(self, X, dtype=np.float64, reset=reset, ensure_all_finite=False)
-        except ValueError as error:
-            raise ConfigError(f"X: {one_line(error)}") from error
-        bad = np.argwhere(~np.isfinite(x))
-        if len(bad):
-            row, column = bad[0]
-            raise ConfigError(
-                f"X: {len(bad)} values are NaN or inf, the first in row {row}, column {column}; fill or drop them"
-            )
-        return x
+
+def check_settings(estimator: BaseEstimator) -> None:
+    """Checks the numbers and choices among the arguments of an estimator, by their annotations.
+
+    Raises:
+        ConfigError: If a number is negative, not finite or not whole where it must be, or a choice is none of those.
+    """
+    kinds = get_type_hints(type(estimator))
+    for name, value in estimator.get_params(deep=False).items():
+        parts = (kinds[name], *get_args(kinds[name]))
+        choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        if value in choices or (value is None and NoneType in parts):
+            continue
+        if choices and (isinstance(value, str) or float not in parts):
+            raise ConfigError(f"{name}: {value!r} is not a valid choice; {list_choices(str(value), choices)}")
+        if int in parts or float in parts:
+            check_range(name, value, low=0)
+            if float not in parts and not isinstance(value, Integral):
+                raise ConfigError(f"{name}: {value} is not a whole number")
 
 
-def _is_source(sample_domain: ArrayLike, rows: int) -> NDArray[np.bool_]:
+def check_rows(estimator: BaseEstimator, X: ArrayLike, reset: bool) -> Array:
+    """Rows (n, d), float64; with `reset` the estimator notes their width, without it they have that width.
+
+    Raises:
+        ConfigError: If they have another shape or kind, or a value is NaN or infinite.
+    """
+    try:
+        x: Array = validate_data(estimator, X, dtype=np.float64, reset=reset, ensure_all_finite=False)
+    except ValueError as error:
+        raise ConfigError(f"X: {one_line(error)}") from error
+    bad = np.argwhere(~np.isfinite(x))
+    if len(bad):
+        row, column = bad[0]
+        raise ConfigError(
+            f"X: {len(bad)} values are NaN or inf, the first in row {row}, column {column}; fill or drop them"
+        )
+    return x
+
+
+def check_labels(estimator: BaseEstimator, y: ArrayLike, rows: int) -> NDArray[Any]:
+    """Labels or values, (rows,).
+
+    Raises:
+        ConfigError: If they are missing, or have another shape.
+    """
+    if y is None:
+        raise ConfigError(f"y: {type(estimator).__name__} requires y to be passed, but the target y is None")
+    labels = np.asarray(y)
+    if labels.shape == (rows, 1):
+        labels = column_or_1d(labels, warn=True)
+    if labels.shape != (rows,):
+        raise ConfigError(f"y: its shape is {labels.shape}; give one label a row of X, ({rows},)")
+    return labels
+
+
+def find_source(sample_domain: ArrayLike, rows: int) -> NDArray[np.bool_]:
+    """Which rows are of the source, (rows,).
+
+    Raises:
+        ConfigError: If the numbers of the domains are no integers, or another number of them.
+    """
     numbers = np.asarray(sample_domain)
     if numbers.shape != (rows,) or numbers.dtype.kind not in "iu" or not numbers.all():
         raise ConfigError(

@@ -26,7 +26,7 @@ from lightning_da.classical.algebra import (
 from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.classical.projections import estimated_mu
 from lightning_da.classical.subspaces import GFK
-from lightning_da.errors import check_range
+from lightning_da.errors import ConfigError, check_range
 
 
 class Scores(Adapter):
@@ -154,22 +154,24 @@ class DTMKL(Scores):
     """Domain transfer multiple kernel learning: SVMs with kernels under which MMD is small (Duan et al., TPAMI 2012).
 
     min over d of (p^T d)^2 / 2 + theta sum_c J_c(d), with d >= 0 and sum d = 1. p_m is the squared MMD under kernel m,
-    J_c the optimum of the SVM of class c against the others under sum_m d_m K_m. SVMs and d alternate.
+    J_c the optimum of the SVM of class c against the others under sum_m d_m K_m. Each step on d fits the SVMs anew.
 
     Args:
         widths: The kernels exp(-w ||x - y||^2 / median), one a value.
         theta: Weight of the SVMs.
         C: Of the SVMs.
-        iterations: How often SVMs and d are learnt.
+        iterations: The number of steps on d at most.
     """
 
     widths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     theta: float = 1e-5
     C: float = 1.0
-    iterations: int = 5
+    iterations: int = 20
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
-        for name in ("theta", "C"):
+        if not self.widths:
+            raise ConfigError("widths: there is none; give one or more")
+        for name in ("widths", "theta", "C"):
             check_range(name, getattr(self, name), above=0)
         check_range("iterations", self.iterations, low=1)
         n_s, rows = len(source), np.vstack([source, target])
@@ -177,17 +179,24 @@ class DTMKL(Scores):
         signed = np.r_[np.full(n_s, 1 / n_s), np.full(len(target), -1 / len(target))]
         p = np.array([signed @ gaussian(rows, rows, gamma) @ signed for gamma in self.gammas_])
         kernels = np.stack([gaussian(source, source, gamma) for gamma in self.gammas_])
-        self.weights_: Array = np.full(len(p), 1 / len(p))
         wanted = 2 * one_hot(labels, len(self.classes_)) - 1
-        for _ in range(self.iterations):
-            kernel = np.tensordot(self.weights_, kernels, 1)
+
+        def objective(d: Array) -> tuple[float, Array]:
+            """The value under the weights d, whose SVMs are kept, and its gradient."""
+            machines = [
+                SVC(C=self.C, kernel="precomputed", tol=1e-8).fit(np.tensordot(d, kernels, 1), column)
+                for column in wanted.T
+            ]
             self.coefficients_ = np.zeros((n_s, wanted.shape[1]))
-            machines = [SVC(C=self.C, kernel="precomputed", tol=1e-8).fit(kernel, column) for column in wanted.T]
             for c, machine in enumerate(machines):
                 self.coefficients_[machine.support_, c] = machine.dual_coef_[0]
             self.intercepts_ = np.array([machine.intercept_[0] for machine in machines])
             quality = np.einsum("ic,mij,jc->m", self.coefficients_, kernels, self.coefficients_, optimize=True) / 2
-            self.weights_ = on_simplex(np.outer(p, p), self.theta * quality, self.weights_)
+            svms = np.abs(self.coefficients_).sum() - d @ quality
+            return (p @ d) ** 2 / 2 + self.theta * svms, (p @ d) * p - self.theta * quality
+
+        self.weights_: Array = on_simplex(objective, np.full(len(p), 1 / len(p)), self.iterations)
+        objective(self.weights_)
 
     def _transform(self, x: Array, source: bool) -> Array:  # noqa: ARG002
         scores: Array = np.zeros((len(x), len(self.classes_))) + self.intercepts_

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from lightning_da.classical.algebra import class_means, gaussian, median_gamma, 
 from lightning_da.classical.base import Adapter, Array, Labels
 from lightning_da.classical.subspaces import principal
 from lightning_da.classical.weights import Weighted
-from lightning_da.errors import check_range
+from lightning_da.errors import ConfigError, check_range
 
 Distance = Callable[[Array, Array, float], tuple[float, Array]]
 """From rows (n, k), weights (n,) and gamma to the distance and its gradient with respect to the rows, (n, k)."""
@@ -37,7 +38,7 @@ def hellinger_gradient(z: Array, weights: Array, gamma: float) -> tuple[float, A
     """
     kernel = gaussian(z, z, gamma)
     p, q = kernel @ np.maximum(weights, 0), kernel @ np.maximum(-weights, 0)
-    root, total = np.sqrt(p * q), p + q
+    root, total = np.sqrt(np.maximum(p * q, 1e-300)), p + q
     value = float(np.mean(1 - 2 * root / total))
     by_p = -2 * (q / (2 * root) / total - root / total**2) / len(z)
     by_q = -2 * (p / (2 * root) / total - root / total**2) / len(z)
@@ -126,6 +127,11 @@ class DIP(Adapter):
                 spread.T @ within
             )
 
+        if self._distance() is hellinger_gradient and objective(start)[0] > 1 - 1e-9:
+            raise ConfigError(
+                f"gamma: under {self.gamma_:.3g} the densities of the domains do not overlap, and have no gradient; "
+                "give a smaller gamma, or standardise the inputs"
+            )
         self.components_ = descend(objective, start, self.steps)
 
     def _transform(self, x: Array, source: bool) -> Array:  # noqa: ARG002
@@ -168,6 +174,7 @@ class DME(DIP):
     width: float | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
+        check_range("rank", self.rank, low=1)
         self.landmarks_ = np.vstack([source, target])
         self.width_ = self.width or median_gamma(self.landmarks_)
         kernel = gaussian(self.landmarks_, self.landmarks_, self.width_)
@@ -187,6 +194,11 @@ class DME(DIP):
 
     def _transform(self, x: Array, source: bool) -> Array:
         return super()._transform(self._inputs(x), source)
+
+
+def _quadratic(quadratic: Array, linear: Array, d: Array) -> tuple[float, Array]:
+    """d^T Q d / 2 - linear^T d, and its gradient, (m,)."""
+    return float(d @ quadratic @ d / 2 - linear @ d), quadratic @ d - linear
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -257,11 +269,9 @@ class CTC(Weighted):
             moves = found.x.reshape(moves.shape)
             moved = moves[0, labels] * (source @ w) + moves[1, labels]
             means = (of_class / counts).T
-            shares = on_simplex(
-                means @ gaussian(moved, moved, gamma) @ means.T,
-                means @ gaussian(moved, target @ w, gamma).mean(axis=1),
-                shares,
-            )
+            own = means @ gaussian(moved, moved, gamma) @ means.T
+            other = means @ gaussian(moved, target @ w, gamma).mean(axis=1)
+            shares = on_simplex(partial(_quadratic, own, other), shares)
             w = descend(of_directions, w, self.steps)
         self.components_, self.scales_, self.locations_, self.shares_ = w, moves[0], moves[1], shares
         self.moved_ = moves[0, labels] * (source @ w) + moves[1, labels]

@@ -110,13 +110,14 @@ class BDA(Projection):
 
     def _cost(self, x: Array, labels: Labels, pseudo: Labels | None) -> Array:
         n_t = len(x) - len(labels)
+        if self.mu != "estimate":
+            check_range("mu", self.mu, low=0, high=1)
         if pseudo is None:
             return marginal(len(labels), n_t).normalized().between(x)
         if self.mu == "estimate":
             z = self._features(x)
             self.mu_ = estimated_mu(z[: len(labels)], labels, z[len(labels) :], pseudo)
         else:
-            check_range("mu", self.mu, low=0, high=1)
             self.mu_ = float(self.mu)
         terms = (1 - self.mu_, marginal(len(labels), n_t)), (self.mu_, conditional(labels, pseudo))
         return add(*terms).normalized().between(x)

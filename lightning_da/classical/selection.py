@@ -103,6 +103,7 @@ class SCL(Adapter):
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
         check_range("ridge", self.ridge, above=0)
+        check_range("dim", self.dim, low=1)
         present = [x > 0 for x in (source, target)]
         common = np.flatnonzero(np.minimum(*(p.sum(0) for p in present)) >= self.support)
         most = min(len(common), source.shape[1] - 1)

@@ -10,11 +10,19 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.model_selection import KFold
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils.validation import check_is_fitted
 
-from lightning_da.classical.base import Array, Labels, fit_weighted
+from lightning_da.classical.base import (
+    Array,
+    Labels,
+    check_labels,
+    check_rows,
+    check_settings,
+    find_source,
+    fit_weighted,
+)
 from lightning_da.classical.source_only import SourceOnly
-from lightning_da.errors import ConfigError, check_range
+from lightning_da.errors import ConfigError, check_range, one_line
 
 UNKNOWN = -1
 """Label of a target row whose class is not known."""
@@ -45,20 +53,21 @@ class TrAdaBoost(SourceOnly):
     https://doi.org/10.1145/1273496.1273521
 
     Args:
-        iterations: N, the largest number of rounds.
+        iterations: N, the largest number of rounds; the paper has 100.
         share: Share of the weight that the target rows have together in the first round; if they are a larger share
             of the rows, they keep that one. Rows of one domain begin with equal weights. `None` tries 1/20 and 1/2 on
             held-out folds of the target, and takes 1/2 if it errs less by more than the standard error.
         folds: Number of folds, at most that of the labelled target rows.
-        random_state: Seed of the folds.
+        random_state: Seed of the folds, and of the default classifier.
         estimator: The classifier, whose `fit` takes `sample_weight`. `None` is a linear support vector machine, as in
             the paper.
 
     Raises:
-        ConfigError: In `fit`, if no target row has a label, or one of a class that the source does not have.
+        ConfigError: In `fit`, if no target row has a label, or one of a class that the source does not have, or if -1
+            is a class of the source.
     """
 
-    iterations: int = 100
+    iterations: int = 10
     share: float | None = None
     folds: int = 5
     random_state: int = 0
@@ -69,7 +78,8 @@ class TrAdaBoost(SourceOnly):
 
         Args:
             X: (n, d), float64.
-            y: (n,), labels; -1 for rows of the target whose class is not known, which are not read.
+            y: (n,), labels; -1 for rows of the target whose class is not known, which are not read. Beside labels that
+                are text it is an array of objects.
             sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
         """
         check_range("iterations", self.iterations, 1)
@@ -78,17 +88,21 @@ class TrAdaBoost(SourceOnly):
             check_range("share", self.share, low=0, high=0.99)
         source, given, _ = self.split(X, y, sample_domain)
         every = np.asarray(y).ravel()
+        labels = self.name_classes(given)
+        if UNKNOWN in self.classes_.tolist():
+            raise ConfigError(f"y: the source has a class {UNKNOWN}, which marks rows without a label; rename it")
         labelled = (np.asarray(sample_domain) < 0) & (every != UNKNOWN)
-        target, known = self._rows(X, reset=False)[labelled], every[labelled]
+        target, known = check_rows(self, X, reset=False)[labelled], np.asarray(every[labelled].tolist())
         if not len(known):
             raise ConfigError(
                 "y: no target row has a label, and boosting needs some (data.target_labels, train_on both)"
             )
-        labels = self.name_classes(given)
         if foreign := set(known.tolist()) - set(self.classes_.tolist()):
             raise ConfigError(f"y: the source has no class {min(foreign)} of the target; give both the same classes")
-        self.features_ = np.concatenate([source, target])
-        self.labels_ = np.concatenate([labels, np.searchsorted(self.classes_, known)])
+        positions = np.searchsorted(self.classes_, known)
+        order = np.lexsort((positions, *target.T))  # so that the order of rows has no say in the folds
+        self.features_ = np.concatenate([source, target[order]])
+        self.labels_ = np.concatenate([labels, positions[order]])
         self.share_ = self._choice(len(source)) if self.share is None else self.share
         self.weights_, self.votes_ = self._boosted(np.arange(len(self.labels_)), len(source), self.share_)
         self.fit_estimator()
@@ -128,7 +142,8 @@ class TrAdaBoost(SourceOnly):
         return np.array(kept[first:]), np.array(votes[first:])
 
     def _hypothesis(self, rows: Labels, weights: Array) -> Any:
-        learner = LinearSVC() if self.estimator is None else clone(self.estimator)
+        default = LinearSVC(random_state=self.random_state)
+        learner = default if self.estimator is None else clone(self.estimator)
         return fit_weighted(learner, self.features_[rows], self.labels_[rows], weights)
 
     def _vote(self, rows: Labels, weights: Array, votes: Array) -> "Vote":
@@ -193,7 +208,7 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
         random_state: Seed of the folds.
 
     Raises:
-        ConfigError: In `fit`, if fewer than two target rows have a value.
+        ConfigError: In `fit`, if a source row or all but one of the target rows have no value.
     """
 
     steps: int = 10
@@ -210,16 +225,19 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
             y: (n,), values; NaN for rows of the target whose value is not known, which are not read.
             sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
         """
-        check_range("steps", self.steps, 2)
+        check_settings(self)
+        check_range("steps", self.steps, low=2)
+        check_range("iterations", self.iterations, low=1)
         check_range("folds", self.folds, low=2)
-        x, values = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        check_consistent_length(x, values, sample_domain)
-        source = np.asarray(sample_domain) > 0
-        known = ~np.isnan(values)
-        x, values = (np.concatenate([part[source & known], part[~source & known]]) for part in (x, values))
-        n, m = int((source & known).sum()), int((~source & known).sum())
+        x = check_rows(self, X, reset=True)
+        values = _numbers(check_labels(self, y, len(x)))
+        source, known = find_source(sample_domain, len(x)), ~np.isnan(values)
+        if (source & ~known).any():
+            raise ConfigError(f"y: {int((source & ~known).sum())} source rows have no value; fill or drop them")
+        n, m = int(source.sum()), int((~source & known).sum())
         if m < 2 or n < 1:
-            raise ConfigError(f"y: {n} source rows and {m} target rows have a value; give 1 and 2 or more")
+            raise ConfigError(f"y: {n} source rows and {m} target rows have a value; give 1 sample and 2 or more")
+        x, values = (np.concatenate([part[source], part[~source & known]]) for part in (x, values))
         weights, best = np.full(n + m, 1 / (n + m)), np.zeros(m)
         folds = list(KFold(min(self.folds, m), shuffle=True, random_state=self.random_state).split(x[n:]))
         for step in range(self.steps):
@@ -235,7 +253,8 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
 
     def predict(self, X: ArrayLike) -> Array:
         """The values, (n,), of target rows (n, d)."""
-        return _median(self.members_, self.votes_, np.asarray(X, dtype=np.float64))
+        check_is_fitted(self)
+        return _median(self.members_, self.votes_, check_rows(self, X, reset=False))
 
     def _learnt(self, x: Array, y: Array, weights: Array) -> Any:
         default = DecisionTreeRegressor(max_depth=6, random_state=self.random_state)
@@ -270,6 +289,16 @@ class TrAdaBoostR2(RegressorMixin, BaseEstimator):  # type: ignore[misc] # sciki
             own = weights[n:] * (error / (1 - error)) ** (1 - errors)
             weights = np.concatenate([weights[:n], own * total / own.sum()])
         return members, np.array(votes)
+
+
+def _numbers(y: Any) -> Array:
+    try:
+        values: Array = np.asarray(y, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"y: {one_line(error)}; give numbers, and NaN where the value is not known") from error
+    if np.isinf(values).any():
+        raise ConfigError("y: a value is infinite; fill or drop its row")
+    return values
 
 
 def _shares(y: Array, found: Array) -> Array:

@@ -1,5 +1,6 @@
 """Optimal transport between the domains, with the solvers of POT."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,9 @@ class OptimalTransport(SourceOnly):
         cost = euclidean_distances(source, target, squared=True)
         cost /= max(cost.max(), 1e-300)
         a, b = (np.full(n, 1 / n) for n in cost.shape)
-        plan = ot.da.sinkhorn_lpl1_mm(a, labels, b, cost, self.entropy, self.classes)
+        with warnings.catch_warnings():  # of the inner loop: the outer one goes on from there, and rows are normalized
+            warnings.filterwarnings("ignore", "Sinkhorn did not converge")
+            plan = ot.da.sinkhorn_lpl1_mm(a, labels, b, cost, self.entropy, self.classes)
         if not (plan.sum(axis=1) > 0).all():
             raise ConfigError(f"entropy: {self.entropy} is too small for these costs, the plan is empty; raise it")
         plan /= np.maximum(plan.sum(axis=1, keepdims=True), 1e-300)

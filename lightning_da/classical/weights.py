@@ -133,7 +133,8 @@ class KLIEP(Weighted):
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
         check_range("centres", self.centres, 1)
-        order = np.random.default_rng(self.random_state).permutation(len(target))
+        by_value = np.lexsort(target.T)  # so that the order of rows has no say
+        order = by_value[np.random.default_rng(self.random_state).permutation(len(target))]
         centres, gamma = target[order[: self.centres]], self.gamma
         if gamma is None:
             folds = np.array_split(order, min(5, len(target)))
