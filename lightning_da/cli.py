@@ -61,6 +61,8 @@ ABOVE = {"limit_train_batches": 0, "val_check_interval": 0}
 """Bounds of the trainer options that Lightning does not check."""
 COUNT_OR_SHARE = tuple(f"limit_{part}_batches" for part in ("train", "val", "test", "predict"))
 """Trainer options where 1 is a number of batches, and 1.0 a share of them."""
+LONGEST_NAME = 100
+"""Length of `--name`: it is a part of the names of runs and files."""
 LAST = "last"
 """`--ckpt_path` of a fit that goes on with the latest run of the same settings."""
 LABELS = ("method", "published")
@@ -166,14 +168,16 @@ class TransferCLI(LightningCLI):
             _check_finite(key.replace(".init_args", ""), value)
             if value is None and key.startswith(("model.", "data.")):
                 _check_null(key, config)
-        for key in (*LEAST, *ABOVE):
+        above = ABOVE | {f"limit_{self.command.removesuffix('idate')}_batches": 0}
+        for key in (*LEAST, *above):
             if isinstance(value := config.trainer.get(key), int | float):
-                check_range(f"trainer.{key}", value, LEAST.get(key, -math.inf), above=ABOVE.get(key, -math.inf))
+                check_range(f"trainer.{key}", value, LEAST.get(key, -math.inf), above=above.get(key, -math.inf))
         if config.published is not None:
             check_range("published", config.published, 0, 1)
         if config.model is None or config.model.class_path.rsplit(".", 1)[-1] in _ABSTRACT:
             raise ConfigError(MISSING["model"])
         config.name = config.name or config.model.class_path.rsplit(".", 1)[-1].lower()
+        _check_name(config.name)
         self._start: str | None = None
         tracker = config.trainer.logger.init_args if self._tracked() else None
         experiment = tracker.experiment_name if tracker else None
@@ -370,6 +374,11 @@ def _check_processes(trainer: Trainer) -> None:
         )
 
 
+def _check_name(name: str) -> None:
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        raise ConfigError(f"name: {name[:50]!r} is no name; give up to {LONGEST_NAME} characters in one line")
+
+
 def _check_finite(key: str, value: Any) -> None:
     """Refuses NaN and infinity in a value of the configuration."""
     for part in value if isinstance(value, list | tuple) else [value]:
@@ -429,7 +438,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
         for config in (now, before)
     )
     for key in sorted((now_set.keys() | before_set.keys()) - set(LABELS)):
-        if key not in before_set and "." not in key:
+        if key not in before_set and "." not in key and key not in LENGTHS:
             continue  # an option that is newer than the run
         old, new = before_set.get(key, "not set"), now_set.get(key, "not set")
         longer = key in LENGTHS and (new == "-1" or (old.isdecimal() and new.isdecimal() and int(new) > int(old)))

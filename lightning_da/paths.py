@@ -89,6 +89,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_da"
 
 
+def check_output(option: str, path: Path, suffixes: Sequence[str], start: str = "") -> None:
+    """Refuses to write a file where it would replace another kind of file.
+
+    Args:
+        option: The option that names the file, in the error message.
+        path: The file to write.
+        suffixes: The suffixes that it may have.
+        start: How a file of this kind begins.
+
+    Raises:
+        ConfigError: If the suffix is another, if the folder is missing, or if something else is there.
+    """
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option}: there is no folder {str(path.absolute().parent)!r}")
+    if path.is_dir():
+        raise ConfigError(f"{option}: {str(path)!r} is a folder; name a file")
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{option}: {str(path)!r} does not end with {' or '.join(suffixes)}, as such a file does")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{option}: {str(path)!r} is no regular file; name another")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if not file.read(len(start)).lower().startswith(start.lower().encode()):
+                raise ConfigError(
+                    f"{option}: {str(path)!r} is there already and holds something else; name another file"
+                )
+
+
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
     """Writes a file or a new folder atomically: it appears only when it is complete.
@@ -99,8 +127,13 @@ def write_whole(path: Path) -> Iterator[Path]:
     Yields:
         A temporary path in the same folder. It is renamed to `path` at the end of the block, or removed after an
         exception.
+
+    Raises:
+        ConfigError: If the path is that of a device, for example.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{path}: no regular file, a device for example; name another file")
     try:
         yield part
         os.replace(part, path)

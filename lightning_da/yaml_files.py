@@ -1,5 +1,6 @@
 """Checks YAML files of options before a command reads them."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from lightning_da.errors import ConfigError, one_line
 MOST = 100_000
 """The largest number of values in a file, with each alias written out."""
 
-INNER = {"class_path": ("the import path of a class", "str"), "init_args": ("options", "map")}
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[\d_]+(:\d+)+)")
+"""Whole numbers that YAML 1.1 reads in base 8 or 60."""
+
+INNER = {"class_path": ("the import path of a class", "str", "null"), "init_args": ("options", "map", "null")}
 OUTER = {
     "trainer": ("options", "map"),
-    "model": ("a class and its options", "map", "str"),
-    "data": ("a class and its options", "map", "str"),
+    "model": ("a class and its options", "map", "str", "null"),
+    "data": ("a class and its options", "map", "str", "null"),
 }
 """What the keys of a file need, and the kinds of value in YAML that can be this."""
 
@@ -71,7 +75,7 @@ def _check_kinds(node: yaml.Node, path: Path, wanted: Mapping[str, tuple[str, ..
     for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
         kind = value.tag.rpartition(":")[2]
         what, *kinds = wanted.get(str(key.value), ("", kind))
-        if kind not in (*kinds, "null"):
+        if kind not in kinds:
             raise ConfigError(
                 f"{path}, line {value.start_mark.line + 1}: {key.value} needs {what}, not a value of {kind}"
             )
@@ -80,6 +84,12 @@ def _check_kinds(node: yaml.Node, path: Path, wanted: Mapping[str, tuple[str, ..
 
 def _size(node: yaml.Node, path: Path, known: dict[yaml.Node, int]) -> int:
     """The number of values in a node, with each alias written out; refuses a key that is given twice."""
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and _OTHER_BASE.fullmatch(node.value):
+        line = node.start_mark.line + 1
+        raise ConfigError(
+            f"{path}, line {line}: YAML reads {node.value} as {yaml.safe_load(node.value)}; write the number in base "
+            "10 without zeros before it, or text in quotes"
+        )
     if node not in known:
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):

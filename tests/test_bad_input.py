@@ -116,6 +116,20 @@ def write_tables(folder: Path) -> None:
     (folder / "words.svmlight").write_text("1 a:b\n")
 
 
+def write_odd_files(folder: Path) -> None:
+    (folder / "dangling.csv").symlink_to("nowhere.csv")
+    os.mkfifo(folder / "pipe.csv")
+    rows = (folder / "source.csv").read_text().splitlines()
+    for name, end in (("commas", ","), ("longer", ",9")):
+        (folder / f"{name}.csv").write_text("\n".join([rows[0], *(row + end for row in rows[1:])]))
+    for name, text in (
+        ("null", "trainer: null"),
+        ("octal", "seed_everything: 010"),
+        ("sixty", "seed_everything: 1:30"),
+    ):
+        (folder / f"{name}.yaml").write_text(text)
+
+
 def write_images(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for root in ("images", "cut_images", "one_class_images"):
@@ -173,7 +187,7 @@ def number_of_runs() -> int:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
-    for write in (write_tables, write_images, write_sounds, write_weights):
+    for write in (write_tables, write_odd_files, write_images, write_sounds, write_weights):
         write(folder)
     for name, (content, _) in YAML.items():
         (folder / f"{name}.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
@@ -557,6 +571,19 @@ def test_an_argument_of_a_method_or_of_several_domains(words: list[str], message
         (["ensemble", "words.ckpt", "empty.ckpt"], "'words.ckpt' is not a checkpoint of a fit"),
         (["curve", *GRID, "--samples", "0"], "samples: 0 of each domain are too few"),
         (["curve", *GRID, "--layers", "nothing"], "no layer 'nothing'"),
+        (["fit", "--config", "null.yaml"], "null.yaml, line 1: trainer needs options, not a value of null"),
+        (["fit", "--config", "octal.yaml"], "octal.yaml, line 1: YAML reads 010 as 8; write the number in base 10"),
+        (["fit", "--config", "sixty.yaml"], "YAML reads 1:30 as 90"),
+        ([*FIT, "--name= "], "name: ' ' is no name"),
+        ([*FIT, "--name=a\nb"], "is no name; give up to 100 characters in one line"),
+        ([*FIT, f"--name={'x' * 101}"], "is no name"),
+        ([*FIT, "--model.optimizer=torch.optim.LBFGS"], "optimizer: LBFGS doesn't support per-parameter options"),
+        ([*FIT, "--model.optimizer=torch.optim.SparseAdam"], "optimizer: SparseAdam takes sparse gradients alone"),
+        ([*FIT, "--data.target=dangling.csv"], "'dangling.csv' is a link to 'nowhere.csv', which is not there"),
+        ([*FIT, "--data.target=longer.csv"], "longer.csv: a row has more values than the header has names"),
+        ([*FIT, "--data.target=commas.csv"], "'source.csv' and target 'commas.csv' are the same data"),
+        (["sweep", *GRID, "--methods", "source_only", "--ckpt_path=x"], "ckpt_path: this command starts its own"),
+        (["report", "lightning_da", "--out=source.csv"], "'source.csv' does not end with .html or .htm"),
         (["curve", *GRID, "--measures", "mdm"], "no measure 'mdm'; did you mean 'mmd'"),
         (["curve", *GRID, "--out", "source.csv"], "to source.csv; choose another folder"),
         (["curve", "--ckpt_path", "words.ckpt"], "'words.ckpt' is not a checkpoint of a fit"),
@@ -794,7 +821,14 @@ def test_a_checkpoint_of_another_network(
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [("nowhere/found.csv", "there is no folder"), ("empty_folder", "'empty_folder' is a folder")]
+    ("path", "message"),
+    [
+        ("nowhere/found.csv", "there is no folder"),
+        ("empty_folder", "'empty_folder' is a folder"),
+        ("source.csv", "'source.csv' is there already and holds something else"),
+        ("found.xlsx", "'found.xlsx' does not end with .csv"),
+        ("pipe.csv", "'pipe.csv' is no regular file"),
+    ],
 )
 @pytest.mark.usefixtures("fitted")
 def test_a_place_for_predictions(path: str, message: str, complaint: Complaint) -> None:

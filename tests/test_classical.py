@@ -480,7 +480,9 @@ def test_dtmkl_prefers_kernels_under_which_the_domains_agree(pair: Pair) -> None
 
 def test_dtmkl_reaches_a_minimum_of_its_objective_and_answers_with_its_svms(pair: Pair) -> None:
     x, y, domain = pair
-    y = np.where(np.random.default_rng(9).random(len(y)) < 0.2, (y + 1) % 3, y)  # noise, so that no kernel is best alone
+    y = np.where(
+        np.random.default_rng(9).random(len(y)) < 0.2, (y + 1) % 3, y
+    )  # noise, so that no kernel is best alone
     source, labels, target = apart((x, y, domain))
     fitted = DTMKL(theta=1e-3, widths=(0.1, 1.0, 10.0)).fit(x, y, domain)
     signed = np.r_[np.full(len(source), 1 / len(source)), np.full(len(target), -1 / len(target))]

@@ -222,6 +222,11 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert any("exceeds limit" in message for message in messages.values())
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert damaged(tmp_path) == {0: f"{tmp_path / 'pipe.png'}: no regular file; remove it"}
+
+
 def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
     draw(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "again").symlink_to(tmp_path)

@@ -1,6 +1,7 @@
 """Folders of images: what is read, how it is split, and what is refused."""
 
 import os
+import shutil
 from contextlib import nullcontext
 from itertools import chain
 from operator import attrgetter
@@ -48,6 +49,14 @@ def folders(root: Path, **arguments: Any) -> ImageFolders:
 
 def names(data: ImageFolders, domain: str) -> dict[str, list[str]]:
     return {split: data.dataset(domain, split).names for split in ("train", "val", "test")}
+
+
+def test_a_copy_of_a_domain_is_no_other_domain(root: Path) -> None:
+    shutil.copytree(root / "art", root / "copy")
+    with pytest.raises(DataError, match="source 'art' and target 'copy' are the same data"):
+        folders(root, target="copy").check()
+    draw(root / "copy" / "bike" / "00.jpg", value=7).write_bytes((root / "art" / "bike" / "01.jpg").read_bytes())
+    folders(root, target="copy").check()
 
 
 def test_images_and_labels(root: Path) -> None:
@@ -255,7 +264,7 @@ def test_one_domain_needs_labels(root: Path) -> None:
 def test_a_class_may_be_called_train(root: Path) -> None:
     """VisDA's domains are `train` and `validation`, and one of its classes is `train`."""
     for domain in ("train", "validation"):
-        fill(root / domain, classes=("bus", "train"))
+        fill(root / domain, suffix="png" if domain == "train" else "jpg", classes=("bus", "train"))
     data = folders(root, source="train", target="validation")
     data.check()
     assert data.classes == ["bus", "train"]

@@ -422,7 +422,7 @@ def test_a_transform_of_ones_own_reads_what_the_network_reads(tmp_path: Path) ->
             return lambda image: usual(image).flip(2)
 
     fill(tmp_path / "art")
-    fill(tmp_path / "photo")
+    fill(tmp_path / "photo", suffix="png")
     data = Mirrored(str(tmp_path), "art", "photo", image_size=8, num_workers=0)
     assert data.reads == Numbers((3, 8, 8))
     given, x = data.probe(2)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_da.errors import ConfigError
-from lightning_da.paths import write_whole
+from lightning_da.paths import check_output, write_whole
 
 
 class WritePredictions(BasePredictionWriter):
@@ -33,10 +33,8 @@ class WritePredictions(BasePredictionWriter):
         self.path = Path(path)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        if stage == "predict" and not self.path.absolute().parent.is_dir():
-            raise ConfigError(f"predictions.path: there is no folder {str(self.path.absolute().parent)!r}")
-        if stage == "predict" and self.path.is_dir():
-            raise ConfigError(f"predictions.path: {str(self.path)!r} is a folder; name a file")
+        if stage == "predict":
+            check_output("predictions.path", self.path, [".csv"], "sample,split,")
         if stage == "predict" and getattr(pl_module, "segments", False) and self._folder.is_file():
             raise ConfigError(f"predictions.path: {str(self._folder)!r} is a file, and masks need such a folder")
 

@@ -165,7 +165,7 @@ class DTMKL(Scores):
 
     widths: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     theta: float = 1e-5
-    C: float = 1.0
+    C: float = 10.0
     iterations: int = 20
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:

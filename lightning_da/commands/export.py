@@ -7,7 +7,7 @@ from lightning_da.cli import TransferCLI
 from lightning_da.errors import ConfigError, RunError, first_line
 from lightning_da.exporting import OUTPUTS, check, export, restored, save, save_onnx
 from lightning_da.parser import CommandParser
-from lightning_da.paths import write_whole
+from lightning_da.paths import check_output, write_whole
 
 
 def run(args: Sequence[str]) -> Path:
@@ -36,8 +36,7 @@ def run(args: Sequence[str]) -> Path:
     given, options = parser.parse_known_args(args)
     cli = TransferCLI("predict", ["--ckpt_path", given.run, *options])
     path = given.output or Path(cli.run_name + (".onnx" if given.onnx else ".pt2"))
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise ConfigError(f"--output: {str(path)!r} is a folder, or in a folder that does not exist; name a file")
+    check_output("output", path, [".onnx" if given.onnx else ".pt2"])
     if given.output is None and path.exists():
         raise ConfigError(f"{str(path)!r} is there already, perhaps of another run; name a file with --output")
     cli.config.trainer.logger = False

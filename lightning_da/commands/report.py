@@ -29,7 +29,7 @@ from lightning_da.commands.compare import (
 from lightning_da.errors import ConfigError
 from lightning_da.pages import picture, render, svg
 from lightning_da.parser import CommandParser
-from lightning_da.paths import write_whole
+from lightning_da.paths import check_output, write_whole
 from lightning_da.store import client, search_runs
 from lightning_da.tracking import artifact_file, find_experiment
 
@@ -50,6 +50,8 @@ WIDTH = 1000
 """Largest width of a picture in pixels."""
 LABEL = 40
 """Largest length of a name in a legend."""
+PAGE_START = "<!doctype html>"
+"""How a page begins."""
 
 
 def run(args: Sequence[str]) -> Path:
@@ -75,8 +77,7 @@ def run(args: Sequence[str]) -> Path:
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="file to write (default: %(default)s)"
     )
     given = parser.parse_args(args)
-    if given.out.is_dir() or not given.out.absolute().parent.is_dir():
-        raise ConfigError(f"out: {given.out} is a folder, or its folder does not exist; give the path of a file")
+    check_output("out", given.out, [".html", ".htm"], PAGE_START)
     experiment = find_experiment(given.experiment)
     runs = tested_runs(experiment.experiment_id)
     if not runs:

@@ -1,6 +1,8 @@
 """Feature files, one for each domain, or one with labels."""
 
+import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -220,6 +222,8 @@ class FeatureTables(DomainPairDataModule):
         """Reads a domain from a file in the format of its suffix."""
         if path.is_dir():
             raise DataError(f"{str(path)!r} is a folder; name a file in it (--data.root, --data.source, --data.target)")
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{str(path)!r} is a link to {os.readlink(path)!r}, which is not there")
         if not path.is_file() and not _svmlight_parts(path):
             there = [entry.name for entry in path.parent.glob("*.*")]
             raise DataError(
@@ -290,14 +294,27 @@ def _open_svmlight(path: Path, domains: list[Path]) -> _Table:
     return _Table(dict(zip(keys, loaded, strict=False)), "x", "y", keys)
 
 
+def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """A table whose first value is never taken for the name of its row, as pandas does where rows are too long."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table: pd.DataFrame = pd.read_csv(path, index_col=False, **options)
+    except pd.errors.ParserWarning as error:
+        raise DataError(
+            f"{path}: a row has more values than the header has names; name each column, or remove the values"
+        ) from error
+    return table
+
+
 def _open_csv(path: Path, label_column: str) -> _Table:
-    features = pd.read_csv(path, low_memory=False)
+    features = _read_csv(path, low_memory=False)
     names = list(features.columns)
     _check_header(path, names)
     entries: dict[str, Any] = {}
     if label_column in names:
         # as text: a class may have the name "None" or "NA"
-        labels = pd.read_csv(path, usecols=[label_column], dtype=str, keep_default_na=False)
+        labels = _read_csv(path, usecols=[label_column], dtype=str, keep_default_na=False)
         entries[label_column] = labels[label_column].to_numpy(dtype=object)
         features = features.drop(columns=label_column)
     for column in features.columns:

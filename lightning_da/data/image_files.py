@@ -184,6 +184,8 @@ def _save(path: Path, keys: NDArray[np.uint64]) -> None:
 
 def _fault(path: Path) -> str | None:
     """The error message about a file; None if it is a complete image."""
+    if path.exists() and not path.is_file():
+        return f"{path}: no regular file; remove it"
     try:
         if not _looks_complete(path):
             read_image(path)

@@ -23,6 +23,9 @@ from lightning_da.errors import check_range, list_choices
 from lightning_da.inputs import Images
 from lightning_da.names import Names
 
+FEW = 10
+"""Number of files whose content tells whether one domain is a copy of another."""
+
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
     """One split of one domain, read from image files.
@@ -80,6 +83,13 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         """A sample as `reads` gives it."""
         assert self.reads is not None
         return self.reads.read(self.read(index))
+
+    def has_same_files(self, other: "ImageFiles") -> bool:
+        """Whether another split has files of the same names and sizes, and the same first `FEW` images."""
+        if not (np.array_equal(self._names, other._names) and np.array_equal(self._sizes, other._sizes)):
+            return False
+        few = range(min(FEW, len(self)))
+        return all(np.array_equal(*(np.asarray(files.read(index)) for files in (self, other))) for index in few)
 
     def fingerprint(self) -> str:
         """A digest of the file names and the file sizes; the files are not read."""

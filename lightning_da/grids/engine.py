@@ -118,6 +118,8 @@ def parse_methods(
     Raises:
         ConfigError: If no method accepts the options.
     """
+    if any(word.partition("=")[0] == "--ckpt_path" for word in options):
+        raise ConfigError("ckpt_path: this command starts its own trainings; leave it out, or use fit")
     own = class_path(full_spelling(with_found_configs(options)), "model")
     files = {name: ["--config", str(find_method(name))] for name in names} if own is None else {own: []}
     parsed: dict[str, TransferCLI] = {}

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
@@ -141,10 +141,13 @@ class TransferModule(Classifier):
 
     def _check_optimizer(self) -> None:
         """Refuses values that the optimizer refuses, before training begins."""
+        groups = [{"name": name, "lr_scale": 1.0, "params": [nn.Parameter(torch.zeros(1, 1))]} for name in PARTS]
         try:
-            self._optimizer([{"name": "head", "lr_scale": 1.0, "params": [nn.Parameter(torch.zeros(1, 1))]}])
+            optimizer = self._optimizer(groups)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"optimizer: {one_line(error)}") from error
+        if isinstance(optimizer, SparseAdam):
+            raise ConfigError("optimizer: SparseAdam takes sparse gradients alone; use torch.optim.Adam")
 
     @property
     def fewest_samples(self) -> int:  # type: ignore[override]

@@ -71,6 +71,11 @@ class Classical(TransferModule):
         known = [INPUT, *self.backbone.layers, "bottleneck"]
         if self._read not in known:
             raise ConfigError(f"layer: the network has no layer {self._read!r}; {list_choices(self._read, known)}")
+        if self._read != INPUT and self.starts_random():
+            raise ConfigError(
+                f"layer: {self._read!r} is a layer of random weights; give those of a run (--features_of RUN in a "
+                "sweep, --model.init_from RUN in a fit), or leave it out"
+            )
         self.requires_grad_(False)
         if self._read == INPUT:
             self.backbone, self.bottleneck, self.starts_from = _NoNetwork(self.input_shape), nn.Identity(), ()

@@ -58,6 +58,8 @@ def check_layers(module: TransferModule, layers: Sequence[str] | Literal["auto"]
     for layer in layers:
         if layer not in known:
             raise ConfigError(f"layers: the network has no layer {layer!r}; {list_choices(layer, module.depths)}")
+        if list(layers).count(layer) > 1:
+            raise ConfigError(f"layers: {layer!r} is there twice; keep one")
     return list(layers)
 
 
