@@ -100,7 +100,7 @@ METHODS = {
     "JGSA": Entry(JGSA, True, 50.0),
     "ARTL": Entry(ARTL),
     "MEDA": Entry(MEDA, surf=52.7),
-    "DTMKL": Entry(DTMKL, True, 47.5),
+    "DTMKL": Entry(lambda: DTMKL(theta=1e-8), True, 47.5),
     "DIP": Entry(DIP, True),
     "statistical manifold": Entry(StatisticalManifold, True),
     "DME": Entry(DME, True),
