@@ -56,6 +56,7 @@ LEAST = {
     "log_every_n_steps": 0,
     "min_epochs": 0,
     "min_steps": 0,
+    "num_sanity_val_steps": -1,
 }
 ABOVE = {"limit_train_batches": 0, "val_check_interval": 0}
 """Bounds of the trainer options that Lightning does not check."""
@@ -168,10 +169,7 @@ class TransferCLI(LightningCLI):
             _check_finite(key.replace(".init_args", ""), value)
             if value is None and key.startswith(("model.", "data.")):
                 _check_null(key, config)
-        above = ABOVE | {f"limit_{self.command.removesuffix('idate')}_batches": 0}
-        for key in (*LEAST, *above):
-            if isinstance(value := config.trainer.get(key), int | float):
-                check_range(f"trainer.{key}", value, LEAST.get(key, -math.inf), above=above.get(key, -math.inf))
+        _check_trainer(config.trainer, self.command)
         if config.published is not None:
             check_range("published", config.published, 0, 1)
         if config.model is None or config.model.class_path.rsplit(".", 1)[-1] in _ABSTRACT:
@@ -372,6 +370,22 @@ def _check_processes(trainer: Trainer) -> None:
             f"trainer.num_nodes: {trainer.num_nodes}, but nothing starts the other machines; start the command with "
             "torchrun or in SLURM (docs/training.md)"
         )
+
+
+def _check_trainer(trainer: Any, command: str) -> None:
+    """Refuses trainer options that Lightning takes and that cannot be meant."""
+    above = ABOVE | {f"limit_{command.removesuffix('idate')}_batches": 0}
+    for key in (*LEAST, *above):
+        if isinstance(value := trainer.get(key), int | float):
+            check_range(f"trainer.{key}", value, LEAST.get(key, -math.inf), above=above.get(key, -math.inf))
+    for unit in ("steps", "epochs"):
+        least, most = (trainer.get(f"{end}_{unit}") for end in ("min", "max"))
+        if least is not None and most is not None and 0 <= most < least:
+            raise ConfigError(f"trainer.min_{unit}: {least} is more than max_{unit}, {most}")
+    if trainer.get("default_root_dir") is not None and Path(trainer.default_root_dir).is_file():
+        raise ConfigError(f"trainer.default_root_dir: {str(trainer.default_root_dir)!r} is a file; name a folder")
+    if trainer.get("barebones"):
+        raise ConfigError("trainer.barebones: it switches off what a fit records; leave it out")
 
 
 def _check_name(name: str) -> None:
