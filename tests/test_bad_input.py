@@ -571,6 +571,8 @@ def test_an_argument_of_a_method_or_of_several_domains(words: list[str], message
         (["ensemble", "words.ckpt", "empty.ckpt"], "'words.ckpt' is not a checkpoint of a fit"),
         (["curve", *GRID, "--samples", "0"], "samples: 0 of each domain are too few"),
         (["curve", *GRID, "--layers", "nothing"], "no layer 'nothing'"),
+        ([*FIT, "--model.optimizer.lr=0"], "optimizer.lr: a learning rate of 0 trains nothing"),
+        ([*FIT, "--model.optimizer.lr=1e-400"], "optimizer.lr: a learning rate of 0 trains nothing"),
         ([*FIT, "--trainer.min_steps=50"], "trainer.min_steps: 50 is more than max_steps, 2"),
         ([*FIT, "--trainer.num_sanity_val_steps=-7"], "num_sanity_val_steps: -7 is less than -1"),
         ([*FIT, "--trainer.default_root_dir=source.csv"], "default_root_dir: 'source.csv' is a file"),

@@ -146,6 +146,8 @@ class TransferModule(Classifier):
             optimizer = self._optimizer(groups)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"optimizer: {one_line(error)}") from error
+        if any(group.get("lr") == 0 for group in optimizer.param_groups):
+            raise ConfigError("optimizer.lr: a learning rate of 0 trains nothing; give a positive one")
         if isinstance(optimizer, SparseAdam):
             raise ConfigError("optimizer: SparseAdam takes sparse gradients alone; use torch.optim.Adam")
 
