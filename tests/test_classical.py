@@ -464,7 +464,7 @@ def test_artl_is_the_papers_on_full_matrices(pair: Pair) -> None:
 
 
 def test_dtmkl_prefers_kernels_under_which_the_domains_agree(pair: Pair) -> None:
-    fitted = DTMKL(theta=1e-9).fit(*pair)
+    fitted = DTMKL(theta=1e-9, C=1.0).fit(*pair)
     assert fitted.weights_.sum() == pytest.approx(1)
     assert fitted.weights_.min() >= 0
     source, labels, target = apart(pair)
@@ -484,7 +484,7 @@ def test_dtmkl_reaches_a_minimum_of_its_objective_and_answers_with_its_svms(pair
         np.random.default_rng(9).random(len(y)) < 0.2, (y + 1) % 3, y
     )  # noise, so that no kernel is best alone
     source, labels, target = apart((x, y, domain))
-    fitted = DTMKL(theta=1e-3, widths=(0.1, 1.0, 10.0)).fit(x, y, domain)
+    fitted = DTMKL(theta=1e-3, C=1.0, widths=(0.1, 1.0, 10.0)).fit(x, y, domain)
     signed = np.r_[np.full(len(source), 1 / len(source)), np.full(len(target), -1 / len(target))]
     rows = np.vstack([source, target])
     p = np.array([signed @ gaussian(rows, rows, gamma) @ signed for gamma in fitted.gammas_])

@@ -161,9 +161,17 @@ def test_what_cannot_be_reported_is_an_error(experiment: str) -> None:
     with pytest.raises(SystemExit, match="has no tested runs"):
         main(["report", experiment])
     recorded.run(experiment, "dann")
-    for place in (".", "nowhere/report.html"):
-        with pytest.raises(SystemExit, match=f"out: {re.escape(place)} is a folder, or its folder does not exist"):
+    Path("table.html").write_text("<table>")
+    refused = {
+        ".": "is a folder",
+        "nowhere/report.html": "there is no folder",
+        "report.csv": "does not end with .html or .htm",
+        "table.html": "'table.html' is there already and holds something else",
+    }
+    for place, reason in refused.items():
+        with pytest.raises(SystemExit, match=f"out: .*{re.escape(reason)}"):
             main(["report", experiment, "--out", place])
+    Path("table.html").unlink()
     assert not list(Path().glob("*.html"))
 
 

@@ -72,7 +72,7 @@ def test_a_fit_with_dropout_goes_on_from_any_step(
 def test_augmented_images_go_on_within_an_epoch(workers: int, tmp_path: Path) -> None:
     """A schedule asks for the number of steps, so that Lightning makes the iterators before it restores its counts."""
     for domain in ("art", "photo"):
-        fill(tmp_path / domain, number=20)
+        fill(tmp_path / domain, number=20, suffix="png" if domain == "art" else "jpg")
     data = partial(folders, tmp_path, num_workers=workers)
     keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=3)
 

@@ -301,6 +301,7 @@ def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table: pd.DataFrame = pd.read_csv(path, index_col=False, **options)
     except pd.errors.ParserWarning as error:
+        _check_header(path, list(pd.read_csv(path, nrows=0).columns))
         raise DataError(
             f"{path}: a row has more values than the header has names; name each column, or remove the values"
         ) from error
