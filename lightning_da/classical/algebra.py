@@ -181,15 +181,18 @@ def laplacian(x: Array, neighbors: int) -> Any:
     return scipy.sparse.identity(len(x)) - scale @ graph @ scale
 
 
-def on_simplex(objective: Callable[[Array], tuple[float, Array]], start: Array, steps: int = 100) -> Array:
+def on_simplex(
+    objective: Callable[[Array], tuple[float, Array]], start: Array, steps: int = 100, scale: float | None = None
+) -> Array:
     """A minimum of an objective of d, (m,), with d >= 0 and sum d = 1.
 
     Args:
         objective: From (m,) to the value and its gradient, (m,).
         start: (m,).
         steps: The number of steps at most, of sequential quadratic programming.
+        scale: The size of the objective, for its tolerance; `None`: the largest number in its gradient at the start.
     """
-    scale = max(float(np.abs(objective(start)[1]).max()), 1e-300)
+    scale = max(float(np.abs(objective(start)[1]).max()) if scale is None else scale, 1e-300)
 
     def scaled(d: Array) -> tuple[float, Array]:
         value, gradient = objective(d)

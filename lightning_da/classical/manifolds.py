@@ -271,7 +271,8 @@ class CTC(Weighted):
             means = (of_class / counts).T
             own = means @ gaussian(moved, moved, gamma) @ means.T
             other = means @ gaussian(moved, target @ w, gamma).mean(axis=1)
-            shares = on_simplex(partial(_quadratic, own, other), shares)
+            scale = max(float(np.abs(own).max()), float(np.abs(other).max()))
+            shares = on_simplex(partial(_quadratic, own, other), shares, scale=scale)
             w = descend(of_directions, w, self.steps)
         self.components_, self.scales_, self.locations_, self.shares_ = w, moves[0], moves[1], shares
         self.moved_ = moves[0, labels] * (source @ w) + moves[1, labels]
