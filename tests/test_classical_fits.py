@@ -265,11 +265,15 @@ def test_deep_and_shallow_stand_in_one_table(tmp_path: Path) -> None:
     main(["fit", "--config", "method/source_only.yaml", *words, "--name", "earlier"])
     of_layer = ["--features_of", "earlier-one-two-s0", "--layer", "fc1"]
     table = main(["sweep", "--methods", "nearest_neighbour", "source_only", *words, *of_layer, "--jobs", "1"])
-    assert set(table["method"]) == {"nearest_neighbour", "source_only"}
+    assert set(table["method"]) == {"nearest_neighbour-fc1", "source_only"}
+    raw = main(["sweep", "--methods", "nearest_neighbour", *words, "--jobs", "1"])
+    assert set(raw["method"]) == {"nearest_neighbour"}
+    both = main(["compare", tmp_path.name])
+    assert set(both["method"]) == {"nearest_neighbour-fc1", "nearest_neighbour", "source_only"}
     experiment = client().get_experiment_by_name(tmp_path.name)
     assert experiment is not None
     runs = {run.info.run_name: run for run in client().search_runs([experiment.experiment_id])}
-    shallow, deep = runs["nearest_neighbour-one-two-s0"], runs["source_only-one-two-s0"]
+    shallow, deep = runs["nearest_neighbour-fc1-one-two-s0"], runs["source_only-one-two-s0"]
     assert shallow.data.params["layer"] == "fc1"
     assert shallow.data.tags["started_from"] == runs["earlier-one-two-s0"].info.run_id
     assert "started_from" not in deep.data.tags

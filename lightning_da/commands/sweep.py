@@ -47,7 +47,8 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     given, options = _parser().parse_known_args(args)
     workers = workers_of(given)
     check_named_once(given.methods, options)
-    parsed, refused = parse_methods(given.methods or METHODS, options, _of_layer(given.features_of, given.layer))
+    of_layer = _of_layer(given.features_of, given.layer)
+    parsed, refused = parse_methods(given.methods or METHODS, options, of_layer, f"-{given.layer or 'features'}")
     first = next(iter(parsed.values())).build()
     data = first.datamodule
     if len(data.domains) < 2 and given.methods is None and len(parsed) > 1:

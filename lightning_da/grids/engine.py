@@ -102,7 +102,7 @@ class Grid:
 
 
 def parse_methods(
-    names: Sequence[str], options: Sequence[str], of_layer: Sequence[str] = ()
+    names: Sequence[str], options: Sequence[str], of_layer: Sequence[str] = (), suffix: str = ""
 ) -> tuple[dict[str, TransferCLI], list[str]]:
     """Parses a fit of each method.
 
@@ -111,6 +111,7 @@ def parse_methods(
             with a file of `conf/experiment`: this is the only one then.
         options: The options of all of them.
         of_layer: Further options of the methods that read the vectors of a layer: they have an argument `layer`.
+        suffix: What is added to the names of these methods then.
 
     Returns:
         The fits, by the name of the method, and an error message for each method that does not accept the options.
@@ -128,7 +129,8 @@ def parse_methods(
         try:
             method = class_path(full_spelling([*file, *with_found_configs(options)]), "model")
             reads_layer = bool(of_layer) and method is not None and "layer" in arguments(method)
-            parsed[name] = TransferCLI("fit", [*file, *options, *(of_layer if reads_layer else ())])
+            more = [*of_layer, f"--name={Path(name).stem}{suffix}"] if reads_layer else []
+            parsed[name] = TransferCLI("fit", [*file, *options, *more])
         except (ConfigError, SystemExit) as error:
             message = str(error).removeprefix("lightning-da: error: ")
             if len(files) == len(refused) + 1:
