@@ -268,7 +268,7 @@ def test_deep_and_shallow_stand_in_one_table(tmp_path: Path) -> None:
     assert set(table["method"]) == {"nearest_neighbour-fc1", "source_only"}
     raw = main(["sweep", "--methods", "nearest_neighbour", *words, "--jobs", "1"])
     assert set(raw["method"]) == {"nearest_neighbour"}
-    both = main(["compare", tmp_path.name])
+    both = main(["compare", "--experiment", tmp_path.name])
     assert set(both["method"]) == {"nearest_neighbour-fc1", "nearest_neighbour", "source_only"}
     experiment = client().get_experiment_by_name(tmp_path.name)
     assert experiment is not None

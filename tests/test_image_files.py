@@ -222,6 +222,14 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert any("exceeds limit" in message for message in messages.values())
 
 
+def test_pictures_in_other_formats_are_counted(tmp_path: Path) -> None:
+    for name in ("a/1.HEIC", "a/2.heic", "b/3.gif", "b/4.png", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"are left out \(1 .gif, 2 .heic\); convert them to PNG or JPEG"):
+        assert list_images(tmp_path).names.tolist() == [b"b/4.png"]
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert damaged(tmp_path) == {0: f"{tmp_path / 'pipe.png'}: no regular file; remove it"}

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import chain
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +24,8 @@ from lightning_da.paths import cache_folder, write_whole
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
+_NOT_READ = (b".gif", b".heic", b".heif", b".avif", b".jfif", b".jp2", b".svg")
+"""Suffixes of other formats of pictures."""
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """Last bytes of a complete file in each format."""
 MANY = 20_000
@@ -51,7 +55,7 @@ class Listing(NamedTuple):
 def list_images(folder: Path, parts: Sequence[str] = ("",)) -> Listing:
     """Lists the images in a folder and its sub-folders, without hidden files and folders.
 
-    Links to files and folders are followed.
+    Links to files and folders are followed. A warning counts the pictures in formats that are not read.
 
     Args:
         folder: The folder that names are relative to.
@@ -63,16 +67,22 @@ def list_images(folder: Path, parts: Sequence[str] = ("",)) -> Listing:
     Raises:
         DataError: If a link leads to one of its own parent folders.
     """
-    listed = []
+    listed, not_read = [], Counter[str]()
     for part in map(os.fsencode, parts):
         places = [_Place(os.path.join(os.fsencode(folder), part), part and part + b"/")]
         found = []
         while places:
             scanned = _scan_each(places)
-            found += [files for files, _ in scanned]
-            places = [inner for _, folders in scanned for inner in folders]
+            found += [files for files, _, _ in scanned]
+            places = [inner for _, folders, _ in scanned for inner in folders]
+            not_read.update(suffix for _, _, suffixes in scanned for suffix in suffixes)
         files = Listing(*map(np.concatenate, zip(*found, strict=True)))
         listed.append(files.select(np.argsort(files.names, kind="stable")))
+    if not_read:
+        what = ", ".join(f"{number} {suffix}" for suffix, number in sorted(not_read.items()))
+        rank_zero_warn(
+            f"{folder}: pictures in formats that are not read are left out ({what}); convert them to PNG or JPEG"
+        )
     return Listing(*map(np.concatenate, zip(*listed, strict=True)))
 
 
@@ -84,7 +94,15 @@ class _Place(NamedTuple):
     parents: tuple[tuple[int, int], ...] = ()
 
 
-def _scan_each(places: Sequence[_Place]) -> list[tuple[Listing, list[_Place]]]:
+class _Scanned(NamedTuple):
+    """What is directly in a folder, sorted: its images, its sub-folders, the suffixes of pictures that are not read."""
+
+    files: Listing
+    folders: list[_Place]
+    not_read: list[str]
+
+
+def _scan_each(places: Sequence[_Place]) -> list[_Scanned]:
     """Scans folders, in several processes if they seem to have `MANY` files.
 
     The time goes to a question to the file system about each file, which threads would ask one after the other.
@@ -103,15 +121,14 @@ def _processes() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _scan(place: _Place) -> tuple[Listing, list[_Place]]:
-    """The images directly in a folder and its sub-folders, both sorted."""
+def _scan(place: _Place) -> _Scanned:
     here = os.stat(place.path)
     if (here.st_dev, here.st_ino) in place.parents:
         raise DataError(f"{os.fsdecode(place.path)}: the link leads to one of its own parent folders; remove it")
     parents = (*place.parents, (here.st_dev, here.st_ino))
     names: list[bytes] = []
     numbers: list[int] = []
-    folders = []
+    folders, not_read = [], []
     opened = os.open(place.path, os.O_RDONLY)
     try:
         for name in sorted(os.listdir(place.path)):
@@ -126,12 +143,14 @@ def _scan(place: _Place) -> tuple[Listing, list[_Place]]:
             elif name.lower().endswith(_SUFFIXES):
                 names.append(place.prefix + name)
                 numbers += (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if status else (-1, 0, 0)
+            elif name.lower().endswith(_NOT_READ):
+                not_read.append(os.fsdecode(os.path.splitext(name)[1].lower()))
     finally:
         os.close(opened)
     columns = np.array(numbers, dtype=np.int64).reshape(-1, 3)
     table = pd.DataFrame(columns).assign(names=names)
     keys = np.asarray(pd.util.hash_pandas_object(table, index=False, categorize=False), dtype=np.uint64)
-    return Listing(np.array(names, dtype=np.bytes_), columns[:, 0], keys), folders
+    return _Scanned(Listing(np.array(names, dtype=np.bytes_), columns[:, 0], keys), folders, not_read)
 
 
 def find_damaged(folder: Path, files: Listing) -> dict[int, str]:
