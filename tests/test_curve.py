@@ -638,6 +638,7 @@ def test_the_curve_of_a_fit_without_steps_is_that_of_its_start(tmp_path: Path) -
     ("more", "message"),
     [
         (["--layers", "fc9"], "no layer 'fc9'; did you mean 'fc"),
+        (["--layers", "head", "head"], "layers: 'head' is there twice"),
         (["--measures", "cka"], "no measure 'cka'"),
         (["--measures", "tests.test_curve.gapp"], "no measure .*; did you mean 'gap'"),
         (["--measures", "mmd", "mmd"], "each once"),

@@ -310,6 +310,7 @@ def test_an_extended_fit_that_is_interrupted_goes_on_to_its_new_length(
         ("--data.batch_size=8", "batch_size: it is 8, but the run was fitted with 16"),
         ("--seed_everything=3", "seed: it is 3, but the run was fitted with 0"),
         ("--trainer.max_steps=15", "max_steps: it is 15, but the run was fitted with 20, and a run cannot get shorter"),
+        ("--trainer.max_epochs=0", "max_epochs: it is 0, but the run was fitted with .*, and a run cannot get shorter"),
         ("--trainer.accumulate_grad_batches=2", "accumulate_grad_batches: it is 2, but the run was fitted with 1"),
         ("--data.source=three.npz", "source: it is three.npz, but the run was fitted with one.npz"),
     ],
