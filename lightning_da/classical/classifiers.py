@@ -77,8 +77,6 @@ class ARTL(Scores):
     estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
-        for name in ("lam", "manifold"):
-            check_range(name, getattr(self, name), low=0)
         check_range("ridge", self.ridge, above=0)
         check_range("iterations", self.iterations, low=1)
         n_s = len(source)

@@ -113,7 +113,6 @@ class DIP(Adapter):
     estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
-        check_range("clustering", self.clustering, low=0)
         x, n_s = np.vstack([source, target]), len(source)
         weights = np.r_[np.full(n_s, 1 / n_s), np.full(len(target), -1 / len(target))]
         start = principal(x, self.dim)[0]
@@ -233,8 +232,6 @@ class CTC(Weighted):
     estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:
-        for name in ("scale", "location"):
-            check_range(name, getattr(self, name), low=0)
         check_range("iterations", self.iterations, low=1)
         n_s, counts = len(source), np.bincount(labels)
         of_class = one_hot(labels, len(counts))

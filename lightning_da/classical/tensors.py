@@ -48,7 +48,6 @@ class TAISL(Adapter):
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
         shape, dims = self._sides(source.shape[1])
-        check_range("iterations", self.iterations, 0)
         s, t = (x.reshape(-1, *shape) for x in (source, target))
         turns = [np.eye(side) for side in shape]
         factors = [_leading(unfold(np.concatenate([s, t]), k), dim) for k, dim in enumerate(dims)]

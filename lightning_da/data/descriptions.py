@@ -1,6 +1,5 @@
 """Descriptions of classes by attributes, for zero-shot learning."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_da.data.csv_files import read_csv
 from lightning_da.errors import ConfigError, list_choices, one_line
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -85,10 +85,8 @@ Parts = tuple[list[str], list[str], NDArray[np.float32]]
 def _table(path: Path, separator: str) -> Parts:
     try:
         # as text: a class may have the name "None" or "1"
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more values than the header has names
-            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False)
-    except (UnicodeError, pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+        table = read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    except (UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ConfigError(f"{path}: not a table in UTF-8 ({one_line(error)})") from error
     if not len(table) or len(table.columns) < 2:
         raise ConfigError(f"{path}: a table of classes has a row for each class, and a column for each attribute")

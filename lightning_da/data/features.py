@@ -2,7 +2,6 @@
 
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_svmlight_files
 
 from lightning_da.data.base import DOMAINS, SPLITS, UNKNOWN, DataError, DomainPairDataModule, Roles, TensorDomain
+from lightning_da.data.csv_files import read_csv
 from lightning_da.data.splits import Indices, split_indices
 from lightning_da.data.tables import encode_labels, encode_numbers
 from lightning_da.errors import list_choices, one_line
@@ -294,28 +294,18 @@ def _open_svmlight(path: Path, domains: list[Path]) -> _Table:
     return _Table(dict(zip(keys, loaded, strict=False)), "x", "y", keys)
 
 
-def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """A table whose first value is never taken for the name of its row, as pandas does where rows are too long."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table: pd.DataFrame = pd.read_csv(path, index_col=False, **options)
-    except pd.errors.ParserWarning as error:
-        _check_header(path, list(pd.read_csv(path, nrows=0).columns))
-        raise DataError(
-            f"{path}: a row has more values than the header has names; name each column, or remove the values"
-        ) from error
-    return table
-
-
 def _open_csv(path: Path, label_column: str) -> _Table:
-    features = _read_csv(path, low_memory=False)
+    try:
+        features = read_csv(path, low_memory=False)
+    except DataError:  # numbers with commas, between semicolons, look like too many values
+        _check_header(path, list(pd.read_csv(path, nrows=0).columns))
+        raise
     names = list(features.columns)
     _check_header(path, names)
     entries: dict[str, Any] = {}
     if label_column in names:
         # as text: a class may have the name "None" or "NA"
-        labels = _read_csv(path, usecols=[label_column], dtype=str, keep_default_na=False)
+        labels = read_csv(path, usecols=[label_column], dtype=str, keep_default_na=False)
         entries[label_column] = labels[label_column].to_numpy(dtype=object)
         features = features.drop(columns=label_column)
     for column in features.columns:

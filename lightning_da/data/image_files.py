@@ -21,6 +21,7 @@ from PIL import Image
 from lightning_da.data.base import DataError
 from lightning_da.inputs import decode
 from lightning_da.paths import cache_folder, write_whole
+from lightning_da.process import cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
@@ -118,7 +119,7 @@ def _processes() -> int:
     """Number of processes that may list folders: one where a fork is not safe or not allowed."""
     if sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 1
-    return len(os.sched_getaffinity(0))
+    return cores()
 
 
 def _scan(place: _Place) -> _Scanned:
