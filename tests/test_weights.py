@@ -127,6 +127,15 @@ def test_weights_follow_their_rows(method: Any, shifted: Pair) -> None:
     np.testing.assert_allclose(after, before[places], rtol=1e-3, atol=1e-3)
 
 
+def test_the_order_of_rows_has_no_say_in_what_kliep_draws(shifted: Pair) -> None:
+    """Neither in its centres nor in the folds that choose the width."""
+    x, y, domain = shifted
+    order = np.random.default_rng(3).permutation(len(x))
+    method = KLIEP(centres=20, steps=40)
+    before, after = method.fit(x, y, domain).weights_, method.fit(x[order], y[order], domain[order]).weights_
+    np.testing.assert_allclose(after, before[order[domain[order] > 0]], rtol=1e-6)
+
+
 @each
 def test_a_classifier_that_is_too_simple_learns_where_the_target_is(method: Any) -> None:
     """The classes are parted by a parabola; each domain is on one of its arms."""
