@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from lightning_da.commands import COMMANDS
 from lightning_da.errors import ConfigError, InterruptionError, RunError, list_choices, loading_errors
 from lightning_da.paths import with_found_configs
-from lightning_da.process import prepare, shorten_warnings
+from lightning_da.process import prepare, quick_imports, shorten_warnings
 from lightning_da.signatures import check_options
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -52,7 +52,8 @@ def main(args: Sequence[str] | None = None) -> Any:
             raise ConfigError(f"{name} starts its own processes; start it once, without torchrun")
         check_options(with_found_configs(words), all_known=name in TRAINER_COMMANDS)
         with loading_errors():
-            command = import_module(f"lightning_da.commands.{name.replace('-', '_')}")
+            with quick_imports():
+                command = import_module(f"lightning_da.commands.{name.replace('-', '_')}")
             shorten_warnings()
             return command.run(words)
     except ConfigError as error:

@@ -1,3 +1,5 @@
+import atexit
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -7,6 +9,12 @@ import pytest
 import torch
 
 from lightning_da.callbacks import LogModel
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections leave out what the imports have made: all of torch and MLflow."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -964,6 +964,7 @@ def test_an_unforeseen_error_is_one_line_unless_it_is_looked_for(
         raise ZeroDivisionError("division\nby zero")
 
     monkeypatch.setattr(program, "main", fails)
+    monkeypatch.setattr(program, "end", sys.exit)
     with pytest.raises(SystemExit) as stop:
         program.run()
     assert stop.value.code == 1

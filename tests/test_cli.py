@@ -893,6 +893,29 @@ def test_classes_of_the_working_folder_are_found_by_the_console_script(tmp_path:
     assert yaml.safe_load(found.stdout)["data"]["class_path"] == "my_task.MyTask"
 
 
+def test_a_process_ends_as_python_ends_it() -> None:
+    script = (
+        "import atexit, threading, time; from lightning_da.process import end\n"
+        "atexit.register(print, 'last')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
+        "end(3)"
+    )
+    found = process(script)
+    assert (found.returncode, found.stdout.split()) == (3, ["thread", "last"])
+
+
+def test_imports_are_not_collected_again_and_a_script_ends_without_a_report() -> None:
+    script = (
+        "import contextlib, gc; from lightning_da.main import main\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    main(['fit', '--config', 'method/dann.yaml', '--config', 'data/digits.yaml', '--print_config'])\n"
+        "print('frozen', gc.get_freeze_count() > 100_000, gc.isenabled())"
+    )
+    found = process(script)
+    assert found.stdout.splitlines()[-1] == "frozen True True"
+    assert not found.stderr
+
+
 def test_as_a_module() -> None:
     found = subprocess.run(
         [sys.executable, "-m", "lightning_da", "fit", "--modle", "x"],
