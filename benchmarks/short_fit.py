@@ -30,7 +30,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with TemporaryDirectory() as folder:
@@ -38,9 +38,8 @@ def main() -> None:
         seconds(FIT, environment)  # the store and the cache of the digits are made
         pairs = [(seconds(IMPORTS, environment), seconds(FIT, environment)) for _ in range(rounds)]
     imports, fit = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(
-        f"imports {imports:.1f} s, fit {fit:.1f} s, rest {fit - imports:.1f} s, {(fit - imports) / imports:.2f} of them"
-    )
+    rest = fit - imports
+    print(f"imports {imports:.1f} s, fit {fit:.1f} s, rest {rest:.1f} s, {rest / imports:.2f} of the imports")
 
 
 if __name__ == "__main__":

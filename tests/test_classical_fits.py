@@ -133,10 +133,11 @@ def test_the_estimator_gets_all_training_samples_and_no_target_label(monkeypatch
     assert set(labels[1].tolist()) == {UNKNOWN}
 
 
-def test_few_labels_of_the_target_reach_a_method_that_asks_for_them() -> None:
+@pytest.mark.parametrize("estimator", [TrAdaBoost(iterations=2), InstanceWeighting(target_share=0.5)])
+def test_few_labels_of_the_target_reach_a_method_that_asks_for_them(estimator: Any) -> None:
     data = Small()
     data.target_labels = 6
-    model = fit(build(Classical, estimator=TrAdaBoost(iterations=2), train_on="both"), 5, data)
+    model = fit(build(Classical, estimator=estimator, train_on="both"), 5, data)
     assert len(model.adapter.estimator.labels_) == 96 + 6
 
 

@@ -895,13 +895,16 @@ def test_classes_of_the_working_folder_are_found_by_the_console_script(tmp_path:
 
 def test_a_process_ends_as_python_ends_it() -> None:
     script = (
-        "import atexit, threading, time; from lightning_da.process import end\n"
+        "import atexit, threading, time; from concurrent.futures import ThreadPoolExecutor\n"
+        "from lightning_da.process import end\n"
         "atexit.register(print, 'last')\n"
+        "pool = ThreadPoolExecutor(1)\n"  # its thread waits for work until Python ends the pool
+        "pool.submit(print, 'pool').result()\n"
         "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\n"
         "end(3)"
     )
     found = process(script)
-    assert (found.returncode, found.stdout.split()) == (3, ["thread", "last"])
+    assert (found.returncode, found.stdout.split()) == (3, ["pool", "thread", "last"])
 
 
 def test_imports_are_not_collected_again_and_a_script_ends_without_a_report() -> None:

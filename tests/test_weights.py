@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import optimize
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
@@ -149,6 +149,38 @@ def test_a_classifier_that_is_too_simple_learns_where_the_target_is(method: Any)
     pair = joined(source, y, target)
     plain = SourceOnly(estimator=LogisticRegression()).fit(*pair)
     assert method.fit(*pair).score(target, wanted) > plain.score(target, wanted) + 0.03
+
+
+@each
+def test_labelled_samples_of_the_target_have_the_share_that_is_asked_for(method: Any, shifted: Pair) -> None:
+    x, y, domain = shifted
+    few, labelled = y.copy(), [105, 120, 150]
+    few[labelled] = [1, 0, 0]
+    alone = clone(method).fit(x, y, domain)
+    unread = clone(method).fit(x, np.where(domain > 0, y, 1), domain)
+    assert np.array_equal(unread.weights_, alone.weights_)
+    assert np.array_equal(unread.predict_proba(x), alone.predict_proba(x))
+
+    both = clone(method).set_params(target_share=0.4).fit(x, few, domain)
+    assert np.allclose(both.weights_[100:] / both.weights_.sum(), 0.4 / 3, atol=1e-12)
+    rows = [*range(100), *labelled]
+    assert np.array_equal(both.features_, x[rows])
+    weights = np.append(0.6 * alone.weights_ / alone.weights_.sum(), np.full(3, 0.4 / 3)) * both.weights_.sum()
+    direct = LogisticRegression(max_iter=1000).fit(x[rows], few[rows], sample_weight=weights)
+    assert np.allclose(direct.predict_proba(x), both.predict_proba(x), atol=1e-4)
+    assert np.abs(alone.predict_proba(x) - both.predict_proba(x)).max() > 0.01
+
+    order = np.random.default_rng(3).permutation(len(y))
+    turned = clone(method).set_params(target_share=0.4).fit(x[order], few[order], domain[order])
+    assert np.allclose(turned.predict_proba(x), both.predict_proba(x), atol=1e-4)
+
+
+@each
+def test_a_share_without_labelled_samples_is_refused(method: Any, shifted: Pair) -> None:
+    with pytest.raises(ConfigError, match=r"^y: no target row has a label; .* needs some \(data.target_labels"):
+        clone(method).set_params(target_share=0.5).fit(*shifted)
+    with pytest.raises(ConfigError, match=r"^target_share: 1.0 is more than 0.99"):
+        clone(method).set_params(target_share=1.0).fit(*shifted)
 
 
 @pytest.mark.parametrize("method", [InstanceWeighting, KMM, TrAdaBoost, JDOT])

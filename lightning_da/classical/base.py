@@ -17,6 +17,8 @@ from lightning_da.errors import ConfigError, check_range, list_choices, one_line
 Array = NDArray[np.float64]
 Labels = NDArray[np.intp]
 T = TypeVar("T")
+UNKNOWN = -1
+"""Label of a target row whose class is not known."""
 
 
 def fit_weighted(estimator: Any, x: Array, y: Labels | Array, weights: Array) -> Any:
@@ -129,6 +131,27 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
                 )
         given = np.asarray(labels[is_source].tolist())  # what stands at rows of the target has no say in its type
         return Domains(x[is_source], given, x[~is_source])
+
+    def labelled_target(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> tuple[Array, Labels]:
+        """The rows of the target whose class is known, (m, d), and the positions of their labels in `classes_`, (m,).
+
+        For a method that reads labels of the target; after `split` and `name_classes`.
+
+        Raises:
+            ConfigError: If no target row has a label, or one of a class that the source does not have, or if `UNKNOWN`
+                is a class of the source.
+        """
+        if UNKNOWN in self.classes_.tolist():
+            raise ConfigError(f"y: the source has a class {UNKNOWN}, which marks rows without a label; rename it")
+        every = np.asarray(y).ravel()
+        labelled = (np.asarray(sample_domain) < 0) & (every != UNKNOWN)
+        known = np.asarray(every[labelled].tolist())
+        if not len(known):
+            name = type(self).__name__
+            raise ConfigError(f"y: no target row has a label; {name} needs some (data.target_labels, train_on both)")
+        if foreign := set(known.tolist()) - set(self.classes_.tolist()):
+            raise ConfigError(f"y: the source has no class {min(foreign)} of the target; give both the same classes")
+        return check_rows(self, X, reset=False)[labelled], np.searchsorted(self.classes_, known)
 
     def fit_estimator(self) -> None:
         """Makes the final classifier from `features_` and `labels_`."""

@@ -24,8 +24,6 @@ from lightning_da.classical.base import (
 from lightning_da.classical.source_only import SourceOnly
 from lightning_da.errors import ConfigError, check_range, one_line
 
-UNKNOWN = -1
-"""Label of a target row whose class is not known."""
 SHARES = (1 / 20, 1 / 2)
 """The shares of the weight at the start that `TrAdaBoost` chooses from."""
 LEAST = 1e-10
@@ -87,19 +85,8 @@ class TrAdaBoost(SourceOnly):
         if self.share is not None:
             check_range("share", self.share, low=0, high=0.99)
         source, given, _ = self.split(X, y, sample_domain)
-        every = np.asarray(y).ravel()
         labels = self.name_classes(given)
-        if UNKNOWN in self.classes_.tolist():
-            raise ConfigError(f"y: the source has a class {UNKNOWN}, which marks rows without a label; rename it")
-        labelled = (np.asarray(sample_domain) < 0) & (every != UNKNOWN)
-        target, known = check_rows(self, X, reset=False)[labelled], np.asarray(every[labelled].tolist())
-        if not len(known):
-            raise ConfigError(
-                "y: no target row has a label, and boosting needs some (data.target_labels, train_on both)"
-            )
-        if foreign := set(known.tolist()) - set(self.classes_.tolist()):
-            raise ConfigError(f"y: the source has no class {min(foreign)} of the target; give both the same classes")
-        positions = np.searchsorted(self.classes_, known)
+        target, positions = self.labelled_target(X, y, sample_domain)
         order = np.lexsort((positions, *target.T))  # so that the order of rows has no say in the folds
         self.features_ = np.concatenate([source, target[order]])
         self.labels_ = np.concatenate([labels, positions[order]])

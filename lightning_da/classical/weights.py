@@ -1,9 +1,10 @@
 """Weights of the source's samples, for a classifier that learns as if they were of the target."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
@@ -15,14 +16,39 @@ from lightning_da.errors import check_range
 
 
 class Weighted(SourceOnly):
-    """A classifier that learns from weighted samples of the source; a subclass sets `weights_`.
+    """A classifier that learns from weighted samples of the source; `_fit` of a subclass sets `weights_`.
 
     Args:
         estimator: The classifier, whose `fit` takes `sample_weight`. `None` is logistic regression.
     """
 
+    target_share: float = 0.0
+    """Share of the weight that labelled samples of the target have together; with 0 no label of the target is read."""
     weights_: Array
-    """The weight of each source sample, (n_s,), not negative."""
+    """The weight of each sample of `features_`, (n,), not negative: those of the source, then those of the target."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
+        """Learns from the rows of both domains, in any order.
+
+        Args:
+            X: (n, d), float64.
+            y: (n,), labels; -1 for rows of the target whose class is not known. With `target_share` 0 the labels of
+                target rows are not read.
+            sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
+
+        Raises:
+            ConfigError: As `Adapter.fit` and, with `target_share`, as `labelled_target`.
+        """
+        check_range("target_share", self.target_share, low=0, high=0.99)
+        super().fit(X, y, sample_domain)
+        if self.target_share > 0:
+            rows, labels = self.labelled_target(X, y, sample_domain)
+            total, share = self.weights_.sum(), self.target_share
+            own = np.full(len(labels), share / (1 - share) * total / len(labels))
+            self.features_, self.labels_ = np.concatenate([self.features_, rows]), np.append(self.labels_, labels)
+            self.weights_ = np.append(self.weights_, own)
+            self.fit_estimator()
+        return self
 
     def final_estimator(self) -> Any:
         return LogisticRegression(max_iter=1000) if self.estimator is None else clone(self.estimator)
@@ -52,6 +78,7 @@ class KMM(Weighted):
         slack: Largest deviation of the mean weight from 1. `None` is the paper's `(sqrt(n_s) - 1) / sqrt(n_s)`.
         gamma: Of the kernel. `None` is 1 / median of the squared distances.
         steps: Largest number of gradient steps.
+        target_share: As for `Weighted`.
         estimator: As for `Weighted`.
     """
 
@@ -59,6 +86,7 @@ class KMM(Weighted):
     slack: float | None = None
     gamma: float | None = None
     steps: int = 5000
+    target_share: float = 0.0
     estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
@@ -122,6 +150,7 @@ class KLIEP(Weighted):
         centres: Largest number of kernels.
         steps: Number of steps.
         random_state: Seed that draws the centres and the folds.
+        target_share: As for `Weighted`.
         estimator: As for `Weighted`.
     """
 
@@ -129,6 +158,7 @@ class KLIEP(Weighted):
     centres: int = 100
     steps: int = 200
     random_state: int = 0
+    target_share: float = 0.0
     estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
@@ -173,11 +203,13 @@ class InstanceWeighting(Weighted):
     Args:
         discriminator: The classifier of domains, with `predict_proba`. `None` is logistic regression.
         largest: Largest weight before the mean is brought to 1.
+        target_share: As for `Weighted`.
         estimator: As for `Weighted`.
     """
 
     discriminator: BaseEstimator | None = None
     largest: float = 1000.0
+    target_share: float = 0.0
     estimator: BaseEstimator | None = None
 
     def _fit(self, source: Array, labels: Labels, target: Array) -> None:  # noqa: ARG002
