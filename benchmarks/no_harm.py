@@ -32,7 +32,7 @@ METHODS = (
 )
 CLASSICAL = (
     *("nearest_neighbour", "logistic_regression", "subspace_alignment", "coral_linear", "gfk", "tca", "jda", "bda"),
-    *("tjm", "jgsa", "artl", "meda", "instance_weighting", "optimal_transport", "taisl"),
+    *("tjm", "jgsa", "artl", "meda", "instance_weighting", "kmm", "kliep", "optimal_transport", "jdot", "taisl"),
 )
 OF_VECTORS = ("surf", "mobilenetv2")
 ALLOWED = -0.01
