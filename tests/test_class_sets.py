@@ -12,17 +12,20 @@ import torch
 from sklearn.metrics import recall_score
 from torch import Tensor
 
-from lightning_da.commands.compare import missing_classes
+from lightning_da.callbacks import LabelFreeScores
+from lightning_da.commands.compare import class_signs
 from lightning_da.data import DataError, FeatureTables, Roles
 from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import unknown_boundary
 from lightning_da.main import main as lightning_da
 from lightning_da.methods import OSBP, PADA, FineTune, MultiTask
 from lightning_da.methods.classifier import open_set_scores
+from lightning_da.networks import Raw
 from lightning_da.store import client
 from lightning_da.testing import ADAM, batch_of, build, gradients, ready, step
 from lightning_da.tracking import find_experiment
-from lightning_da.transferability.class_sets import missing
+from lightning_da.transferability.class_sets import foreign, missing
+from tests import toy
 from tests.toy import DANN_OF_TABLES, accuracy, fit
 
 ANIMALS = ["ant", "bee", "cat", "dog"]
@@ -247,9 +250,58 @@ def test_a_run_without_adaptation_says_that_classes_seem_to_be_missing() -> None
         run("source_only", None, {}),
         run("dann", 0.0, {}),
     ]
-    assert missing_classes(runs) == {"a -> b": pytest.approx(0.35)}
-    assert missing_classes(runs[1:]) == {}
-    assert missing_classes([run("source_only", 0.5, {"class_sets": "partial: 'a' alone has 'x'"})]) == {}
+    sign = ("sets/missing", ["source_only"])
+    assert class_signs(runs, *sign) == {"a -> b": pytest.approx(0.35)}
+    assert class_signs(runs[1:], *sign) == {}
+    assert class_signs([run("source_only", 0.5, {"class_sets": "partial: 'a' alone has 'x'"})], *sign) == {}
+
+
+CENTRES = torch.randn(12, 200, generator=torch.Generator().manual_seed(7))
+"""Of twelve classes, almost orthogonal to one another."""
+
+
+def clouds(classes: int, shift: float, seed: int) -> tuple[Tensor, Tensor]:
+    """50 samples of each of the first classes of `CENTRES`."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(classes).repeat(50)
+    return CENTRES[y] + torch.randn(len(y), 200, generator=generator) * 0.3 + shift, y
+
+
+@pytest.mark.parametrize("shift", [0.0, 9.0])
+def test_samples_of_other_classes_are_near_no_class(shift: float) -> None:
+    x, y = clouds(6, 0, seed=0)
+    for classes in (3, 5, 6):
+        assert foreign(x, y, clouds(classes, shift, seed=1)[0]) == 0
+    other, _ = clouds(9, shift, seed=1)
+    unlabelled = torch.where(torch.arange(len(y)) % 2 == 0, y, -1)
+    for scale, labels in ((1, y), (3, y), (1, unlabelled)):
+        assert foreign(x, labels, scale * other) == pytest.approx(1 / 3)
+    assert np.isnan(foreign(x, torch.full_like(y, -1), other))
+    assert np.isnan(foreign(x, y, other[:11]))
+
+
+class Pretrained(Raw):
+    pretrained = True
+
+
+@pytest.mark.parametrize(
+    ("backbone", "classes", "labelled", "said"),
+    [(Pretrained, 9, False, True), (Pretrained, 6, False, False), (Pretrained, 9, True, False), (Raw, 9, False, False)],
+)
+def test_a_fit_from_pretrained_features_says_that_the_target_has_other_classes(
+    backbone: type[Raw], classes: int, labelled: bool, said: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Unless it has labels, whose names say it, or the weights are random."""
+    x, y = clouds(6, 0, seed=0)
+    np.savez("here.npz", x=x, y=y)
+    x, y = clouds(classes, 1, seed=1)
+    arrays: dict[str, Any] = {"x": x} | ({"y": y % 6} if labelled else {})
+    np.savez("there.npz", **arrays)
+    data = FeatureTables("here.npz", "there.npz", batch_size=32, val_share=0.4)
+    model = build(FineTune, backbone=backbone, num_classes=6, input_shape=(200,), optimizer=ADAM)
+    toy.trainer(2, callbacks=[LabelFreeScores()]).fit(model, datamodule=data)
+    texts = [str(warning.message) for warning in recwarn if "near no class of the source" in str(warning.message)]
+    assert len(texts) == said
 
 
 # ---------------------------------------------------------------- the commands

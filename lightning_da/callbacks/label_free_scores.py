@@ -1,15 +1,17 @@
 """Scores without target labels, in the course of training."""
 
+import math
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_da.data.base import DomainPairDataModule
+from lightning_da.data.base import UNKNOWN, DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
-from lightning_da.transferability.class_sets import missing
-from lightning_da.transferability.depth import FEWEST, one_thread
+from lightning_da.transferability.class_sets import MANY, foreign, missing
+from lightning_da.transferability.depth import FEWEST, Features, one_thread
 from lightning_da.transferability.features import collect
 from lightning_da.transferability.scores import SCORES, Outputs
 
@@ -22,7 +24,8 @@ class LabelFreeScores(L.Callback):
     """Logs scores that choose a checkpoint or a method without target labels: `score/<name>`, higher is better.
 
     With labels of the source it logs `sets/missing`, too: the share of the source's classes that the target seems to
-    lack (see `lightning_da.transferability.class_sets`).
+    lack. If the network is pretrained and the target has no labels, `sets/foreign` is logged before training: the share
+    of target samples that are near no class of the source (see `lightning_da.transferability.class_sets`).
 
     They are computed after a validation and at the end of a fit, from a fixed sample of both validation splits; wide
     features are projected to 256 dimensions. `trainer.callback_metrics` has them, so that a `ModelCheckpoint` can
@@ -53,6 +56,25 @@ class LabelFreeScores(L.Callback):
         self._last: int | None = None
         self._answers: dict[str, list[Any]] | None = None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = cast(TransferModule, pl_module)
+        data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        if trainer.ckpt_path is not None or module.starts_random() or data.class_sets != "closed":
+            return
+        found = self._collect(trainer, module, ("bottleneck",)).get("bottleneck")
+        if found is None or (found.y_target != UNKNOWN).any():
+            return
+        share = foreign(found.source, found.y_source, found.target)
+        if math.isnan(share):
+            return
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({"sets/foreign": share}, trainer.global_step)
+        if share > MANY:
+            rank_zero_warn(
+                f"{share:.0%} of the target's samples are in clusters that are near no class of the source: it has "
+                "other classes, or differs much. Look at some samples; with other classes set --data.class_sets open"
+            )
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         training = trainer.state.fn == "fit"
         due = not training or self._last is None or trainer.global_step >= self._last + self.every_n_steps
@@ -71,10 +93,7 @@ class LabelFreeScores(L.Callback):
     def _compute(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, float]:
         """The scores of the present weights; none if there are too few samples or the network has diverged."""
         self._last, self._answers = trainer.global_step, None
-        data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        if len(data.domains) < 2 or getattr(module, "embeds", False) or data.regression or data.masks:
-            return {}
-        found = collect(trainer, cast(TransferModule, module), data, ("bottleneck", "head"), self.samples)
+        found = self._collect(trainer, cast(TransferModule, module), ("bottleneck", "head"))
         if not found:
             return {}
         features, logits = found["bottleneck"], found["head"]
@@ -93,6 +112,13 @@ class LabelFreeScores(L.Callback):
         if outputs.known.any():
             values["sets/missing"] = missing(outputs.source_labels, outputs.target_logits)
         return values
+
+    def _collect(self, trainer: L.Trainer, module: TransferModule, layers: tuple[str, ...]) -> dict[str, Features]:
+        """Features of two domains with classes; none of other data."""
+        data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        if len(data.domains) < 2 or getattr(module, "embeds", False) or data.regression or data.masks:
+            return {}
+        return collect(trainer, module, data, layers, self.samples)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": self._last}
