@@ -14,7 +14,7 @@ NEAR = 0.3
 CLUSTERS = 2
 """Clusters of the target for each class of the source."""
 MANY = 0.25
-"""A sign is said above this value: equal classes gave up to .3, five of ten at least .3."""
+"""A sign is said above this value; the figures are in docs/class_sets.md."""
 
 
 def missing(source_labels: Tensor, target_logits: Tensor) -> float:
