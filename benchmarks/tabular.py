@@ -124,12 +124,12 @@ def classified(pair: Pair, known: NDArray[np.bool_], weights: dict[str, Weights]
             "tradaboost 1/2": TrAdaBoost(iterations=50, share=0.5, estimator=learner).fit(x, y, domain),
         }
         for name, (rows, values) in weights.items():
-            own = np.full(known.sum(), values.sum() / known.sum())
+            shares = np.append(values / values.sum(), np.full(known.sum(), 1 / known.sum()))
             parts = [
                 np.concatenate([part[rows], more]) for part, more in zip((pair.source, pair.y_source), few, strict=True)
             ]
             models[f"{name}, no label"] = clone(learner).fit(parts[0][: len(rows)], parts[1][: len(rows)], values)
-            models[f"{name}, labels"] = clone(learner).fit(*parts, sample_weight=np.append(values, own))
+            models[f"{name}, labels"] = clone(learner).fit(*parts, sample_weight=shares / shares.mean())
         for name, model in models.items():
             yield f"{name}, {kind}", 100 * float((model.predict(rest) != wanted).mean())
 

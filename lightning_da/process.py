@@ -12,6 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+UNWRITTEN = 120
+"""Exit status of a process whose output cannot be written, as Python has it."""
+
 
 def cores() -> int:
     """CPU cores that this process may use."""
@@ -57,12 +60,13 @@ def quick_imports() -> Iterator[None]:
     Later collections leave these objects out too, if this process imports torch here. Loading processes then share
     their memory with the training for longer. https://docs.python.org/3/library/gc.html#gc.freeze
     """
-    first = "torch" not in sys.modules
+    first, enabled = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
         if first:
             gc.freeze()
             atexit.register(gc.unfreeze)  # triton reports what Python does not free in the end as leaks
@@ -74,13 +78,19 @@ def end(code: int) -> NoReturn:
     To free all objects of torch and MLflow one by one takes up to two seconds.
 
     Args:
-        code: Exit status of the process.
+        code: Exit status of the process; it is `UNWRITTEN` if the output cannot be written.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # ends pools of threads, and waits for other threads
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # the reader of a pipe has gone
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
             stream.flush()
+        except BrokenPipeError:  # its reader has gone
+            code = UNWRITTEN
+        except OSError as error:
+            code = UNWRITTEN
+            with suppress(OSError):
+                print(f"lightning-da: error: the output cannot be written ({error.strerror})", file=sys.stderr)
     os._exit(code)
 
 

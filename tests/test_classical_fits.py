@@ -141,6 +141,20 @@ def test_few_labels_of_the_target_reach_a_method_that_asks_for_them(estimator: A
     assert len(model.adapter.estimator.labels_) == 96 + 6
 
 
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [
+        (CORAL(estimator=LogisticRegression()), ""),
+        (InstanceWeighting(), ", unless model.estimator.target_share is above 0"),
+    ],
+)
+def test_a_method_that_reads_no_label_of_the_target_says_so(estimator: Any, said: str) -> None:
+    with pytest.warns(
+        UserWarning, match=rf"train_on both: {type(estimator).__name__} reads no label of the target{said}$"
+    ):
+        fit(build(Classical, estimator=estimator, train_on="both"), 5, Small())
+
+
 def test_layers_are_the_vectors_and_what_the_estimator_makes_of_them(fitted: Any) -> None:
     assert fitted.depths == ["vectors", "bottleneck", "head"]
     x = Small().dataset("calm", "test").x

@@ -907,6 +907,21 @@ def test_a_process_ends_as_python_ends_it() -> None:
     assert (found.returncode, found.stdout.split()) == (3, ["pool", "thread", "last"])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("stream", "code", "said"),
+    [("> /dev/full", 120, "cannot be written (No space left on device)"), (">&-", 0, ""), ("2>&-", 0, "")],
+)
+def test_output_that_is_lost_is_said(stream: str, code: int, said: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    found = subprocess.run(
+        f"{sys.executable} -m lightning_da --help {stream}",
+        shell=True, capture_output=True, text=True, env=environment | {"PYTHONPATH": str(PROJECT)}, check=False,
+    )  # fmt: skip
+    assert found.returncode == code
+    assert said in found.stderr
+
+
 def test_imports_are_not_collected_again_and_a_script_ends_without_a_report() -> None:
     script = (
         "import contextlib, gc; from lightning_da.main import main\n"

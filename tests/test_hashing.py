@@ -16,7 +16,7 @@ from lightning_da.methods import DAN, DHN, DomainBatch
 from lightning_da.methods.retrieval import Retrieval, average_precisions
 from tests.toy import HASH_LAYER, Toy, accuracy, fit
 
-Y = torch.tensor([0, 1, 1, 2, UNKNOWN, 0, 2])
+Y = torch.tensor([0, 1, 1, 2, UNKNOWN, 1, 2])
 
 
 def codes(n: int, seed: int = 0, bits: int = 5) -> Tensor:

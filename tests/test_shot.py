@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_da.data import TensorDomain
 from lightning_da.errors import ConfigError
-from lightning_da.methods import SHOT, FineTune
+from lightning_da.methods import SHOT, DomainBatch, FineTune
 from lightning_da.networks.backbones import FeedForward
 from tests.toy import ADAM, Toy, accuracy, build, equal, fit, state
 
@@ -77,6 +77,25 @@ def test_the_head_and_the_scales_are_those_of_the_source_run(stage_1: tuple[Fine
     assert not equal(state(model, "backbone."), state(first, "backbone."))
     assert not model.head.training
     assert model.backbone.training
+
+
+def test_the_loss_is_that_of_the_paper(stage_1: tuple[FineTune, str]) -> None:
+    model = shot(stage_1[1], pseudo_weight=0.7).double()
+    generator = torch.Generator().manual_seed(1)
+    logits, features, centroids = (
+        torch.randn(n, width, generator=generator, dtype=torch.float64) for n, width in ((6, 3), (6, 16), (3, 16))
+    )
+    model.centroids = centroids
+    model.log = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
+    nothing = DomainBatch([features[:0]], logits[:0], torch.empty(0, dtype=torch.int64))
+    loss = model.domain_loss(nothing, DomainBatch([features], logits, torch.full((6,), -1)))
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(axis=1, keepdims=True)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features.numpy(), centroids.numpy())]
+    nearest = (unit[0] @ unit[1].T).argmax(axis=1)
+    assert (nearest != p.argmax(axis=1)).any()
+    expected = -(p * np.log(p)).sum(axis=1).mean() + (p.mean(axis=0) * np.log(p.mean(axis=0))).sum()
+    expected += 0.7 * -np.log(p[np.arange(6), nearest]).mean()
+    assert loss.item() == pytest.approx(expected)
 
 
 def test_training_reads_no_sample_of_the_source(stage_1: tuple[FineTune, str]) -> None:

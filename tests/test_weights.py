@@ -163,6 +163,7 @@ def test_labelled_samples_of_the_target_have_the_share_that_is_asked_for(method:
 
     both = clone(method).set_params(target_share=0.4).fit(x, few, domain)
     assert np.allclose(both.weights_[100:] / both.weights_.sum(), 0.4 / 3, atol=1e-12)
+    assert both.weights_.mean() == pytest.approx(alone.weights_.mean())  # so that a penalty weighs as much
     rows = [*range(100), *labelled]
     assert np.array_equal(both.features_, x[rows])
     weights = np.append(0.6 * alone.weights_ / alone.weights_.sum(), np.full(3, 0.4 / 3)) * both.weights_.sum()

@@ -72,9 +72,9 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
     classes_: NDArray[Any]
     """The classes of the source, sorted."""
     features_: Array
-    """The features of the source, (n_s, k)."""
+    """The features of the rows that the classifier learns from, (n, k): those of the source, in most methods."""
     labels_: Labels
-    """Positions of the source's labels in `classes_`, (n_s,)."""
+    """Positions of their labels in `classes_`, (n,)."""
 
     def __init__(self, estimator: BaseEstimator | None = None) -> None:
         self.estimator = estimator
@@ -131,6 +131,11 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
                 )
         given = np.asarray(labels[is_source].tolist())  # what stands at rows of the target has no say in its type
         return Domains(x[is_source], given, x[~is_source])
+
+    @property
+    def reads_target_labels(self) -> bool:
+        """Whether `fit` reads labels of the target."""
+        return False
 
     def labelled_target(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> tuple[Array, Labels]:
         """The rows of the target whose class is known, (m, d), and the positions of their labels in `classes_`, (m,).

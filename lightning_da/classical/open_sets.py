@@ -23,8 +23,7 @@ class ATI(Adapter):
 
     In turn, each target sample is assigned to a class or is an outlier (`assigned`), and a linear map W brings the mean
     of each class to its assigned samples, `min_W sum_cj x_cj ||W m_c - t_j||^2 + ridge ||W - I||^2`. The final
-    classifier learns from the mapped source and, as the class `unknown`, from the outliers. That class is the number
-    after the largest where labels are numbers, the word where they are words, and is left out if there is no outlier.
+    classifier learns from the mapped source and, as class `unknown` (or the next number), from the outliers, if any.
 
     Source: Busto and Gall, "Open set domain adaptation", ICCV 2017, section 3: ATI. The ridge stands for the paper's
     descent from the identity; there, the classifier learns `unknown` from samples of the source.
@@ -38,7 +37,7 @@ class ATI(Adapter):
         estimator: The final classifier; `None` is the nearest neighbour. The paper has a linear SVM.
 
     Raises:
-        ConfigError: When it is fitted, if a number is out of range, or the target has fewer samples than classes.
+        ConfigError: In `fit`, if a number is out of range, or the target has fewer samples than classes.
     """
 
     cost: float = 0.5
@@ -51,12 +50,12 @@ class ATI(Adapter):
         check_range("cost", self.cost, 0, 1)
         check_range("ridge", self.ridge, above=0)
         check_range("iterations", self.iterations, 1)
-        number, width = len(self.classes_), source.shape[1]
+        number = len(self.classes_)
         if len(target) < number:
             raise ConfigError(f"sample_domain: the target has {len(target)} samples, fewer than {number} classes")
         s, t = ((unit_rows(x) if self.unit else x) for x in (source, target))
         means = np.stack([s[labels == c].mean(axis=0) for c in range(number)])
-        self.map_, self.assigned_ = np.eye(width), np.full(len(t), -1)
+        self.map_, self.assigned_ = np.eye(source.shape[1]), np.full(len(t), -1)
         for _ in range(self.iterations):
             distances = euclidean_distances(means, t, squared=True)
             limit = distances.min() + self.cost * (distances.max() - distances.min())
@@ -67,8 +66,8 @@ class ATI(Adapter):
             means, self.map_ = means @ turn.T, turn @ self.map_
         self.outliers_ = t[self.assigned_ == number]
         if len(self.outliers_):
-            words = self.classes_.dtype.kind not in "iu"
-            self.classes_ = np.append(self.classes_, UNKNOWN if words else self.classes_.max() + 1)
+            numbers = self.classes_.dtype.kind in "iu"
+            self.classes_ = np.append(self.classes_, self.classes_.max() + 1 if numbers else UNKNOWN)
 
     def fit_estimator(self) -> None:
         unknown = np.full(len(self.outliers_), len(self.classes_) - 1)

@@ -71,6 +71,10 @@ class TrAdaBoost(SourceOnly):
     random_state: int = 0
     estimator: BaseEstimator | None = None
 
+    @property
+    def reads_target_labels(self) -> bool:
+        return True
+
     def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
         """Learns from labelled rows of both domains, in any order.
 

@@ -27,6 +27,10 @@ class Weighted(SourceOnly):
     weights_: Array
     """The weight of each sample of `features_`, (n,), not negative: those of the source, then those of the target."""
 
+    @property
+    def reads_target_labels(self) -> bool:
+        return self.target_share > 0
+
     def fit(self, X: ArrayLike, y: ArrayLike, sample_domain: ArrayLike) -> Self:
         """Learns from the rows of both domains, in any order.
 
@@ -40,15 +44,23 @@ class Weighted(SourceOnly):
             ConfigError: As `Adapter.fit` and, with `target_share`, as `labelled_target`.
         """
         check_range("target_share", self.target_share, low=0, high=0.99)
-        super().fit(X, y, sample_domain)
-        if self.target_share > 0:
-            rows, labels = self.labelled_target(X, y, sample_domain)
-            total, share = self.weights_.sum(), self.target_share
-            own = np.full(len(labels), share / (1 - share) * total / len(labels))
-            self.features_, self.labels_ = np.concatenate([self.features_, rows]), np.append(self.labels_, labels)
-            self.weights_ = np.append(self.weights_, own)
-            self.fit_estimator()
+        source, given, target = self.split(X, y, sample_domain)
+        self.labels_ = self.name_classes(given)
+        few = self.labelled_target(X, y, sample_domain) if self.target_share > 0 else None
+        self._fit(source, self.labels_, target)
+        self.features_ = self._transform(source, True)
+        if few is not None:
+            self._add(*few)
+        self.fit_estimator()
         return self
+
+    def _add(self, rows: Array, labels: Labels) -> None:
+        """Puts labelled rows of the target, (m, d), beside those of the source; the mean weight stays."""
+        mean, number = self.weights_.mean(), len(self.labels_) + len(labels)
+        self.features_, self.labels_ = np.concatenate([self.features_, rows]), np.append(self.labels_, labels)
+        own = np.full(len(labels), self.target_share / len(labels))
+        shares = np.append((1 - self.target_share) * self.weights_ / self.weights_.sum(), own)
+        self.weights_ = mean * number * shares
 
     def final_estimator(self) -> Any:
         return LogisticRegression(max_iter=1000) if self.estimator is None else clone(self.estimator)
@@ -56,9 +68,9 @@ class Weighted(SourceOnly):
     def fit_estimator(self) -> None:
         self._learn(self.features_)
 
-    def _learn(self, source: Array) -> None:
-        """Fits the classifier to the source's samples, (n_s, k), with their weights."""
-        self.estimator_ = fit_weighted(self.final_estimator(), source, self.labels_, self.weights_)
+    def _learn(self, rows: Array) -> None:
+        """Fits the classifier to the rows, (n, k), of `features_` with their weights."""
+        self.estimator_ = fit_weighted(self.final_estimator(), rows, self.labels_, self.weights_)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,12 @@ CHOOSES = "neighbours"
 """The score that names a method without target labels: the one with the least regret in benchmarks/scores.py."""
 DISTANCE = "score/a_distance"
 """The metric that says how far apart the domains of a pair are."""
-CLOSED_SET = (
-    "a method for equal classes moves target samples to wrong classes, and the choice without target labels does not "
-    "judge the answer `unknown`; osbp is for open sets, pada for partial ones"
-)
-"""What a difference of the class sets means for the table."""
+CLOSED_SET = "a method for equal classes moves target samples to wrong classes"
+ADVICE = {
+    "partial": "pada is for partial sets",
+    "open": "the choice without target labels does not judge the answer `unknown`, and osbp is for open sets",
+}
+"""What a difference of the class sets means for the table, by the first word of the difference."""
 CHANGED = (
     "the content of the data has changed between runs with the same settings, and figures of the table are of one or "
     "the other; run the older methods again, or give the new runs a --trainer.logger.experiment_name of their own"
@@ -209,7 +211,8 @@ def verdict_of(group: pd.DataFrame) -> tuple[Verdict, str] | None:
         group: Rows of `comparison`.
 
     Returns:
-        None if there is no source-only to compare with, or the answers are for different samples.
+        None if there is no source-only to compare with, or the answers are for different samples. In an open set there
+        is no estimate.
     """
     asked = group[group["answers"].map(bool)]
     runs = dict(zip(asked["method"], asked["answers"], strict=True))
@@ -220,7 +223,10 @@ def verdict_of(group: pd.DataFrame) -> tuple[Verdict, str] | None:
     if not lower or len(runs) == len(lower) or len(samples) > 1:
         return None
     bound = max(lower, key=lambda name: float(np.mean([answers.hits.mean() for answers in runs[name]])))
-    return verdict(runs, bound), bound
+    found = verdict(runs, bound)
+    if any(str(own.get("class_sets")) == "open" for own in group["settings"]):  # no score sees the answer `unknown`
+        found = replace(found, estimate=None, low=None, high=None)
+    return found, bound
 
 
 def describe(found: Verdict, bound: str) -> str:
@@ -326,7 +332,9 @@ def warnings_of(runs: Sequence[Run]) -> list[str]:
     """
     found = [f"{pair}: {CHANGED}" for pair in changed_data(runs)]
     sets = settings_of(runs).items()
-    found += [f"{', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}" for differing, pairs in sets]
+    for differing, pairs in sets:
+        advice = ADVICE["partial" if differing.startswith("partial") else "open"]
+        found.append(f"{', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}; {advice}")
     found += [
         f"{pair}: {LOWER} hardly predicts {share:.0%} of the source's classes on the target; {MISSING}"
         for pair, share in class_signs(runs, "sets/missing", (LOWER,)).items()
@@ -394,14 +402,21 @@ def class_signs(runs: Sequence[Run], metric: str, methods: Collection[str]) -> d
     return {pair: share for pair, share in means.items() if share > MANY}
 
 
+def _gap(result: float | None, lower: float | None, upper: float | None, is_error: bool) -> float | None:
+    """The share of the gap that a result closes; None if a number is not there, or there is no gap."""
+    if result is None or lower is None or upper is None or (upper >= lower if is_error else upper <= lower):
+        return None
+    return (result - lower) / (upper - lower) + 0.0
+
+
 def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per configuration and seed: method, pair of domains and results.
 
     If several runs have the same configuration and seed, the latest is used. Runs of one pair on classes, on numbers
     and on masks are of several tasks, and `pair` says which. The gap closed is (acc - source-only) /
-    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length. A
-    target-only of few labels (`target_labels`) is no bound. In a regression acc is the root mean squared error, in a
-    segmentation Dice.
+    (target-only - source-only) on the target, from runs with the same data, seed, backbone, batch size and length;
+    there is none unless target-only is the better of the two. A target-only of few labels (`target_labels`) is no
+    bound. In a regression acc is the root mean squared error, in a segmentation Dice.
 
     Args:
         runs: Tested runs, the latest first.
@@ -443,10 +458,8 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
     ends = {(row["terms"], row["method"]): row["measured"] for row in bounds.to_dict("records")}
     lower = [ends.get((terms, LOWER)) for terms in frame["terms"]]
     upper = [ends.get((terms, UPPER)) for terms in frame["terms"]]
-    frame["gap closed"] = [
-        (acc - low) / (high - low) + 0.0 if acc is not None and low is not None and high not in (None, low) else None
-        for acc, low, high in zip(measured, lower, upper, strict=True)
-    ]
+    errors = frame["target rmse"].notna()
+    frame["gap closed"] = [_gap(*row) for row in zip(measured, lower, upper, errors, strict=True)]
     return frame
 
 

@@ -271,11 +271,14 @@ class DomainPairDataModule(L.LightningDataModule):
 
     @property
     def setting(self) -> str:
-        """How the class sets differ, `open-set` for example, and the classes; empty if they do not, or are not known.
+        """How the class sets differ, `open-set` for example, and the classes; empty if they do not.
 
-        It comes from the names of the classes, and not from the labels of training samples.
+        It comes from the names of the classes, and not from the labels of training samples. If the target names no
+        classes, it is `class_sets`, unless that is `closed`.
         """
         source, target = (self.classes_in(role) for role in DOMAINS)
+        if source and not target and self.class_sets != "closed":
+            return f"{self.class_sets}: as data.class_sets says; {self.target!r} names no class"
         if not (source and target and (kind := setting(source, target))):
             return ""
         alone = {self.source: only(source, target), self.target: only(target, source)}

@@ -63,8 +63,8 @@ class Digits(DomainPairDataModule):
     only, and so is a digit in the blended domains.
 
     Args:
-        source: Domain with labels, or several.
-        target: Domain to transfer to, or several.
+        source: Domain with labels, or several; None: there is the target alone.
+        target: Domain to transfer to, or several; None: there is the source alone.
         batch_size: Samples per batch and domain, on each process.
         num_typeset: Number of typeset digits, over all splits.
         root: Folder of torchvision's data sets.
@@ -76,8 +76,8 @@ class Digits(DomainPairDataModule):
 
     def __init__(
         self,
-        source: Digit | list[Digit] = "typeset",
-        target: Digit | list[Digit] = "handwritten",
+        source: Digit | list[Digit] | None = "typeset",
+        target: Digit | list[Digit] | None = "handwritten",
         batch_size: int = 64,
         num_typeset: int = 6000,
         root: str = "data",

@@ -302,6 +302,8 @@ def _open_csv(path: Path, label_column: str) -> _Table:
         raise
     names = list(features.columns)
     _check_header(path, names)
+    if features.empty:
+        raise DataError(f"{path}: it has a header and no rows; write the samples below it")
     entries: dict[str, Any] = {}
     if label_column in names:
         # as text: a class may have the name "None" or "NA"

@@ -1,5 +1,7 @@
 """Losses of binary codes that are relaxed to numbers: pairs of one class, signs, and classes by similar codes."""
 
+from math import log
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -83,5 +85,5 @@ def category_entropy(target: Tensor, source: Tensor, y: Tensor) -> Tensor:
     groups = [(y == c).nonzero()[:, 0] for c in y.unique() if c >= 0]
     if len(groups) < 2:
         return products.sum() * 0
-    logits = [products[:, rows].logsumexp(dim=1) - torch.tensor(len(rows)).log() for rows in groups]
+    logits = [products[:, rows].logsumexp(dim=1) - log(len(rows)) for rows in groups]
     return entropy(torch.stack(logits, dim=1)).mean()

@@ -45,8 +45,9 @@ class MultilinearMap(nn.Module):
 class CDAN(AdaptationModule):
     """Conditional adversarial adaptation: the discriminator reads features together with the predicted classes.
 
-    With entropy weights it is CDAN+E: certain predictions weigh up to twice as much as uncertain ones. As in the
-    authors' code, the gradient goes to the features; predictions enter the product and the weights as they are.
+    With entropy weights it is CDAN+E: certain predictions weigh up to twice as much as uncertain ones. The
+    gradient goes to the features alone; the predictions in the product and in the weights have none. (In the authors'
+    code the weights have one.)
 
     Source: Long et al., "Conditional adversarial domain adaptation", NeurIPS 2018, equations 3, 6 and 9.
     https://arxiv.org/abs/1705.10667

@@ -9,7 +9,7 @@ from lightning_da.methods.verification import Embeddings
 class Retrieval(Embeddings):
     """Whether the samples with the most similar binary codes are of the same class; codes are signs of features.
 
-    Each sample is a query, and all others of its domain are the collection.
+    Each sample is a query, and all others of its domain are the collection; of large splits `LIMIT` samples are read.
     """
 
     def compute(self) -> dict[str, Tensor]:
