@@ -72,6 +72,10 @@ def renamed(names: list[str]) -> Any:
         (Changed(relabelled(-2)), "'noisy': label -2"),
         (Changed(renamed(["class 0", "class 1", "kitten"])), "'calm' has 'class 2' alone.*'noisy' has 'kitten' alone"),
         (Changed(renamed(NAMES[::-1])), "classes differ.*same order"),
+        (
+            Changed(renamed(["Class 0", "class 1 ", "class 2"])),
+            "differ in capitals or spaces alone: write each name alike",
+        ),
         (Changed(renamed(NAMES[:2])), "'calm' has 'class 2' alone"),
         (Changed(with_x(lambda x: 255 * x)), "value ranges differ: the largest value is .* 'calm' and .* 'noisy'"),
         (Changed(with_x(lambda x: x.reshape(-1, 2, 4))), r"shape"),

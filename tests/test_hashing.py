@@ -1,5 +1,6 @@
 """Deep hashing: the losses of codes, retrieval by Hamming distances, and the method."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from lightning_da.errors import ConfigError
 from lightning_da.losses.hashing import category_entropy, pair_likelihood, quantization
 from lightning_da.methods import DAN, DHN, DomainBatch
 from lightning_da.methods.retrieval import Retrieval, average_precisions
+from lightning_da.networks import FeedForward
 from tests.toy import HASH_LAYER, Toy, accuracy, fit
 
 Y = torch.tensor([0, 1, 1, 2, UNKNOWN, 1, 2])
@@ -146,6 +148,7 @@ def test_retrieval_is_tested_in_each_domain() -> None:
     ("args", "message"),
     [
         ({}, r"the codes are the signs of the bottleneck: give one .* method/dhn\.yaml"),
+        ({"bottleneck": partial(FeedForward, hidden=[6])}, r"give one whose outputs have both signs"),
         ({"bottleneck": HASH_LAYER, "layers": ("head",)}, "name it in `layers`"),
         ({"bottleneck": HASH_LAYER, "hash_weight": -1.0}, "hash_weight: -1"),
         ({"bottleneck": HASH_LAYER, "entropy_weight": -0.5}, "entropy_weight: -0.5"),

@@ -511,7 +511,7 @@ class DomainPairDataModule(L.LightningDataModule):
         y, rows = torch.as_tensor(self._get(self.target, "train").y), self._rows("target")
         counts = torch.bincount(y[rows], minlength=self.num_classes).tolist()
         each = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        kept = "mask, " if self.masks else f"label, {each} of each class, "
+        kept = "mask, " if self.masks else "value, " if self.regression else f"label, {each} of each class, "
         rank_zero_info(
             f"target_labels: {sum(counts)} of the {len(y)} training samples of {self.target!r} keep their {kept}"
             f"drawn with seed {seed_of_run()}"

@@ -48,7 +48,7 @@ class DHN(DAN):
         super().__init__(layers=layers, **kwargs)
         check_range("hash_weight", hash_weight, 0)
         check_range("entropy_weight", entropy_weight, 0)
-        if isinstance(self.bottleneck, nn.Identity) or "bottleneck" not in self.adapted:
+        if "bottleneck" not in self.adapted or not self._has_both_signs():
             raise ConfigError(
                 "the codes are the signs of the bottleneck: give one whose outputs have both signs, as in "
                 "--config method/dhn.yaml, and name it in `layers`"
@@ -57,6 +57,17 @@ class DHN(DAN):
         self._retrieved = nn.ModuleDict(
             {f"{stage}_{domain}": Retrieval() for stage in ("val", "test") for domain in DOMAINS}
         )
+
+    @torch.no_grad()
+    def _has_both_signs(self) -> bool:
+        """Whether the outputs of the bottleneck can be negative, and there is one."""
+        if isinstance(self.bottleneck, nn.Identity):
+            return False
+        x = torch.randn(64, self.backbone.num_features, generator=torch.Generator().manual_seed(0))
+        self.bottleneck.eval()
+        found = bool((self.bottleneck(x) < 0).any())
+        self.bottleneck.train()
+        return found
 
     def codes(self, batch: DomainBatch) -> Tensor:
         """The outputs of the hash layer, (n, bits)."""
