@@ -6,7 +6,7 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_da.data.base import UNKNOWN, DomainPairDataModule
+from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
@@ -61,8 +61,10 @@ class LabelFreeScores(L.Callback):
         data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.ckpt_path is not None or module.starts_random() or data.class_sets != "closed":
             return
+        if data.classes_in("target"):  # their names have been compared
+            return
         found = self._collect(trainer, module, ("bottleneck",)).get("bottleneck")
-        if found is None or (found.y_target != UNKNOWN).any():
+        if found is None:
             return
         share = foreign(found.source, found.y_source, found.target)
         if math.isnan(share):
