@@ -128,7 +128,7 @@ def classified(pair: Pair, known: NDArray[np.bool_], weights: dict[str, Weights]
             parts = [
                 np.concatenate([part[rows], more]) for part, more in zip((pair.source, pair.y_source), few, strict=True)
             ]
-            models[f"{name}, no label"] = clone(learner).fit(parts[0][: len(rows)], parts[1][: len(rows)], values)
+            models[f"{name}, no label"] = clone(learner).fit(pair.source[rows], pair.y_source[rows], values)
             models[f"{name}, labels"] = clone(learner).fit(*parts, sample_weight=shares / shares.mean())
         for name, model in models.items():
             yield f"{name}, {kind}", 100 * float((model.predict(rest) != wanted).mean())

@@ -53,6 +53,12 @@ def prepare() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 
 
+def freeze() -> None:
+    """Leaves all present objects out of garbage collections until the process ends."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # triton reports what Python does not free in the end as leaks
+
+
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Imports without garbage collections, which would go through all objects of torch and MLflow again and again.
@@ -68,8 +74,7 @@ def quick_imports() -> Iterator[None]:
         if enabled:
             gc.enable()
         if first:
-            gc.freeze()
-            atexit.register(gc.unfreeze)  # triton reports what Python does not free in the end as leaks
+            freeze()
 
 
 def end(code: int) -> NoReturn:

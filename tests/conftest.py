@@ -1,5 +1,3 @@
-import atexit
-import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -9,12 +7,12 @@ import pytest
 import torch
 
 from lightning_da.callbacks import LogModel
+from lightning_da.process import freeze
 
 
 def pytest_collection_finish() -> None:
     """Garbage collections leave out what the imports have made: all of torch and MLflow."""
-    gc.freeze()
-    atexit.register(gc.unfreeze)
+    freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

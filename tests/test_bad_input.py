@@ -687,7 +687,7 @@ def test_aliases_of_a_few_values_are_no_mistake(files: Path, complaint: Complain
         ("source.csv", "columns.csv", "need the same feature columns"),
         ("unlabelled.csv", "target.csv", "unlabelled.csv: the source needs labels", ),
         ("halves.csv", "target.csv", "halves.csv: label 0.5"),
-        ("header.csv", "target.csv", "header.csv: "),
+        ("header.csv", "target.csv", "header.csv: it has a header and no rows"),
         ("words.csv", "target.csv", "words.csv, line 2: column 'a' holds 'x0', which is not a number"),
         ("one_word.csv", "target.csv", "one_word.csv, line 92: column 'a' holds 'abc', which is not a number"),
         ("semicolons.csv", "target.csv", "semicolons.csv: the columns are separated by ';'"),

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import recall_score
 from torch import Tensor
 
 from lightning_da.callbacks import LabelFreeScores
-from lightning_da.commands.compare import class_signs
+from lightning_da.commands.compare import class_signs, verdict_of
 from lightning_da.data import DataError, FeatureTables, Roles
 from lightning_da.errors import ConfigError
 from lightning_da.losses.adversarial import unknown_boundary
@@ -25,6 +26,7 @@ from lightning_da.store import client
 from lightning_da.testing import ADAM, batch_of, build, gradients, ready, step
 from lightning_da.tracking import find_experiment
 from lightning_da.transferability.class_sets import foreign, missing
+from lightning_da.transferability.verdict import Answers
 from tests import toy
 from tests.toy import DANN_OF_TABLES, accuracy, fit
 
@@ -96,6 +98,33 @@ def test_the_unknown_class_is_there_without_labels_of_the_target() -> None:
     data = FeatureTables("here.npz", "there.npz", batch_size=8, class_sets="open")
     data.check()
     assert data.classes == [*ANIMALS, "unknown"]
+
+
+def test_a_target_without_labels_is_what_the_user_says() -> None:
+    write(Path("here.npz"), ANIMALS)
+    np.savez("there.npz", x=np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32))
+    for class_sets, setting in (
+        ("closed", ""),
+        ("partial", "partial: as data.class_sets says; 'there.npz' names no class"),
+        ("open", "open: as data.class_sets says; 'there.npz' names no class"),
+    ):
+        data = FeatureTables("here.npz", "there.npz", batch_size=32, class_sets=class_sets)
+        data.check(Roles(("source",), ("source", "target")))
+        assert data.setting == setting
+
+
+def test_no_accuracy_is_estimated_in_an_open_set() -> None:
+    """No score sees the answer `unknown`."""
+    rng = np.random.default_rng(0)
+    answers = [[Answers(rng.integers(0, 3, 90), rng.integers(0, 3, 90))] for _ in range(3)]
+    for class_sets in ("closed", "open"):
+        settings = [{"class_sets": "closed"}, {"class_sets": class_sets}, {}]
+        group = pd.DataFrame(
+            {"method": ["source_only", "osbp", "dann"], "data": "one", "answers": answers, "settings": settings}
+        )
+        said = verdict_of(group)
+        assert said is not None
+        assert (said[0].estimate is None) == (class_sets == "open")
 
 
 def test_tasks_of_their_own_and_a_source_class_named_unknown_are_refused() -> None:
@@ -250,7 +279,7 @@ def test_a_run_without_adaptation_says_that_classes_seem_to_be_missing() -> None
         run("source_only", None, {}),
         run("dann", 0.0, {}),
     ]
-    sign = ("sets/missing", ["source_only"])
+    sign = ("sets/missing", "source_only")
     assert class_signs(runs, *sign) == {"a -> b": pytest.approx(0.35)}
     assert class_signs(runs[1:], *sign) == {}
     assert class_signs([run("source_only", 0.5, {"class_sets": "partial: 'a' alone has 'x'"})], *sign) == {}

@@ -13,7 +13,7 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from lightning_da.classical import ATI, BDA, CORAL, JDA, KMM, TCA, TJM, InstanceWeighting, SourceOnly, TrAdaBoost
+from lightning_da.classical import ATI, BDA, CORAL, CTC, JDA, KMM, TCA, TJM, InstanceWeighting, SourceOnly, TrAdaBoost
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError
 from lightning_da.exporting import export
@@ -145,6 +145,7 @@ def test_few_labels_of_the_target_reach_a_method_that_asks_for_them(estimator: A
     ("estimator", "said"),
     [
         (CORAL(estimator=LogisticRegression()), ""),
+        (CTC(dim=3), ""),
         (InstanceWeighting(), ", unless model.estimator.target_share is above 0"),
     ],
 )

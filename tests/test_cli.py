@@ -599,6 +599,14 @@ def test_a_target_only_of_few_labels_is_no_upper_bound() -> None:
     assert frame.loc["dann", "gap closed"] == pytest.approx(0.5)
 
 
+def test_no_gap_is_closed_where_target_only_is_not_the_better() -> None:
+    for name, upper in (("worse", 0.3), ("equal", 0.4)):
+        log(name, "source_only", 0, 0.4)
+        log(name, "dann", 0, 0.7)
+        log(name, "target_only", 0, upper)
+        assert main(["compare", "--experiment", name])["gap closed"].isna().all()
+
+
 def test_compare_has_mean_deviation_and_gap_by_seed(capsys: pytest.CaptureFixture[str]) -> None:
     for seed, (lower, middle, upper) in enumerate([(0.4, 0.7, 1.0), (0.5, 0.6, 0.9)]):
         log("table", "source_only", seed, lower)

@@ -130,6 +130,14 @@ def test_scores_are_those_of_scikit_learn_in_the_unit_of_the_labels() -> None:
     assert scores.compute(scale.deviation) == {}
 
 
+def test_a_few_values_of_the_target_are_counted_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_da.data.base.rank_zero_info", said.append)
+    fit(build(FineTune, train_on="both", num_classes=1, optimizer=ADAM), 1, pair(target_labels=7))
+    (line,) = [text for text in said if text.startswith("target_labels")]
+    assert line.startswith("target_labels: 7 of the 280 training samples of 'there.npz' keep their value, drawn with")
+
+
 @pytest.mark.parametrize("kind", REGRESSORS)
 def test_a_regressor_learns(kind: Any) -> None:
     data = pair()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_da.data import TensorDomain
 from lightning_da.errors import ConfigError
+from lightning_da.main import main
 from lightning_da.methods import SHOT, DomainBatch, FineTune
 from lightning_da.networks.backbones import FeedForward
 from tests.toy import ADAM, Toy, accuracy, build, equal, fit, state
@@ -154,3 +155,15 @@ def test_without_a_first_stage_it_says_what_to_give(tmp_path: Path) -> None:
     torch.save({"hyper_parameters": {"train_on": "target"}, "state_dict": shot(None).state_dict()}, path)
     with pytest.raises(ConfigError, match=r"has read labels of the target.*SHOT"):
         fit(shot(str(path)), steps=1)
+
+
+def test_the_embedded_digits_are_adapted_without_a_source() -> None:
+    def words(method: str, *more: str) -> list[str]:
+        files = [part for name in (f"method/{method}", "data/digits") for part in ("--config", f"{name}.yaml")]
+        own = ["--data.num_typeset=200", "--data.batch_size=16", "--trainer.max_steps=2"]
+        return ["fit", *files, *own, "--trainer.logger.experiment_name=shot", *more]
+
+    first = main(words("source_only"))
+    second = main(words("shot", "--data.source=null", f"--model.init_from={first.trainer.logger.version}"))
+    assert second.model.trainer.global_step == 2
+    assert second.datamodule.domains == ("target",)

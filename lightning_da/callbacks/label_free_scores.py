@@ -10,7 +10,7 @@ from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.methods import TransferModule
 from lightning_da.tracking import Tracker
-from lightning_da.transferability.class_sets import MANY, foreign, missing
+from lightning_da.transferability.class_sets import FOREIGN, MANY, foreign, missing
 from lightning_da.transferability.depth import FEWEST, Features, one_thread
 from lightning_da.transferability.features import collect
 from lightning_da.transferability.scores import SCORES, Outputs
@@ -72,10 +72,7 @@ class LabelFreeScores(L.Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({"sets/foreign": share}, trainer.global_step)
         if share > MANY:
-            rank_zero_warn(
-                f"{share:.0%} of the target's samples are in clusters that are near no class of the source: it has "
-                "other classes, or differs much. Look at some samples; with other classes set --data.class_sets open"
-            )
+            rank_zero_warn(FOREIGN.format(share))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         training = trainer.state.fn == "fit"
@@ -99,9 +96,6 @@ class LabelFreeScores(L.Callback):
         if not found:
             return {}
         features, logits = found["bottleneck"], found["head"]
-        numbers = (features.source, logits.source, features.target, logits.target)
-        if not all(part.isfinite().all() for part in numbers):
-            return {}
         outputs = Outputs(features.source, logits.source, features.y_source, features.target, logits.target)
         probabilities = logits.target.softmax(dim=1)
         if outputs.known.any():
@@ -116,11 +110,13 @@ class LabelFreeScores(L.Callback):
         return values
 
     def _collect(self, trainer: L.Trainer, module: TransferModule, layers: tuple[str, ...]) -> dict[str, Features]:
-        """Features of two domains with classes; none of other data."""
+        """Features of two domains with classes; none of other data, and none if the network has diverged."""
         data = cast(DomainPairDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         if len(data.domains) < 2 or getattr(module, "embeds", False) or data.regression or data.masks:
             return {}
-        return collect(trainer, module, data, layers, self.samples)
+        found = collect(trainer, module, data, layers, self.samples)
+        is_whole = all(part.isfinite().all() for own in found.values() for part in (own.source, own.target))
+        return found if is_whole else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": self._last}

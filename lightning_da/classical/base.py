@@ -84,7 +84,7 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
 
         Args:
             X: (n, d), float64.
-            y: (n,), labels; those of target rows are not read.
+            y: (n,), labels; those of target rows are not read, unless the method says so (`reads_target_labels`).
             sample_domain: (n,), integers: positive for rows of the source, negative for those of the target.
 
         Raises:
@@ -92,9 +92,12 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
                 the method cannot work on these rows.
         """
         source, given, target = self.split(X, y, sample_domain)
-        labels = self.name_classes(given)
-        self._fit(source, labels, target)
-        self.features_, self.labels_ = self._transform(source, True), labels
+        self.labels_ = self.name_classes(given)
+        few = self.labelled_target(X, y, sample_domain) if self.reads_target_labels else None
+        self._fit(source, self.labels_, target)
+        self.features_ = self._transform(source, True)
+        if few is not None:
+            self._add(*few)
         self.fit_estimator()
         return self
 
@@ -205,6 +208,10 @@ class Adapter(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore
 
     def _transform(self, x: Array, source: bool) -> Array:
         """The features, (n, k), of rows, (n, d), of one domain."""
+        raise NotImplementedError
+
+    def _add(self, rows: Array, labels: Labels) -> None:
+        """Takes labelled rows of the target, (m, d), and their labels, (m,), into `features_` and `labels_`."""
         raise NotImplementedError
 
 

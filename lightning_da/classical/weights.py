@@ -44,18 +44,10 @@ class Weighted(SourceOnly):
             ConfigError: As `Adapter.fit` and, with `target_share`, as `labelled_target`.
         """
         check_range("target_share", self.target_share, low=0, high=0.99)
-        source, given, target = self.split(X, y, sample_domain)
-        self.labels_ = self.name_classes(given)
-        few = self.labelled_target(X, y, sample_domain) if self.target_share > 0 else None
-        self._fit(source, self.labels_, target)
-        self.features_ = self._transform(source, True)
-        if few is not None:
-            self._add(*few)
-        self.fit_estimator()
-        return self
+        return super().fit(X, y, sample_domain)
 
     def _add(self, rows: Array, labels: Labels) -> None:
-        """Puts labelled rows of the target, (m, d), beside those of the source; the mean weight stays."""
+        """Gives labelled rows of the target their share of the weight; the mean weight stays."""
         mean, number = self.weights_.mean(), len(self.labels_) + len(labels)
         self.features_, self.labels_ = np.concatenate([self.features_, rows]), np.append(self.labels_, labels)
         own = np.full(len(labels), self.target_share / len(labels))

@@ -1,7 +1,7 @@
 """`lightning-da compare`: prints the runs of an experiment as a table."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning_da.mlflow_view import PRIMARY_METRIC
 from lightning_da.parser import CommandParser
 from lightning_da.store import client, search_runs
 from lightning_da.tracking import CLASS_SETS, EXPERIMENT, artifact_file, find_experiment, pair_of, params_of
-from lightning_da.transferability.class_sets import MANY
+from lightning_da.transferability.class_sets import FOREIGN, MANY
 from lightning_da.transferability.earlier import Expected, Transfer, expected
 from lightning_da.transferability.verdict import Answers, Verdict, verdict
 
@@ -65,9 +65,6 @@ ADVICE = {
 CHANGED = (
     "the content of the data has changed between runs with the same settings, and figures of the table are of one or "
     "the other; run the older methods again, or give the new runs a --trainer.logger.experiment_name of their own"
-)
-OTHER = (
-    "the target has other classes, or differs much: look at some samples; with other classes set --data.class_sets open"
 )
 MISSING = "it does not recognise them there, or the target lacks them: then set --data.class_sets partial"
 UNEVEN = 1.5
@@ -337,13 +334,9 @@ def warnings_of(runs: Sequence[Run]) -> list[str]:
         found.append(f"{', '.join(pairs)}: classes differ, {differing}; {CLOSED_SET}; {advice}")
     found += [
         f"{pair}: {LOWER} hardly predicts {share:.0%} of the source's classes on the target; {MISSING}"
-        for pair, share in class_signs(runs, "sets/missing", (LOWER,)).items()
+        for pair, share in class_signs(runs, "sets/missing", LOWER).items()
     ]
-    methods = {run.data.params["method"] for run in runs}
-    found += [
-        f"{pair}: {share:.0%} of the target's samples are in clusters that are near no class of the source; {OTHER}"
-        for pair, share in class_signs(runs, "sets/foreign", methods).items()
-    ]
+    found += [f"{pair}: {FOREIGN.format(share)}" for pair, share in class_signs(runs, "sets/foreign").items()]
     for sign, names in signs_of(runs).items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         found.append(f"{', '.join(names[:3])}{more}: {sign}")
@@ -385,18 +378,18 @@ def settings_of(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {differing: list(pairs) for differing, pairs in found.items()}
 
 
-def class_signs(runs: Sequence[Run], metric: str, methods: Collection[str]) -> dict[str, float]:
+def class_signs(runs: Sequence[Run], metric: str, method: str | None = None) -> dict[str, float]:
     """The mean of a sign that the domains have different classes, of pairs where it is large.
 
     Args:
         runs: Runs, the latest first.
         metric: Name of the sign.
-        methods: The methods whose runs show it.
+        method: The method whose runs show it; None: those of all methods do.
     """
     found: dict[str, list[float]] = {}
     for run in runs:
         share = run.data.metrics.get(metric)
-        if run.data.params["method"] in methods and CLASS_SETS not in run.data.tags and share is not None:
+        if method in (None, run.data.params["method"]) and CLASS_SETS not in run.data.tags and share is not None:
             found.setdefault(pair_of(run.data.params), []).append(share)
     means = {pair: float(np.mean(shares)) for pair, shares in found.items()}
     return {pair: share for pair, share in means.items() if share > MANY}

@@ -145,15 +145,12 @@ def differing(
         target: The classes of all target domains.
     """
     (first, classes), (domain, own) = one, other
+    text = f"classes differ: domain {first!r} has {_only(classes, own)}, domain {domain!r} has {_only(own, classes)}; "
     alike = {name.strip().casefold() for name in classes} == {name.strip().casefold() for name in own}
     if alike and set(classes) != set(own):
-        return DataError(
-            f"classes differ: domain {first!r} has {_only(classes, own)}, domain {domain!r} has {_only(own, classes)}; "
-            "they differ in capitals or spaces alone: write each name alike in both domains"
-        )
+        return DataError(f"{text}they differ in capitals or spaces alone: write each name alike in both domains")
     wanted, kind = "open" if only(target, source) else "partial", setting(source, target) or "other"
-    text = (
-        f"classes differ: domain {first!r} has {_only(classes, own)}, domain {domain!r} has {_only(own, classes)}; "
+    text += (
         "both need the same class names in the same order. Two tasks with classes of their own are for --config "
         "method/multi_task.yaml"
     )

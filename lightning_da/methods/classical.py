@@ -137,15 +137,15 @@ class Classical(TransferModule):
                 "--trainer.devices 1"
             )
         weights = self.trainer.datamodule.source_weights if stage == "fit" else "size"  # type: ignore[attr-defined]
-        if stage == "fit" and "target" in self.supervised and not self.adapter.estimator.reads_target_labels:
-            name = type(self.adapter.estimator).__name__
-            weighted = hasattr(self.adapter.estimator, "target_share")
-            share = ", unless model.estimator.target_share is above 0" if weighted else ""
-            rank_zero_warn(f"train_on both: {name} reads no label of the target{share}")
         if weights != "size":
             raise ConfigError(
                 f"data.source_weights: a classical method reads all samples at once, not {weights}; leave it out"
             )
+        estimator = self.adapter.estimator
+        if stage == "fit" and "target" in self.supervised and not estimator.reads_target_labels:
+            takes_share = "target_share" in estimator.get_params(deep=False)
+            unless = ", unless model.estimator.target_share is above 0" if takes_share else ""
+            rank_zero_warn(f"train_on both: {type(estimator).__name__} reads no label of the target{unless}")
         super().setup(stage)
 
     @torch.no_grad()

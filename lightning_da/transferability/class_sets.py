@@ -13,6 +13,11 @@ NEAR = 0.3
 """A cluster is near a class if the cosine of its centre and the mean of the class is at least so large."""
 CLUSTERS = 2
 """Clusters of the target for each class of the source."""
+FOREIGN = (
+    "{:.0%} of the target's samples are in clusters that are near no class of the source; it has other classes, or "
+    "differs much: look at some samples; with other classes set --data.class_sets open"
+)
+"""What a large value of `foreign` means."""
 MANY = 0.25
 """A sign is said above this value; the figures are in docs/class_sets.md."""
 
