@@ -60,11 +60,12 @@ def zero_shot(out: Path, method: str, pictures: int, seed: int) -> Scores:
     L.seed_everything(seed, verbose=False)
     attributes = {"by attributes": "binary", "by embedding": "continuous"}[method]
     files: dict[str, Any] = {"root": str(out / "awa"), "descriptions": str(out / "awa" / f"{attributes}.csv")}
-    data = FeatureTables(SEEN[pictures], "unseen.npz", batch_size=256 if method == "by attributes" else 64, **files)
-    given = {"num_attributes": data.num_attributes, "backbone": Raw}
+    whole = 40 * pictures
+    data = FeatureTables(SEEN[pictures], "unseen.npz", batch_size=whole if method == "by attributes" else 64, **files)
+    given: dict[str, Any] = {"num_attributes": data.num_attributes, "backbone": Raw}
     if method == "by attributes":
-        return train(built(DAP, data, 0.01, 5e-5, **given), data, 1500)
-    return train(built(ClassEmbedding, data, 0.003, 0.01, **given), data, 800)
+        return train(built(DAP, data, 0.01, penalty=100 / whole, **given), data, 1500)
+    return train(built(ClassEmbedding, data, 0.003, decay=0.01, **given), data, 800)
 
 
 FEATURES: dict[str, Any] = {

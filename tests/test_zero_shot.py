@@ -1,5 +1,6 @@
 """Zero-shot learning: descriptions of classes, two methods, and made pictures."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,7 +21,8 @@ from lightning_da.data.descriptions import read_descriptions
 from lightning_da.data.shapes import CLASSES, UNSEEN
 from lightning_da.errors import ConfigError
 from lightning_da.methods import DAP, ClassEmbedding
-from lightning_da.networks.backbones import FeedForward
+from lightning_da.networks import FeedForward, Raw
+from lightning_da.schedules import cosine
 from tests.toy import accuracy, equal, fit, state
 
 ATTRIBUTES = 5
@@ -216,9 +219,29 @@ def test_scores_by_attributes_are_the_papers() -> None:
     assert model.scores(torch.tensor([[1e4, -1e4, 0, 1e4, -1e4]])).isfinite().all()
 
 
-def test_the_ranking_loss_is_the_definition() -> None:
+def test_a_penalised_attribute_is_a_logistic_regression(file: str) -> None:
+    """Weights and intercept of scikit-learn's, from all 200 samples of the seen classes at once."""
+    data = Codes(descriptions=file, batch_size=200)
+    adam = partial(torch.optim.Adam, lr=0.05)
+    model = build(DAP, penalty=1 / (0.05 * 200), backbone=Raw, optimizer=adam, lr_schedule=cosine)
+    fit(model, 400, data)
+    part = data.dataset("seen", "train")
+    linear, scores = model.head.children()
+    for place in range(ATTRIBUTES):
+        has = [part.classes[label][place] == "1" for label in part.y]
+        expected = LogisticRegression(C=0.05, tol=1e-8).fit(part.x.numpy(), has)
+        np.testing.assert_allclose(linear.weight[place].detach(), expected.coef_[0], atol=1e-3)
+        assert float(linear.bias[place] + scores.offset[place]) == pytest.approx(expected.intercept_[0], abs=1e-3)
+
+
+def mean(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).mean()
+
+
+@pytest.mark.parametrize(("others", "over"), [("all", mean), ("hardest", max)])
+def test_the_ranking_loss_is_the_definition(others: str, over: Callable[[list[Tensor]], Tensor]) -> None:
     """Loss and gradient against a loop over the classes, in float64; unseen classes have no part."""
-    model = build(ClassEmbedding, classes=4, width=3, margin=0.7)
+    model = build(ClassEmbedding, classes=4, width=3, margin=0.7, others=others)
     seen = torch.tensor([True, True, True, False])
     model.own[0], model.own[1] = seen, ~seen
     descriptions = torch.rand(4, ATTRIBUTES)
@@ -228,7 +251,7 @@ def test_the_ranking_loss_is_the_definition() -> None:
     f, weight = outputs.detach().double().requires_grad_(), model.scores.embed.weight.detach().double()
     g = normalize(descriptions.double() - descriptions[:3].double().mean(dim=0), dim=1) @ weight.T
     expected = torch.stack(
-        [(0.7 - f[n] @ g[y[n]] + max(f[n] @ g[m] for m in range(3) if m != y[n])).clamp(min=0) for n in range(9)]
+        [over([(0.7 - f[n] @ g[y[n]] + f[n] @ g[m]).clamp(min=0) for m in range(3) if m != y[n]]) for n in range(9)]
     )
     assert 0 < (expected == 0).sum() < 9
     assert torch.allclose(losses.double(), expected, atol=1e-5)
@@ -300,10 +323,12 @@ def test_attributes_that_cannot_be_learnt_are_refused(tmp_path: Path) -> None:
         fit(build(DAP), 0, Codes(descriptions=same))
 
 
-@pytest.mark.parametrize("arguments", [{"width": 0}, {"margin": 0.0}])
-def test_numbers_are_in_range(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [(ClassEmbedding, {"width": 0}), (ClassEmbedding, {"margin": 0.0}), (DAP, {"penalty": -0.1})]
+)
+def test_numbers_are_in_range(kind: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(arguments))):
-        build(ClassEmbedding, **arguments)
+        build(kind, **arguments)
 
 
 # ---------------------------------------------------------------- shapes

@@ -1,4 +1,4 @@
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +13,35 @@ class ClassEmbedding(ZeroShot):
 
     The score of class m is `f(x) . g(a_m)`: f is the network with a linear map as head, g a linear map of the
     attributes a_m, which are centred over the seen classes and brought to unit length. The loss of a sample of class n
-    is `max(0, margin - f(x) . g(a_n) + max_{m != n} f(x) . g(a_m))` over the seen classes m.
+    is the mean of `max(0, margin - f(x) . g(a_n) + f(x) . g(a_m))` over the other seen classes m, or its maximum.
 
-    Source: the ranking loss of Akata et al., "Evaluation of output embeddings for fine-grained image classification",
-    CVPR 2015, with the margin as an argument.
-    https://arxiv.org/abs/1409.8403
+    Source: the ranking losses of Frome et al., "DeViSE: a deep visual-semantic embedding model", NeurIPS 2013, equation
+    1 (all classes, a sum there), and of Akata et al., "Evaluation of output embeddings for fine-grained image
+    classification", CVPR 2015 (the hardest one; https://arxiv.org/abs/1409.8403).
 
     Args:
         num_attributes: As for `ZeroShot`.
         width: Dimension of the space.
         margin: How much higher the score of the true class is to be than that of each other class.
+        others: The classes that the true one is compared with: `all`, or the `hardest`, which has the highest score.
         **kwargs: Arguments of `ZeroShot`.
 
     Raises:
         ConfigError: If `width` is less than 1, or `margin` is not more than 0.
     """
 
-    def __init__(self, num_attributes: int, width: int = 100, margin: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_attributes: int,
+        width: int = 100,
+        margin: float = 1.0,
+        others: Literal["all", "hardest"] = "all",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_attributes, **kwargs)
         check_range("width", width, 1)
         check_range("margin", margin, above=0)
-        self._margin = margin
+        self._margin, self._others = margin, others
         self.set_head(width, EmbeddingScores(self.num_classes, num_attributes, width))
 
     @property
@@ -48,10 +56,11 @@ class ClassEmbedding(ZeroShot):
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Ranking hinge; for the shapes see `ZeroShot.losses`."""
         scores: Tensor = self.scores(outputs).float()
-        true = scores.gather(1, y[:, None])
-        others = scores.masked_fill(~self.own_classes("source"), -torch.inf).scatter(1, y[:, None], -torch.inf)
-        short: Tensor = self._margin - true[:, 0] + others.amax(dim=1)
-        return short.clamp(min=0)
+        others = self.own_classes("source") & (torch.arange(self.num_classes, device=y.device) != y[:, None])
+        short = (self._margin - scores.gather(1, y[:, None]) + scores).clamp(min=0) * others
+        if self._others == "hardest":
+            return short.amax(dim=1)
+        return short.sum(dim=1) / others.sum(dim=1).clamp(min=1)
 
 
 class EmbeddingScores(nn.Module):

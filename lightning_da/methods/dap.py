@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from lightning_da.errors import ConfigError
+from lightning_da.errors import ConfigError, check_range
 from lightning_da.methods.zero_shot import ZeroShot
 
 
@@ -21,14 +21,19 @@ class DAP(ZeroShot):
 
     Args:
         num_attributes: As for `ZeroShot`.
+        penalty: Weight of half the squared length of the head's weights in the loss of an attribute, `1 / (C n)` of a
+            logistic regression with n samples. Other than the optimizer's `weight_decay` it leaves the intercepts out.
         **kwargs: Arguments of `ZeroShot`.
 
     Raises:
-        ConfigError: When a fit begins, if an attribute is neither 0 nor 1, or the seen classes differ in none.
+        ConfigError: If `penalty` is negative. When a fit begins, if an attribute is neither 0 nor 1, or the seen
+            classes differ in none.
     """
 
-    def __init__(self, num_attributes: int, **kwargs: Any) -> None:
+    def __init__(self, num_attributes: int, penalty: float = 0.0, **kwargs: Any) -> None:
         super().__init__(num_attributes, **kwargs)
+        check_range("penalty", penalty, 0)
+        self._penalty = penalty
         self.set_head(num_attributes, AttributeScores(self.num_classes, num_attributes))
 
     @property
@@ -51,9 +56,11 @@ class DAP(ZeroShot):
         self.scores.share.copy_(share)
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of the attributes, the mean over them; for the shapes see `ZeroShot.losses`."""
+        """Cross-entropy of the attributes and the penalty, the mean over attributes; for the shapes see `ZeroShot`."""
+        linear, _ = self.head.children()
         wanted, logits = self.scores.descriptions[y], outputs + self.scores.offset
-        return binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
+        losses = binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
+        return losses + self._penalty / 2 * linear.weight.square().sum(dim=1).mean()  # type: ignore[operator]
 
 
 class AttributeScores(nn.Module):
