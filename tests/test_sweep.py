@@ -118,6 +118,21 @@ def test_a_sweep_of_which_nothing_can_run_is_an_error_also_where_other_trainings
     assert [run.info.status for run in children] == ["FINISHED"]  # a fit that is refused leaves no run
 
 
+def test_a_named_method_that_cannot_be_trained_is_an_error_after_the_others(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(tmp_path / "two.npz") as labelled:
+        np.savez(tmp_path / "two.npz", x=labelled["x"])
+    with pytest.raises(SystemExit, match=r"1 of 2 cannot run; the first: target_only-one-two-s0: domain"):
+        main([*words, "--methods", "source_only", "target_only"])
+    assert "\nsource_only " in capsys.readouterr().out  # the table
+    _, children = runs(tmp_path)
+    assert [run.info.status for run in children] == ["FINISHED"]
+    place = words.index("--methods")
+    table = main([word for at, word in enumerate(words) if not place <= at <= place + 2])  # the methods of a sweep
+    assert "target_only" not in set(table["method"])
+
+
 def test_options_that_one_method_does_not_take_leave_out_that_method(words: list[str], capsys: Any) -> None:
     table = main([*words, "--model.domain_weight", "0.5"])
     assert table["method"].tolist() == ["mine"]

@@ -42,7 +42,8 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         args: The arguments after `sweep`.
 
     Raises:
-        ConfigError: If no method accepts the options, another process runs the same sweep, or no training succeeded.
+        ConfigError: If no method accepts the options, another process runs the same sweep, no training succeeded, or a
+            method of `--methods` cannot be trained on the data.
     """
     given, options = _parser().parse_known_args(args)
     workers = workers_of(given)
@@ -72,6 +73,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
         list(cells.values()),
         partial(_report, wanted),
         needs_all=len(cells) == 1,
+        chosen=given.methods is not None,
         refused=refused,
     )
     return run_grid(grid, first, workers)

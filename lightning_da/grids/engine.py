@@ -83,7 +83,8 @@ class Grid:
         cells: The trainings; each comes after the cells that it starts from.
         report: Function from all finished cells (also from earlier calls) and the id of the grid's run to the table; it
             records tables and pictures in that run.
-        needs_all: Whether a failed cell is an error; otherwise the report leaves it out.
+        needs_all: Whether there is no report if a cell failed; otherwise the report leaves it out.
+        chosen: Whether the user named the cells, so that one that cannot run is an error.
         refused: Error messages of trainings that have no cell because their options are invalid.
     """
 
@@ -93,6 +94,7 @@ class Grid:
     cells: Sequence[Cell]
     report: Callable[[Sequence[Result], str], pd.DataFrame]
     needs_all: bool = True
+    chosen: bool = True
     refused: Sequence[str] = ()
 
     @property
@@ -236,7 +238,7 @@ def run_grid(grid: Grid, cli: TransferCLI, workers: Workers) -> pd.DataFrame:
         The table of the report.
 
     Raises:
-        ConfigError: If another process runs the same grid, or no cell can run.
+        ConfigError: If another process runs the same grid, no cell can run, or one that the user named cannot.
         RunError: If the grid is interrupted, or a cell failed.
     """
     place = hashlib.sha256(tracking_uri().encode()).hexdigest()[:8]
@@ -276,6 +278,10 @@ def _run(grid: Grid, devices: int, pool: Executor) -> pd.DataFrame:
             print("\nnot run:\n  " + "\n  ".join(failed), file=sys.stderr)
         if broken:
             raise RunError(f"{len(broken)} of {len(grid.cells)} trainings failed; the first: {broken[0]}")
+        if grid.chosen and (impossible := failed[len(grid.refused) :]):
+            raise ConfigError(
+                f"{len(impossible)} of {len(grid.cells)} cannot run; the first: {impossible[0]}"
+            )
     except Exception as error:
         _end_unfinished(experiment_id, [parent])
         client().set_tag(parent, "failure", one_line(error))
