@@ -247,3 +247,16 @@ def test_a_class_that_is_missing_from_a_split_is_named(domain: str, split: str) 
 def test_whole_and_unlabelled_splits_are_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
     Changed(with_y(lambda y: torch.full_like(y, UNKNOWN))).check()
     assert not [w for w in recwarn if "there is no sample" in str(w.message)]
+
+
+def test_missing_labels_of_the_source_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_da.data.base.rank_zero_info", said.append)
+    data = Changed(with_y(lambda y: torch.where(torch.arange(len(y)) < 7, UNKNOWN, y)), domain="calm")
+    data.check()
+    number = len(data.dataset("calm", "train"))
+    assert said == [
+        f"domain 'calm': 7 of {number} training samples have no label; the task loss leaves them out",
+    ]
+    Changed(lambda split: split, domain="calm").check()
+    assert len(said) == 1

@@ -486,7 +486,7 @@ class DomainPairDataModule(L.LightningDataModule):
             )
 
     def _check_labelled(self, roles: Roles) -> None:
-        """Refuses fewer labels than processes, and says which labels of the target are read."""
+        """Refuses fewer labels than processes, and says which labels are missing, and which of the target are read."""
         for role in roles.supervised:
             rows = self._few(role)
             if (
@@ -502,6 +502,12 @@ class DomainPairDataModule(L.LightningDataModule):
                 raise DataError(
                     f"domain {getattr(self, role)!r}: {len(rows)} training samples with a label are fewer than the "
                     f"{roles.processes} processes"
+                )
+            if rows is not None and (role == "source" or self.target_labels is None):
+                number = len(self._get(getattr(self, role), "train"))
+                rank_zero_info(
+                    f"domain {getattr(self, role)!r}: {number - len(rows)} of {number} training samples have no label; "
+                    "the task loss leaves them out"
                 )
             if rows is not None and not roles.reads_unlabelled:
                 size = min(self.batch_size, len(rows) // roles.processes)

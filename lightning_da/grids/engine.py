@@ -279,9 +279,7 @@ def _run(grid: Grid, devices: int, pool: Executor) -> pd.DataFrame:
         if broken:
             raise RunError(f"{len(broken)} of {len(grid.cells)} trainings failed; the first: {broken[0]}")
         if grid.chosen and (impossible := failed[len(grid.refused) :]):
-            raise ConfigError(
-                f"{len(impossible)} of {len(grid.cells)} cannot run; the first: {impossible[0]}"
-            )
+            raise ConfigError(f"{len(impossible)} of {len(grid.cells)} cannot run; the first: {impossible[0]}")
     except Exception as error:
         _end_unfinished(experiment_id, [parent])
         client().set_tag(parent, "failure", one_line(error))
