@@ -10,12 +10,10 @@ runs nothing and prints what is there.
 
 import argparse
 import itertools
-import json
-import os
 from pathlib import Path
 
 import pandas as pd
-from text import bags, prepare
+from text import bags, command_line
 
 from lightning_da.grids.tables import mean_and_spread
 from lightning_da.main import main as lightning_da
@@ -54,33 +52,18 @@ def run(pair: str, given: argparse.Namespace) -> dict[str, list[float]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", nargs="*", metavar="PAIR", help=f"{', '.join(PAIRS)} (default: all)")
-    parser.add_argument("--data-root", type=Path, help="the folder of the shared data")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each training (default: 3)")
-    parser.add_argument("--steps", type=int, default=600, help="steps of a training (default: 600)")
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--table", action="store_true", help="print what is finished")
-    given = parser.parse_args()
-    if unknown := [name for name in given.pairs if name not in PAIRS]:
-        parser.error(f"no pair {unknown[0]!r}; there are {', '.join(PAIRS)}")
-    path = given.out / "pivots.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    if not given.table:
-        if given.data_root is None:
-            parser.error("give --data-root")
-        prepare(given.data_root, given.out / "tables")
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.absolute() / 'mlflow.db'}"
-        for pair in given.pairs or PAIRS:
-            found[pair] = run(pair, given)
-            path.write_text(json.dumps(found, indent=1))
+def show(found: dict[str, dict[str, list[float]]], _folder: Path) -> None:
     seen = {
         pair: {row: mean_and_spread(pd.Series(x).mean(), pd.Series(x).std(), ".3f") for row, x in rows.items()}
         for pair, rows in found.items()
     }
     print(f"accuracy on the target's test split\n{pd.DataFrame(seen).to_string()}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    command_line(parser, PAIRS, 600, run, show)
 
 
 if __name__ == "__main__":

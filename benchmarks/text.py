@@ -14,6 +14,7 @@ import argparse
 import json
 import lzma
 import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -178,29 +179,52 @@ def show(found: dict[str, dict[str, list[float]]], out: Path) -> None:
     print(f"\n{out / 'text.png'}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", nargs="*", metavar="PAIR", help=f"{', '.join(PUBLISHED)} (default: all)")
+def command_line(
+    parser: argparse.ArgumentParser,
+    pairs: Collection[str],
+    steps: int,
+    run: Callable[[str, argparse.Namespace], Any],
+    show: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Parses the command line, runs the wanted pairs, and keeps and shows what is found.
+
+    Args:
+        parser: The parser, with the options of one benchmark.
+        pairs: Names of all pairs.
+        steps: Steps of a training.
+        run: From a pair and the options to its figures.
+        show: Prints the figures of all pairs; the folder is for pictures.
+    """
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("pairs", nargs="*", metavar="PAIR", help=f"{', '.join(pairs)} (default: all)")
     parser.add_argument("--data-root", type=Path, help="the folder of the shared data")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each training (default: 3)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of a training (default: {STEPS})")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
+    parser.add_argument("--steps", type=int, default=steps, help=f"steps of a training (default: {steps})")
     parser.add_argument("--table", action="store_true", help="print and draw what is finished")
     given = parser.parse_args()
-    if unknown := [name for name in given.pairs if name not in PUBLISHED]:
-        parser.error(f"no pair {unknown[0]!r}; there are {', '.join(PUBLISHED)}")
-    path = given.out / "text.json"
+    if unknown := [name for name in given.pairs if name not in pairs]:
+        parser.error(f"no pair {unknown[0]!r}; there are {', '.join(pairs)}")
+    path = given.out / f"{Path(parser.prog).stem}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     if not given.table:
         if given.data_root is None:
             parser.error("give --data-root")
         prepare(given.data_root, given.out / "tables")
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.absolute() / 'mlflow.db'}"
-        for pair in given.pairs or PUBLISHED:
+        for pair in given.pairs or pairs:
             found[pair] = run(pair, given)
             path.write_text(json.dumps(found, indent=1))
-    show(found, given.out)
+    if found:
+        show(found, given.out)
+    else:
+        print("nothing is finished yet")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
+    command_line(parser, PUBLISHED, STEPS, run, show)
 
 
 if __name__ == "__main__":
