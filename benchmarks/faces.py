@@ -173,11 +173,11 @@ def show(cells: list[dict[str, Any]]) -> None:
                 continue
             values = "".join(f"{mean_and_error(part[score].to_numpy(float))}   " for score in SCORES)
             print(f"{method:12}{len(part):5}  {values}")
-        of_seed = pair.pivot_table(index="seed", columns="method", values="acc")
-        for other in ("dtml_0", *DISTANCES):
+        for score, other in itertools.product(("acc", "auc"), ("dtml_0", *DISTANCES)):
+            of_seed = pair.pivot_table(index="seed", columns="method", values=score)
             if {"dtml", other} <= set(of_seed):
                 gain = (of_seed["dtml"] - of_seed[other]).dropna()
-                print(f"acc of dtml - {other}: {mean_and_error(gain.to_numpy(float))}")
+                print(f"{score} of dtml - {other}: {mean_and_error(gain.to_numpy(float))}")
 
 
 def mean_and_error(values: NDArray[np.float64]) -> str:
