@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -33,7 +33,7 @@ def unknown_key(key: str, known: Iterable[str], owner: str | None = None) -> str
         known: All known keys.
         owner: Path of the class whose arguments they are; None for command-line options.
     """
-    known = [name for name in known if name != key]  # one that a base class has and a subclass does not take
+    known = list(known)
     near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     return f"unknown key {key!r}{f' of {owner}' if owner else ''}; {hint}"
@@ -132,7 +132,7 @@ def _class_in(path: str, part: str) -> str | None:
 
 @cache
 def arguments(class_path: str) -> tuple[str, ...]:
-    """Names of the arguments of a class, those that it hands on to its base class included.
+    """Names of the arguments of a class, with those that it hands on to its base class, unless it sets them itself.
 
     Args:
         class_path: Import path of the class.
@@ -156,13 +156,19 @@ def _arguments(module: str, node: ast.ClassDef) -> list[str] | None:
         own = [argument.arg for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)][1:]
         if given.kwarg is None:
             return own
+    fixed = {keyword.arg for init in inits for call in ast.walk(init) if _is_of_base(call) for keyword in call.keywords}
     for base in node.bases:
         found = _find(module, base.id) if isinstance(base, ast.Name) else None
         inherited = _arguments(*found) if found else None
         if inherited is None:
             return None
-        own += inherited
+        own += [name for name in inherited if name in own or name not in fixed]
     return own
+
+
+def _is_of_base(node: ast.AST) -> TypeGuard[ast.Call]:
+    """Whether a node is a call of `super().__init__`."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__"
 
 
 @cache

@@ -890,6 +890,14 @@ def test_arguments_of_all_base_classes_are_known(tmp_path: Path, monkeypatch: py
     assert {"alpha", "discriminator", "domain_weight", "backbone"} <= set(arguments("mixed.Mixed"))
 
 
+def test_what_a_method_sets_itself_is_no_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "train_on" in arguments("lightning_da.methods.DANN")
+    said = complaint(["fit", *configs("method/shot", "data/digits"), "--model.train_on", "both"], capsys)
+    hint = said.split("unknown key 'train_on' of lightning_da.methods.SHOT; ")[1]
+    assert "init_from" in hint
+    assert not {"train_on", "label_smoothing"} & set(re.findall(r"\w+", hint))
+
+
 def test_classes_of_the_working_folder_are_found_by_the_console_script(tmp_path: Path) -> None:
     (tmp_path / "my_task.py").write_text(
         "from lightning_da.data.template import Template\nclass MyTask(Template):\n    pass\n"
