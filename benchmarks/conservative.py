@@ -68,7 +68,7 @@ def flowers(given: argparse.Namespace) -> pd.DataFrame:
     (weights,) = (given.data_root / "imagenet_weights").glob("mobilenetv2_100*")
     place = next(path.parent.parent for path in sorted(folder.rglob("*.jpg")))
     words = [
-        *("--config", "backbone/mobilenetv2.yaml", "--data.root", str(place.absolute()), "--data.size", "128"),
+        *("--config", "backbone/mobilenetv2.yaml", "--data.root", str(place.absolute()), "--data.image_size", "128"),
         *("--model.backbone.weights", str(weights.absolute()), "--model.backbone.model_args", "{pad_type: same}"),
         *("--trainer.max_steps", "100", "--data.batch_size", "32"),
     ]
