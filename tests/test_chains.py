@@ -123,3 +123,11 @@ def test_mistakes_are_named(words: list[str], more: list[str], message: str) -> 
     with pytest.raises(SystemExit) as stop:
         main([*words, *more])
     assert message in str(stop.value)
+
+
+def test_a_mistyped_stop_is_the_fault_of_through() -> None:
+    words = ["chains", "--config", "data/digits.yaml", "--data.target", "photo", "--through", "handwriten"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert "through: 'handwriten'" in str(stop.value)
+    assert "data.source" not in str(stop.value)

@@ -75,6 +75,11 @@ def test_frozen_weights_are_in_no_term(start: str) -> None:
     fit(model, steps=0)
     assert model.weight_penalty() == 0
     assert model.weight_penalty().requires_grad
+    model = build(Conservative, start, start_decay=1.0, new_decay=1.0)
+    fit(model, steps=0)
+    assert model.weight_penalty() > 0
+    model.head.requires_grad_(False)
+    assert model.weight_penalty() == 0
 
 
 @pytest.mark.parametrize("keep_head", [True, False])

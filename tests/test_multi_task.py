@@ -152,6 +152,9 @@ def test_learned_weights_are_the_papers(batch: dict[str, Any]) -> None:
     losses = torch.stack(loss_by_hand(model, batch)).detach()
     expected = losses[0] * np.exp(-0.5) + 0.25 + losses[1] * np.exp(1.0) - 0.5
     assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-5)
+    weighted = ready(build(weighting="uncertainty", source_weight=0.5, target_weight=3.0))
+    parts = torch.stack(loss_by_hand(weighted, batch))
+    assert weighted.training_step(batch, 0).item() == pytest.approx((0.5 * parts[0] + 3 * parts[1]).item(), rel=1e-5)
     optimizer = torch.optim.Adam([model.log_variances], lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()

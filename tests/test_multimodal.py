@@ -207,3 +207,13 @@ def test_two_processes_are_one() -> None:
     """Though partners of a sample are in the other process."""
     given: dict[str, Any] = NETWORK | {"input_shape": (8,)}
     compare_processes(*two_processes(Multimodal, torch.tensor([0, 1, 2, 0, 2, 1, -1, 0, 1, 2, 0, 1, 1]), **given))
+
+
+def test_the_weight_of_the_transfer_follows_its_schedule() -> None:
+    def half(_progress: float) -> float:
+        return 0.5
+
+    settings: list[dict[str, Any]] = [{"transfer_schedule": half, "transfer_weight": 2.0}, {}, {"transfer_weight": 2.0}]
+    one, two, three = (state(fit(build(Multimodal, **NETWORK | more), 4, Modalities())) for more in settings)
+    assert equal(one, two)
+    assert not equal(one, three)

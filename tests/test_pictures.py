@@ -221,6 +221,27 @@ def test_gradients_of_cogan_go_where_they_belong() -> None:
     assert reached(model, logged["train/task_loss"]) == {"backbone", "bottleneck", "head"}
 
 
+def test_the_game_moves_the_layers_of_cogan_by_the_domain_weight() -> None:
+    logged: dict[str, Any] = {}
+    model = cogan(logged, domain_weight=0.3)
+    batch = both(model)
+    torch.manual_seed(1)
+    step(model, batch)
+    shared = [p for name, p in model.backbone.named_parameters() if "source" not in name and "target" not in name]
+    found = gradients(logged["train/discriminator_loss"], shared)
+    torch.manual_seed(1)
+    noise = torch.randn(6, 4).double()
+    expected = [torch.zeros_like(p) for p in shared]
+    for domain, x in (("source", batch["source"][0]), ("target", batch["target"])):
+        model.set_domain(domain)
+        below = [model.bottleneck(model.backbone(part)) for part in (x, model.generator(noise).detach())]
+        loss = discriminator_loss(*(model.discriminator(features) for features in below))
+        expected = [total + 0.3 * g for total, g in zip(expected, gradients(loss, shared), strict=True)]
+    assert shared
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_cogan_shares_all_but_the_layers_of_each_domain(tmp_path: Path) -> None:
     """After steps and after a reload; the layers of each domain have moved apart."""
     model = testing.fit(testing.build(KINDS["cogan"], **SMALL), 3, Images())

@@ -47,6 +47,10 @@ class Blobs(DomainPairDataModule):
         return TensorDomain(torch.from_numpy(x).float(), torch.from_numpy(y), names)
 
 
+def half(_progress: float) -> float:
+    return 0.5
+
+
 def build(kind: Any, seed: int = 0, classes: int = 2, **kwargs: Any) -> Any:
     L.seed_everything(seed, verbose=False)
     given: dict[str, Any] = {
@@ -117,6 +121,25 @@ def test_the_reconstruction_loss_and_its_gradient_are_the_definition() -> None:
     pair = [torch.autograd.grad(loss, first.weight)[0] for loss in (found, expected)]
     assert torch.allclose(pair[0], pair[1], atol=1e-6)
     assert pair[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", [Autoencoder, PseudoLabels])
+def test_the_weight_follows_its_schedule(kind: Any) -> None:
+    def fitted(weight: float, schedule: Any) -> Any:
+        model = build(kind, unlabelled_weight=weight, unlabelled_schedule=schedule, **sure(kind))
+        return state(fit(model, 4, Blobs(same=True)))
+
+    assert equal(fitted(2.0, half), fitted(1.0, constant))
+    assert not equal(fitted(2.0, half), fitted(2.0, constant))
+
+
+def test_a_probability_at_the_threshold_is_certain() -> None:
+    model = build(PseudoLabels, threshold=0.5)
+    model.log = lambda *_args: None
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.zero_()
+    assert model.unlabelled_loss(torch.randn(6, 20)).item() == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])

@@ -196,6 +196,28 @@ def test_the_generalised_figures_are_those_of_all_classes(kind: Any, file: str) 
     assert found["test/target/class_acc"] >= unseen
 
 
+def test_the_generalised_figures_are_those_of_one_test(file: str) -> None:
+    model = fit(build(DAP), 2, Codes(descriptions=file))
+    for _ in range(2):
+        accuracy(model, model.trainer.datamodule)
+        assert model._generalised["test"].compute().sum() == 2 * 200
+
+
+@pytest.mark.parametrize(("other", "said"), [("00000", True), ("11100", True), (None, False)])
+def test_an_unseen_class_with_the_description_of_another_one_is_warned_of(
+    other: str | None, said: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Of a seen class or of an unseen one; two seen classes may be alike."""
+    rows = {name: list(name) for name in NAMES} | {"00001": list("00000")}
+    if other is not None:
+        rows[NAMES[UNSEEN_CODES[0]]] = rows[other]
+    fit(build(DAP), 0, Codes(descriptions=write(tmp_path / "t.csv", rows)))
+    found = [str(w.message) for w in recwarn if "nothing tells them apart" in str(w.message)]
+    assert [
+        text.startswith("data.descriptions: the unseen class '00011' has the description of") for text in found
+    ] == [True] * said
+
+
 def test_scores_by_attributes_are_the_papers() -> None:
     """The product over the attributes, in float64; the third attribute is shared by the seen classes and left out."""
     model = build(DAP, classes=4)

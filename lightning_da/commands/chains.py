@@ -53,7 +53,10 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     check_range("longest", longest, 0, len(given.through))
     stops = {data.source: first}
     for domain in given.through:
-        stops[domain] = TransferCLI("fit", [*words, f"--data.init_args.source={domain}"]).build()
+        try:
+            stops[domain] = TransferCLI("fit", [*words, f"--data.init_args.source={domain}"]).build()
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("data.source", "through", 1)) from error
     data.check(Roles(("target",), ()))
     for domain, cli in stops.items():
         stop = cli.datamodule

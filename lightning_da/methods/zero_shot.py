@@ -1,5 +1,7 @@
+from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -58,7 +60,9 @@ class ZeroShot(OwnClasses):
             )
         self.own[1] = ~self.own[0]
         if data.described is not None:
-            self.describe(data.described.of(data.classes), self.own[0])
+            descriptions = data.described.of(data.classes)
+            _warn_of_twins(descriptions, self.own[1], data.classes)
+            self.describe(descriptions, self.own[0])
 
     def describe(self, descriptions: Tensor, seen: Tensor) -> None:
         """Takes the descriptions of the classes.
@@ -116,3 +120,13 @@ class ZeroShot(OwnClasses):
     def _reset(self, stage: str) -> None:
         super()._reset(stage)
         self._generalised[stage].reset()  # type: ignore[operator]
+
+
+def _warn_of_twins(descriptions: Tensor, unseen: Tensor, classes: Sequence[str]) -> None:
+    """Warns if an unseen class has the description of another class: no score can tell them apart."""
+    equal = (descriptions[:, None] == descriptions).all(dim=2).fill_diagonal_(False)
+    for first, second in (equal & unseen[:, None]).nonzero()[:1].tolist():
+        rank_zero_warn(
+            f"data.descriptions: the unseen class {classes[first]!r} has the description of {classes[second]!r}, so "
+            "that nothing tells them apart; add an attribute in which they differ"
+        )

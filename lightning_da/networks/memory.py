@@ -68,5 +68,8 @@ class MemoryNetwork(SentenceBackbone):
         return features
 
     def attention(self, x: Tensor) -> Tensor:
-        """The weight of each word in each hop, (B, hops, length), of sentences (B, length); that of padding is 0."""
+        """The weight of each word in each hop, (B, hops, length), of sentences (B, length).
+
+        That of padding is 0; where a sentence has no word, all are equal.
+        """
         return self.memory.read(self.embedding(x.long()), x != PADDING)[1]
