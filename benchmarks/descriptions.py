@@ -64,7 +64,7 @@ def zero_shot(out: Path, method: str, pictures: int, seed: int) -> Scores:
     data = FeatureTables(SEEN[pictures], "unseen.npz", batch_size=whole if method == "by attributes" else 64, **files)
     given: dict[str, Any] = {"num_attributes": data.num_attributes, "backbone": Raw}
     if method == "by attributes":
-        return train(built(DAP, data, 0.01, penalty=100 / whole, **given), data, 1500)
+        return train(built(DAP, data, 0.01, penalty=1 / (0.01 * whole), **given), data, 1500)
     return train(built(ClassEmbedding, data, 0.003, decay=0.01, **given), data, 800)
 
 

@@ -124,8 +124,9 @@ class ZeroShot(OwnClasses):
 
 def _warn_of_twins(descriptions: Tensor, unseen: Tensor, classes: Sequence[str]) -> None:
     """Warns if an unseen class has the description of another class: no score can tell them apart."""
-    equal = (descriptions[:, None] == descriptions).all(dim=2).fill_diagonal_(False)
-    for first, second in (equal & unseen[:, None]).nonzero()[:1].tolist():
+    _, kinds, numbers = descriptions.unique(dim=0, return_inverse=True, return_counts=True)
+    for first in (unseen & (numbers[kinds] > 1)).nonzero()[:1, 0].tolist():
+        second = next(place for place in (kinds == kinds[first]).nonzero()[:, 0].tolist() if place != first)
         rank_zero_warn(
             f"data.descriptions: the unseen class {classes[first]!r} has the description of {classes[second]!r}, so "
             "that nothing tells them apart; add an attribute in which they differ"
