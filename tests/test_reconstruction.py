@@ -169,6 +169,25 @@ def test_private_encoders_begin_with_weights_of_their_own_and_have_no_part_in_pr
     assert torch.equal(model(x), before)
 
 
+class Pretrained(FeedForward):
+    """Knows whether its pretrained weights are loaded."""
+
+    pretrained = True
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        super().__init__(input_shape, [6])
+        self.register_buffer("loaded", torch.tensor(False))
+
+    def load_pretrained(self) -> None:
+        self.loaded.fill_(True)  # type: ignore[operator]
+
+
+def test_private_encoders_begin_with_pretrained_weights_too() -> None:
+    model = toy.fit(toy.build("dsn", backbone=Pretrained), 1)
+    assert model.backbone.loaded
+    assert all(model.private[domain][0].loaded for domain in ("source", "target"))
+
+
 def test_a_fit_reconstructs() -> None:
     """The samples of both domains, better than their mean does."""
     model = toy.build("dsn", optimizer=toy.ADAM, reconstruction_weight=1.0, standardize=True, **AT_ONCE)

@@ -57,10 +57,9 @@ class DAP(ZeroShot):
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the attributes and the penalty, the mean over attributes; for the shapes see `ZeroShot`."""
-        linear, _ = self.head.children()
         wanted, logits = self.scores.descriptions[y], outputs + self.scores.offset
         losses = binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
-        return losses + self._penalty / 2 * linear.weight.square().sum(dim=1).mean()  # type: ignore[operator]
+        return losses + self._penalty / 2 * self.linear.weight.square().sum(dim=1).mean()
 
 
 class AttributeScores(nn.Module):

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -49,6 +49,12 @@ class ZeroShot(OwnClasses):
         """
         self.add_module("head", nn.Sequential(nn.Linear(self.head.in_features, outputs), scores))
 
+    @property
+    def linear(self) -> nn.Linear:
+        """The map of the features, the first part of the head."""
+        linear, _ = self.head.children()
+        return cast(nn.Linear, linear)
+
     def fit_inputs(self, data: DomainPairDataModule) -> None:
         """Takes the descriptions of the classes too."""
         super().fit_inputs(data)
@@ -91,8 +97,7 @@ class ZeroShot(OwnClasses):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         x, (y,), _ = self.joined_samples(batch)
-        linear, _ = self.head.children()
-        outputs = linear(self.features(x))
+        outputs = self.linear(self.features(x))
         self.set_domain("target")
         known = y != UNKNOWN
         loss = self.losses(outputs[known], y[known]).sum() * world_size() / total(known.sum()).clamp(min=1)
