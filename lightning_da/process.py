@@ -37,6 +37,7 @@ def prepare() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for message in (
         ".*does not have many workers.*",
+        ".*suggested max number of worker.*",  # their number decides what augmentation draws, on any machine
         ".*LeafSpec.*",
         ".*LightningCLI's args parameter.*",
         ".*smaller than the logging interval.*",

@@ -177,6 +177,8 @@ def write_data(folder: Path, page: Path) -> None:
     for root in ("data/office", "prepared/office_caltech10"):
         for seed, domain in enumerate(("amazon", "webcam", "dslr")):
             write_images(folder / root / domain, ("bike", "calculator", "mug"), seed)
+    for name, classes in (("lights", ("bright", "dark", "dim")), ("poverty", ("poor", "rich"))):
+        write_images(folder / "data" / name, classes, 0)
     for seed, name in enumerate(("amazon", "webcam", "a", "b")):
         write_vectors(folder / f"{name}.csv", 0.5 * (seed % 2))
     for name, of in (("red", "a"), ("white", "b")):

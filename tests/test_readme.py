@@ -53,7 +53,7 @@ def test_the_commands_name_files_and_options_that_exist(page: Path) -> None:
         given = [word for word in words if word not in OWN]
         own = [place for place, word in enumerate(given) if word == "--config" and given[place + 1 : place + 2] == []]
         check_options(with_found_configs([w for i, w in enumerate(given) if i not in own]), all_known=False)
-        if command == "fit" and "--ckpt_path" not in words:
+        if command == "fit" and not {"--ckpt_path", "--model.init_from"} & set(words):
             TransferCLI("fit", words)
 
 
