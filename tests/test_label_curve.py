@@ -69,6 +69,17 @@ def test_one_domain(words: list[str], tmp_path: Path) -> None:
     assert set(cells(tmp_path)) == {"linear_probe-4-two-s0", "fine_tune-4-two-s0"}
 
 
+@pytest.mark.parametrize("methods", [("conservative", "target_only"), ("target_only", "conservative")])
+def test_a_method_that_starts_after_another_can_stand_at_any_place(
+    words: list[str], tmp_path: Path, methods: tuple[str, str]
+) -> None:
+    main([*words, *PAIR, "--labels", "10", "--methods", *methods])
+    found = cells(tmp_path)
+    first = found["conservative-10-one-two-s0"].data.tags["started_from"]
+    assert first == found["source_only-one-two-s0"].info.run_id
+    assert "started_from" not in found["target_only-10-one-two-s0"].data.tags
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -47,7 +47,7 @@ def run(args: Sequence[str]) -> pd.DataFrame:
     check_named_once(given.methods, options)
     parsed, refused = parse_methods(given.methods or METHODS, options)
     first = next(iter(parsed.values())).build()
-    pattern = check_trainable(first, given.seeds, {}, options=("after",))
+    pattern = check_trainable(first, given.seeds, {}, options=())
     data = first.datamodule
     data.check_has_classes("label-curve")
     pair = len(data.domains) > 1
