@@ -124,7 +124,7 @@ def run(cell: dict[str, Any], folder: Path) -> dict[str, float]:
         "data.init_args.source": f"{cell['source']}.npz",
         "data.init_args.target": f"{cell['target']}.npz",
         "model.init_args.standardize": "false",
-        "model.init_args.backbone.init_args.hidden": f"[{COMPONENTS}, {COMPONENTS}]",
+        "model.init_args.backbone.init_args.hidden": [COMPONENTS] * (1 if cell["method"] == "stml" else 2),
         "model.init_args.optimizer.init_args.lr": 1e-4,
         "trainer.max_steps": 300,
         "trainer.accelerator": "cpu",

@@ -37,6 +37,7 @@ BOTTLENECK: dict[str, Any] = {"bottleneck": partial(FeedForward, hidden=[6])}
 KINDS: dict[str, Any] = {
     "cogan": partial(CoGAN, noise=4, generator=4, pictures=6, **AT_ONCE),
     "cycle_gan": partial(CycleGAN, width=4, identity_weight=1.0),
+    "disco_gan": partial(CycleGAN, width=4, game="cross_entropy", cycle="squared"),
     "dual_gan": partial(CycleGAN, width=4, game="wasserstein"),
     "gan_classifier": partial(GANClassifier, noise=4, generator=4, train_on="source", read_unlabelled="both"),
 }
@@ -477,7 +478,11 @@ class GANClassifierOfVectors(OfVectors, GANClassifier):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "name"), [(CycleGANOfVectors, "cycle_gan"), (GANClassifierOfVectors, "gan_classifier")]
+    ("kind", "name"),
+    [
+        *((CycleGANOfVectors, name) for name in ("cycle_gan", "disco_gan", "dual_gan")),
+        (GANClassifierOfVectors, "gan_classifier"),
+    ],
 )
 def test_two_processes_make_the_step_of_one(kind: Any, name: str) -> None:
     compare_processes(*two_processes(kind, **SMALL | KINDS[name].keywords))
@@ -508,6 +513,37 @@ def test_weights_stay_float32_and_finite_in_mixed_precision(name: str) -> None:
     for key, value in testing.state(model, "").items():
         assert value.dtype != torch.bfloat16, key
         assert value.isfinite().all(), key
+
+
+class BrightSource(Images):
+    """The pictures of the source are 50 times as bright."""
+
+    def dataset(self, domain: str, split: str) -> TensorDomain:
+        data = super().dataset(domain, split)
+        return TensorDomain(50 * data.x, data.y, data.classes) if domain == self.source else data
+
+
+def test_a_gan_classifier_of_the_target_does_not_read_the_source() -> None:
+    target = {"train_on": "target", "read_unlabelled": "target"}
+    fits = [
+        testing.fit(testing.build(KINDS["gan_classifier"], **SMALL | target), 3, data())
+        for data in (Images, BrightSource)
+    ]
+    assert testing.equal(*(testing.state(model, "") for model in fits))
+    both_read = [
+        testing.fit(testing.build(KINDS["gan_classifier"], **SMALL), 1, data()) for data in (Images, BrightSource)
+    ]
+    assert not testing.equal(*(testing.state(model, "") for model in both_read))
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_a_fit_watches_what_is_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_da.methods.signs.PICTURE_STEPS", 0)
+    monkeypatch.setattr("lightning_da.methods.signs.LEAST_SPREAD", 1e9)
+    model = testing.build(KINDS[name], **SMALL)
+    with pytest.warns(UserWarning, match="nearly the same picture"):
+        testing.fit(model, 8, Images(), log_every_n_steps=1)
+    assert "one picture" in model.signs.found
 
 
 @pytest.mark.slow

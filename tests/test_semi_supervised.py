@@ -17,6 +17,7 @@ from lightning_da.methods import Autoencoder, Clusters, FineTune, PseudoLabels, 
 from lightning_da.networks import LSTM, PrincipalComponents, Raw, SparseCoding
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import constant
+from lightning_da.testing import compare_processes, two_processes
 from tests.toy import accuracy, equal, fit, state, trainer
 
 NETWORK = partial(FeedForward, hidden=[16], batch_norm=True, dropout=0.2)
@@ -131,6 +132,13 @@ def test_the_weight_follows_its_schedule(kind: Any) -> None:
 
     assert equal(fitted(2.0, half), fitted(1.0, constant))
     assert not equal(fitted(2.0, half), fitted(2.0, constant))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Autoencoder, Clusters, PseudoLabels])
+def test_two_processes_make_the_step_of_one(kind: Any) -> None:
+    arguments = {"threshold": 0.35} if kind is PseudoLabels else {}
+    compare_processes(*two_processes(kind, unlabelled_schedule=constant, **arguments))
 
 
 def test_a_probability_at_the_threshold_is_certain() -> None:

@@ -174,7 +174,7 @@ METHODS: dict[str, Entry] = {
     "dhn": Entry(partial(DHN, bottleneck=HASH_LAYER, beta="uniform"), shift="moved", without=("weight_zero", "null")),
     "label_efficient": Entry(partial(LabelEfficient, layers=("bottleneck",))),
     # words have no moved or turned classes
-    "amn": Entry(amn, without=("better",)),
+    "amn": Entry(partial(amn, domain_weight=0.1), without=("better",)),
     "clusters": Entry(Clusters),
     "cotrans": Entry(partial(CoTrans, forest_reads=Raw, trees=5)),
     # it reads the labels of the target

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lightning_da.data.base import DOMAINS, DomainPairDataModule
+from lightning_da.data.base import DomainPairDataModule
 from lightning_da.errors import check_range
 from lightning_da.methods.base import TransferModule
 from lightning_da.networks.pictures import Between
@@ -56,11 +56,11 @@ class GeneratesPictures(DrawsPictures):
         self.generator = new_generator(noise, self.input_shape, generator)
 
     def fit_inputs(self, data: DomainPairDataModule) -> None:
-        """Takes the smallest and the largest value of a sample too."""
+        """Takes the smallest and the largest value of a sample that training reads too."""
         super().fit_inputs(data)
 
         def samples() -> Iterator[Tensor]:
-            for role in DOMAINS if len(data.domains) > 1 else ("target",):
+            for role in sorted({*self.supervised, *self.unlabelled}):
                 self.set_domain(role)
                 yield from map(self.standardize, self.training_samples(data, role))
 

@@ -14,6 +14,8 @@ START_STEPS = 30
 
 PICTURE_STEPS = 200
 """The first steps, in which a healthy generator may make no pictures yet."""
+LEAST_SPREAD = 0.05
+"""The least share of the differences of real pictures that healthy made ones have."""
 
 
 class Signs:
@@ -84,11 +86,11 @@ def _read(mean: dict[str, float], step: int) -> Iterator[tuple[str, str]]:
         )
     if step < PICTURE_STEPS:
         return
-    if mean.get("made_spread", 1) < 0.05:
+    if mean.get("made_spread", 1) < LEAST_SPREAD:
         yield (
             "one picture",
             "the generator makes nearly the same picture each time, so it has collapsed: lower the learning rate, or "
-            "use a smaller backbone",
+            "use a smaller discriminator (the backbone; of translations --model.width)",
         )
     if mean.get("real_or_made_acc", 0) > 0.995:
         yield (
