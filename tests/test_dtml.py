@@ -287,6 +287,11 @@ def test_data_hold_the_properties(faces: Identities) -> None:
     faces.check(Roles(tasks_differ=True))
 
 
+def test_identities_of_other_splits_are_not_warned_of(faces: Identities, recwarn: pytest.WarningsRecorder) -> None:
+    faces.check(Roles(tasks_differ=True))
+    assert not [w for w in recwarn if "no sample of class" in str(w.message)]
+
+
 def test_identities_are_disjoint(faces: Identities) -> None:
     for domain in ("indoors", "outdoors"):
         known = [set(faces.dataset(domain, split).y.tolist()) for split in ("train", "val", "test")]

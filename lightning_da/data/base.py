@@ -119,6 +119,8 @@ class DomainPairDataModule(L.LightningDataModule):
     """Whether the labels are numbers, and no classes."""
     masks = False
     """Whether the label of an image is a mask, the class of each pixel."""
+    disjoint_classes = False
+    """Whether each class is in one split alone, as identities are."""
     words = False
     """Whether samples are sentences, int64; a network for them has `reads_words`."""
     predicted: tuple[str, ...] = SPLITS
@@ -444,7 +446,7 @@ class DomainPairDataModule(L.LightningDataModule):
                 f"data.batch_size: {self.batch_size} is fewer than the {roles.fewest_samples} samples that batch norm "
                 "or the domain loss needs; give more"
             )
-        for domain in self._every(self.domains) if not self.masks else ():
+        for domain in self._every(self.domains) if not (self.masks or self.disjoint_classes) else ():
             own = self.classes_of(domain)
             expected = [name for name in own if name in self.classes]
             warn_of_missing_classes(domain, self._splits_of(domain), self.classes, expected)

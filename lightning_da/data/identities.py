@@ -46,6 +46,8 @@ class Identities(FeatureTables):
             than three identities with two samples.
     """
 
+    disjoint_classes = True
+
     def __init__(
         self,
         source: Names | None = None,
