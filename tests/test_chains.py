@@ -32,9 +32,11 @@ def words(tmp_path: Path) -> list[str]:
 
 def test_chains_are_all_orders_of_all_selections() -> None:
     assert chains_of("a", ["b", "c"], "z", 0) == [("z",), ("a", "z")]
-    assert chains_of("a", ["b", "c"], "z", 1) == [("z",), ("a", "z"), ("a", "b", "z"), ("a", "c", "z")]
+    assert chains_of("a", ["b", "c"], "z", 1) == [
+        *(("z",), ("a", "z"), ("b", "z"), ("a", "b", "z"), ("c", "z"), ("a", "c", "z"))
+    ]
     longest = chains_of("a", ["b", "c", "d"], "z", 3)
-    assert len(longest) == len(set(longest)) == 1 + 1 + 3 + 6 + 6
+    assert len(longest) == len(set(longest)) == 2 * (1 + 3 + 6 + 6)
     assert longest[-1] == ("a", "d", "c", "b", "z")
     assert text_of(("data/a.npz", "file.mat:b")) == "a > b"
 
@@ -60,6 +62,8 @@ def test_each_stop_learns_its_labels_from_the_stop_before() -> None:
         ("z",): ("target", "a", 4, [], False),
         ("a",): ("source", "a", None, [], False),
         ("a", "z"): ("target", "a", 4, [("a",)], True),
+        ("b",): ("source", "b", None, [], False),
+        ("b", "z"): ("target", "a", 4, [("b",)], True),
         ("a", "b"): ("source", "b", None, [("a",)], True),
         ("a", "b", "z"): ("target", "a", 4, [("a", "b")], True),
     }
@@ -74,7 +78,7 @@ def test_the_table_has_the_accuracy_before_and_after_the_labels_of_the_target() 
         for chain, value in accuracies.items()
         for seed in (1, 0)
     ]
-    rows = cells_table(results, chains_of("a", ["b"], "z", 1))
+    rows = cells_table(results, [("z",), ("a", "z"), ("a", "b", "z")])
     assert rows["chain"].tolist() == ["z", "z", "a > z", "a > z", "a > b > z", "a > b > z"]
     assert rows["seed"].tolist() == [0, 1] * 3
     np.testing.assert_allclose(rows["accuracy"], [0.5, 0.6, 0.75, 0.85, 0.875, 0.975])
@@ -85,7 +89,7 @@ def test_the_table_has_the_accuracy_before_and_after_the_labels_of_the_target() 
 def test_chains_are_fitted_once_and_start_from_one_another(words: list[str], tmp_path: Path, capsys: Any) -> None:
     more = ["--through", "three.npz", "--data.target_labels", "4"]
     table = main([*words, *more])
-    assert table["chain"].tolist() == ["two", "one > two", "one > three > two"]
+    assert table["chain"].tolist() == ["two", "one > two", "three > two", "one > three > two"]
     assert "without target labels" in capsys.readouterr().out
     experiment = client().get_experiment_by_name(tmp_path.name)
     assert experiment is not None
@@ -95,12 +99,14 @@ def test_chains_are_fitted_once_and_start_from_one_another(words: list[str], tmp
         "one-s0": None,
         "two-s0": None,
         "one-two-s0": runs["one-s0"].info.run_id,
+        "three-s0": None,
+        "three-two-s0": runs["three-s0"].info.run_id,
         "one-three-s0": runs["one-s0"].info.run_id,
         "one-three-two-s0": runs["one-three-s0"].info.run_id,
     }
     assert {name: run.data.params["source"] for name, run in runs.items()} == {
         **dict.fromkeys(runs, "one.npz"),
-        "one-three-s0": "three.npz",
+        **dict.fromkeys(("three-s0", "one-three-s0"), "three.npz"),
     }
     assert {run.data.tags["trained_on"] for name, run in runs.items() if name.endswith("two-s0")} == {"target"}
     main([*words, *more, "--longest", "0"])

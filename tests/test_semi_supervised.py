@@ -137,7 +137,7 @@ def test_the_weight_follows_its_schedule(kind: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Autoencoder, Clusters, PseudoLabels])
 def test_two_processes_make_the_step_of_one(kind: Any) -> None:
-    arguments = {"threshold": 0.35} if kind is PseudoLabels else {}
+    arguments: Any = {"threshold": 0.35} if kind is PseudoLabels else {}
     compare_processes(*two_processes(kind, unlabelled_schedule=constant, **arguments))
 
 

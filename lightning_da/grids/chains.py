@@ -18,7 +18,7 @@ Chain = tuple[str, ...]
 
 
 def chains_of(source: str, through: Sequence[str], target: str, longest: int) -> list[Chain]:
-    """The target alone, source and target, and all chains between them through other domains in any order.
+    """All chains to the target through other domains in any order, with and without the source at their beginning.
 
     Args:
         source: The first domain.
@@ -27,7 +27,7 @@ def chains_of(source: str, through: Sequence[str], target: str, longest: int) ->
         longest: The largest number of other domains in a chain.
     """
     between = [stops for number in range(longest + 1) for stops in permutations(through, number)]
-    return [(target,), *((source, *stops, target) for stops in between)]
+    return [(*first, *stops, target) for stops in between for first in ((), (source,))]
 
 
 def text_of(chain: Chain) -> str:
