@@ -81,8 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "lightning-da chains",
         description="Transitive transfer: fine-tune a network from the source to the target through other domains, in "
         "every order, with the labels that each domain has (the target's few by --data.target_labels). The table has "
-        "direct transfer, the target from scratch and the same ways without the source beside. After an interruption, the same command runs only the "
-        "unfinished trainings. All options of `fit` are accepted too.",
+        "direct transfer, the target from scratch and the same ways without the source beside. After an interruption, "
+        "the same command runs only the unfinished trainings. All options of `fit` are accepted too.",
         usage="lightning-da chains --config data/NAME.yaml --through DOMAIN ... [--OPTION VALUE ...]",
     )
     parser.add_argument(
