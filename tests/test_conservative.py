@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from lightning_da.errors import ConfigError
 from lightning_da.methods import Conservative, FineTune
 from lightning_da.networks import LSTM
 from lightning_da.networks.backbones import FeedForward
+from lightning_da.paths import find_method
 from lightning_da.schedules import inverse_decay
 from lightning_da.text.words import code_of
 from tests.toy import ADAM, SGD, Toy, equal, fit, state, trainer
@@ -46,6 +48,13 @@ def test_without_weights_it_is_fine_tuning_bit_by_bit(start: str, keep_head: boo
     plain = fit(build(FineTune, start, keep_head=keep_head), steps=20)
     held = fit(build(Conservative, start, keep_head=keep_head, **NOTHING), steps=20)
     assert equal(state(held, ("",)), state(plain, ("",)))
+
+
+def test_its_file_has_the_settings_of_fine_tuning() -> None:
+    """So that weights of 0 are fine-tuning with the files too, and tables compare the penalties alone."""
+    files = (yaml.safe_load(find_method(name).read_text()) for name in ("conservative", "fine_tune"))
+    one, other = (file["model"]["init_args"] for file in files)
+    assert one == other
 
 
 def test_the_distance_of_weights_is_the_papers(start: str) -> None:
