@@ -1,10 +1,12 @@
 """Backbones that are fitted to samples without labels before training, and have no weights to train."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from math import prod
 
 import torch
 from sklearn.decomposition import PCA, MiniBatchDictionaryLearning
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from lightning_da.errors import ConfigError, check_range
@@ -124,7 +126,9 @@ class SparseCoding(_Fitted):
             random_state=self._seed,
             max_iter=2,
         )
-        found = torch.from_numpy(learner.fit(x.double().numpy()).components_).float()  # float32 does not converge
+        with warnings.catch_warnings():  # the codes of a batch are on the way: those of the network are of `forward`
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = torch.from_numpy(learner.fit(x.double().numpy()).components_).float()  # float32 diverges
         self.lipschitz.copy_(torch.linalg.matrix_norm(found, 2) ** 2)
         return found
 
