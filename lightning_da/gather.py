@@ -70,6 +70,22 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def mean_over_processes(summed: Tensor, number: Tensor | int) -> Tensor:
+    """What this process adds to the mean of a loss over the samples of all processes.
+
+    Gradients are averaged over processes, so that the shares have the gradient of the mean together.
+
+    Args:
+        summed: Sum of the losses of this process's samples, scalar.
+        number: How many samples these are, int64; if there are none in any process, the result is 0.
+
+    Returns:
+        A scalar; its mean over processes is the mean over all samples.
+    """
+    number = number if isinstance(number, Tensor) else torch.tensor(number, device=summed.device)
+    return summed * world_size() / total(number).clamp(min=1)
+
+
 def share(items: T) -> T:
     """The items or rows that fall to this process where every process has the same ones and they are dealt in turn."""
     return items[dist.get_rank() :: dist.get_world_size()] if world_size() > 1 else items

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from lightning_da.errors import ConfigError
-from lightning_da.gather import total, world_size
+from lightning_da.gather import mean_over_processes
 from lightning_da.methods.decoders import decoder as new_decoder
 from lightning_da.methods.semi_supervised import SemiSupervised
 from lightning_da.schedules import constant
@@ -43,4 +43,4 @@ class Autoencoder(SemiSupervised):
     def unlabelled_loss(self, x: Tensor) -> Tensor:
         """Mean squared error of the reconstruction; for the shapes see `SemiSupervised.unlabelled_loss`."""
         loss = mse_loss(self.decoder(self.features(x)), self.standardize(x).flatten(1), reduction="none").mean(dim=1)
-        return loss.sum() * world_size() / total(loss.new_tensor(len(loss)))
+        return mean_over_processes(loss.sum(), len(loss))

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_da.data.base import DOMAINS, UNKNOWN, DomainPairDataModule
 from lightning_da.errors import ConfigError, check_range, one_line
-from lightning_da.gather import total, world_size
+from lightning_da.gather import mean_over_processes
 from lightning_da.losses.precision import full_precision
 from lightning_da.methods.classifier import Classifier
 from lightning_da.methods.hooks import essential
@@ -331,10 +331,10 @@ class TransferModule(Classifier):
         if self.regresses:
             known = ~y.isnan()
             squares: Tensor = (logits[known, 0].float() - self.label_scale(y[known])).square().sum()
-            return squares * world_size() / total(known.sum()).clamp(min=1)
+            return mean_over_processes(squares, known.sum())
         how: dict[str, Any] = {"ignore_index": UNKNOWN, "label_smoothing": self._label_smoothing, "reduction": "sum"}
         loss: Tensor = full_precision(cross_entropy)(logits, y, self.class_weights, **how)  # a sum over many pixels
-        return loss * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)
+        return mean_over_processes(loss, (y != UNKNOWN).sum())
 
     def mean_task_loss(self, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
         """The mean of `task_loss` over the domains: a few labels of the target weigh as much as many of the source.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, linear
 
 from lightning_da.errors import ConfigError, check_range
-from lightning_da.gather import total, world_size
+from lightning_da.gather import mean_over_processes
 from lightning_da.methods.base import PARTS, features_of
 from lightning_da.methods.fine_tune import FineTune
 from lightning_da.methods.hooks import essential
@@ -132,7 +132,7 @@ class Conservative(FineTune):
         now = logits if "head." in self.initialised else linear(features, *head)
         p, p0 = (part.float().log_softmax(dim=1) for part in (now, linear(earlier, *head)))
         divergence = kl_div(p, p0, reduction="sum", log_target=True)
-        return divergence * world_size() / total(x.new_tensor(len(x)))
+        return mean_over_processes(divergence, len(x))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002
         loss, x, features, logits = self.supervised_pass(batch)

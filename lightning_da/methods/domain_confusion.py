@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import check_range
-from lightning_da.gather import gather, total, world_size
+from lightning_da.gather import gather, mean_over_processes
 from lightning_da.losses.adversarial import domain_classification, domain_confusion
 from lightning_da.losses.confusion import class_means
 from lightning_da.methods.adaptation import AdaptationModule, DomainBatch
@@ -87,7 +87,7 @@ class DomainConfusion(AdaptationModule):
         """
         known = y != UNKNOWN
         log_p = (logits[known] / self._temperature).log_softmax(dim=1)
-        return -(self.soft_labels[y[known]] * log_p).sum() * world_size() / total(known.sum()).clamp(min=1)
+        return mean_over_processes(-(self.soft_labels[y[known]] * log_p).sum(), known.sum())
 
     def watched(self, source: DomainBatch, target: DomainBatch) -> dict[str, Tensor]:
         return super().watched(source, target) | watch_discriminators(source.layers, target.layers, self.discriminators)

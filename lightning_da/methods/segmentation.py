@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lightning_da.data.base import UNKNOWN
 from lightning_da.errors import ConfigError, check_range
-from lightning_da.gather import total, world_size
+from lightning_da.gather import mean_over_processes
 from lightning_da.losses.masks import absolute_error
 from lightning_da.methods.base import TransferModule
 from lightning_da.methods.masks import SCORES, MaskScores
@@ -66,7 +66,7 @@ class Segmentation(TransferModule):
         loss = super().task_loss(logits, y)
         if not self._mae_weight:
             return loss
-        error = absolute_error(logits, y).sum() * world_size() / total((y != UNKNOWN).sum()).clamp(min=1)
+        error = mean_over_processes(absolute_error(logits, y).sum(), (y != UNKNOWN).sum())
         return loss + self._mae_weight * error
 
     def new_metric(self) -> nn.Module:

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_da.data.base import DOMAINS, UNKNOWN
 from lightning_da.errors import check_range
-from lightning_da.gather import total, world_size
+from lightning_da.gather import mean_over_processes
 from lightning_da.losses.precision import full_precision
 from lightning_da.methods.base import TransferModule, samples_of
 from lightning_da.schedules import check_schedule, ramp
@@ -66,7 +66,7 @@ class SemiSupervised(TransferModule):
             labels: Shape (n,), int64; where they are `UNKNOWN`, the loss is 0.
         """
         loss = full_precision(cross_entropy)(logits, labels, ignore_index=UNKNOWN, reduction="sum")
-        return loss * world_size() / total(loss.new_tensor(len(labels)))
+        return mean_over_processes(loss, len(labels))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)

@@ -7,7 +7,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lightning_da.data.base import UNKNOWN, DataError, DomainPairDataModule
 from lightning_da.errors import ConfigError
-from lightning_da.gather import total, world_size
+from lightning_da.gather import mean_over_processes
 from lightning_da.methods.classifier import scores
 from lightning_da.methods.own_classes import OwnClasses
 
@@ -100,7 +100,7 @@ class ZeroShot(OwnClasses):
         outputs = self.linear(self.features(x))
         self.set_domain("target")
         known = y != UNKNOWN
-        loss = self.losses(outputs[known], y[known]).sum() * world_size() / total(known.sum()).clamp(min=1)
+        loss = mean_over_processes(self.losses(outputs[known], y[known]).sum(), known.sum())
         self.log("train/task_loss", loss)
         return loss
 
