@@ -68,12 +68,11 @@ def test_earlier_columns_are_untouched(chain: list[tuple[Any, str]]) -> None:
     assert not equal(state(third.backbone, ("",)), state(second.backbone, ("",)))
 
 
-def layer(x: Tensor, linear: nn.Module, sideways: list[tuple[Any, Tensor]]) -> Tensor:
-    """The formula: f(W x + sum of U x_j)."""
-    total: Tensor = linear(x)
-    for u, x_j in sideways:
-        total = total + x_j @ u.weight.T
-    return total.relu()
+def sideways(adapter: Any, below: list[Tensor]) -> Tensor:
+    """The adapter of the formula: U f(V [a_1 h_1, ..., a_n h_n])."""
+    joined = torch.cat([adapter.scales[j] * h for j, h in enumerate(below)], dim=1)
+    found: Tensor = (joined @ adapter.reduce.weight.T + adapter.reduce.bias).relu() @ adapter.lateral.weight.T
+    return found
 
 
 def linears(column: Any) -> list[nn.Module]:
@@ -90,18 +89,21 @@ def test_the_outputs_are_those_of_the_formula(chain: list[tuple[Any, str]]) -> N
     """Three columns of three layers and a head, by hand."""
     model = chain[2][0]
     x = torch.randn(10, 8)
-    levels: list[list[Tensor]] = []  # what enters layers 2 and 3, and the head, of each column
+    levels: list[list[Tensor]] = [[], [], []]  # what enters layers 2 and 3, and the head, of the columns
     for column in columns_of(model):
+        below = [list(level) for level in levels]
         first, second, third = linears(column)
-        h_1 = layer(column["standardize"](x), first, [])
-        h_2 = layer(h_1, second, [(u[0], seen[0]) for u, seen in zip(column["laterals"], levels, strict=True)])
-        h_3 = layer(h_2, third, [(u[1], seen[1]) for u, seen in zip(column["laterals"], levels, strict=True)])
-        levels.append([h_1, h_2, h_3])
-    logits = model.head(h_3) + sum(seen[2] @ u[2].weight.T for u, seen in zip(model.laterals, levels[:-1], strict=True))
+        h = first(column["standardize"](x)).relu()
+        levels[0].append(h)
+        for place, linear in ((0, second), (1, third)):
+            beside = sideways(column["laterals"][place], below[place]) if below[place] else 0
+            h = (linear(h) + beside).relu()
+            levels[place + 1].append(h)
+    logits = model.head(h) + sideways(model.laterals[2], below[2])
     features, found = model.classify(x)
-    assert torch.allclose(features, h_3, atol=1e-5)
+    assert torch.allclose(features, h, atol=1e-5)
     assert torch.allclose(found, logits, atol=1e-5)
-    assert all(u.weight.abs().sum() > 0 for lateral in model.laterals for u in lateral)
+    assert all(adapter.lateral.weight.abs().sum() > 0 for adapter in model.laterals)
 
 
 def test_activations_are_those_with_the_laterals(chain: list[tuple[Any, str]]) -> None:
@@ -136,14 +138,13 @@ def test_convolutions_have_laterals_too(tmp_path: Path) -> None:
     model.initialise()
     x = torch.rand(4, 1, 28, 28)
     before = model.eval()(x)
-    (laterals,) = model.laterals
-    assert len(laterals) == len(model.backbone.layers)
-    for place, u in enumerate(laterals):
+    assert len(model.laterals) == len(model.backbone.layers)
+    for place, adapter in enumerate(model.laterals):
         with torch.no_grad():
-            u.weight.normal_()
+            adapter.lateral.weight.normal_()
         changed = model(x)
         assert not torch.allclose(changed, before), place
-        nn.init.zeros_(u.weight)
+        nn.init.zeros_(adapter.lateral.weight)
 
 
 def test_resumed_equals_unbroken_without_the_earlier_run(chain: list[tuple[Any, str]], tmp_path: Path) -> None:

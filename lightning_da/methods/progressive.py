@@ -18,19 +18,17 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 class Progressive(TransferModule):
     """A progressive network: each task has a column, which reads those of all earlier tasks and does not change them.
 
-    Layer i of a column reads its own layer i - 1 and, through lateral connections U, layer i - 1 of each earlier
-    column: `h_i = f(W_i h_{i-1} + sum_j U_i^j h_{i-1}^j)`, from the second layer to the head. The connections begin at
-    0, so that the column begins as a network from scratch. Columns make a chain: a run that starts from a progressive
-    network has one column more.
+    Layer i of a column reads its own layer i - 1 and, through an adapter, layer i - 1 of the earlier columns, from the
+    second layer to the head (`Adapter`). An adapter begins at 0, so that the column begins as a network from scratch.
+    Columns make a chain: a run that starts from a progressive network has one column more.
 
-    Source: Rusu et al., "Progressive neural networks", 2016, equation 1, https://arxiv.org/abs/1606.04671. The first
-    linear map or convolution of each layer takes the sum, and U has its shape; a layer without one, such as an LSTM,
-    has no U.
+    Source: Rusu et al., "Progressive neural networks", 2016, equation 2, https://arxiv.org/abs/1606.04671. The first
+    linear map or convolution of each layer takes the sum; a layer without one, such as an LSTM, has no adapter.
 
     Args:
         columns: Number of earlier columns in the run `init_from`: 1 for a run of another method, whose network is the
             first column.
-        laterals: Whether the lateral connections are there; without them the column is a network from scratch.
+        laterals: Whether the adapters are there; without them the column is a network from scratch.
         **kwargs: Arguments of `TransferModule`.
 
     Raises:
@@ -47,9 +45,10 @@ class Progressive(TransferModule):
         units = self._units(self)
         earlier = [nn.ModuleDict(deepcopy(parts)) for _ in range(columns)]
         for number, column in enumerate(earlier):
-            column["laterals"] = _laterals(units[:-1] if laterals else [], number)
+            reading = units[:-1] if laterals and number else []
+            column["laterals"] = nn.ModuleList(Adapter(unit, number) for unit in reading)
         self.columns = nn.ModuleList(earlier).requires_grad_(False)
-        self.laterals = _laterals(units if laterals else [], columns)
+        self.laterals = nn.ModuleList(Adapter(unit, columns) for unit in (units if laterals and columns else []))
         self.train()
 
     @staticmethod
@@ -66,7 +65,7 @@ class Progressive(TransferModule):
         return [*first.values(), *bottleneck, *head]
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not any(map(len, self.laterals)):  # type: ignore[arg-type]
+        if not len(self.laterals):
             return super().classify(x)
         entered: list[list[Tensor]] = []
         with torch.no_grad():
@@ -85,12 +84,11 @@ class Progressive(TransferModule):
         handles = []
         laterals: Any = column.get_submodule("laterals")
         for place, module in enumerate(self._units(column)):
-            sources = [(u[place], inputs[place]) for u, inputs in zip(laterals, entered, strict=True) if len(u)]
-            handles += [
-                module.register_forward_pre_hook(lambda _module, args: own.append(args[0])),
+            handles.append(module.register_forward_pre_hook(lambda _module, args: own.append(args[0])))
+            if len(laterals):
+                add = partial(_add, laterals[place], [inputs[place] for inputs in entered])
                 # before the hooks of `capture`, which must see the sum
-                module.register_forward_hook(partial(_add, sources), prepend=True),
-            ]
+                handles.append(module.register_forward_hook(add, prepend=True))
         try:
             yield own
         finally:
@@ -125,19 +123,32 @@ class Progressive(TransferModule):
             self.load_state_dict(theirs, strict=False)
 
 
-def _laterals(units: list[nn.Module], columns: int) -> nn.ModuleList:
-    """For each earlier column a connection of zeros into each unit, without bias."""
-    found = nn.ModuleList()
-    for _ in range(columns):
-        copies = deepcopy(nn.ModuleList(units))
-        for copy in copies:
-            copy.register_parameter("bias", None)
-            nn.init.zeros_(copy.weight)  # type: ignore[arg-type]
-        found.append(copies)
-    return found
+class Adapter(nn.Module):
+    """What a layer reads of the earlier columns: `U f(V [a_1 h_1, ..., a_n h_n])`, f is ReLU, U begins at 0, a at 1.
+
+    h_j is the layer below in column j, a its learned scale. V reduces all h to the width of one, as a linear map or a
+    1 x 1 convolution. U has the shape of the layer's own map.
+    """
+
+    def __init__(self, unit: Any, columns: int) -> None:
+        super().__init__()
+        self.scales = nn.Parameter(torch.ones(columns))
+        self.dim = -1 if isinstance(unit, nn.Linear) else 1
+        if isinstance(unit, nn.Linear):
+            self.reduce: nn.Module = nn.Linear(columns * unit.in_features, unit.in_features)
+        else:
+            self.reduce = type(unit)(columns * unit.in_channels, unit.in_channels, kernel_size=1)
+        self.lateral = deepcopy(unit)
+        self.lateral.register_parameter("bias", None)
+        nn.init.zeros_(self.lateral.weight)
+
+    def forward(self, entered: list[Tensor]) -> Tensor:
+        """What is added to the layer, from what enters it in each earlier column, in their order."""
+        scaled = [scale * h for scale, h in zip(self.scales, entered, strict=True)]
+        added: Tensor = self.lateral(self.reduce(torch.cat(scaled, self.dim)).relu())
+        return added
 
 
-def _add(sources: list[tuple[nn.Module, Tensor]], _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-    for lateral, entered in sources:
-        output = output + lateral(entered)
-    return output
+def _add(adapter: Adapter, entered: list[Tensor], _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    joined: Tensor = output + adapter(entered)
+    return joined
