@@ -41,6 +41,7 @@ SCORES = ("acc", "auc", "rank_1")
 SEEDS = range(10, 15)
 """Not those that the settings were chosen with, 0 and 1."""
 COMPONENTS = 1000
+PAPER = {"model.init_args.loss.init_args.alpha": 0.1, "model.init_args.domain_weight": 10}
 
 LENGTH = 300.0
 """Mean squared length of the vectors that the methods read."""
@@ -126,6 +127,7 @@ def run(cell: dict[str, Any], folder: Path) -> dict[str, float]:
         "model.init_args.standardize": "false",
         "model.init_args.backbone.init_args.hidden": [COMPONENTS] * (1 if cell["method"] == "stml" else 2),
         "model.init_args.optimizer.init_args.lr": 1e-4,
+        **(PAPER if cell["method"] != "ddml" else {}),
         "trainer.max_steps": 300,
         "trainer.accelerator": "cpu",
         "trainer.check_val_every_n_epoch": 1000,

@@ -153,9 +153,7 @@ def bags(tables: Path, first: str, second: str) -> dict[str, list[float]]:
 def show(found: dict[str, dict[str, list[float]]], out: Path) -> None:
     """Prints a table for each pair, and draws all of them."""
     figure = Figure(figsize=(4.2 * len(found), 4.2), layout="constrained")
-    for axes, (pair, rows) in zip(
-        np.atleast_1d(figure.subplots(1, len(found), sharey=True)), found.items(), strict=True
-    ):
+    for axes, (pair, rows) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items(), strict=True):
         there = [row for row in ROWS if row in rows]
         first, second = pair.upper().split("-")
         print(f"\n{first} -> {second}, accuracy on the test split\n{'':20} {'seen':>15} {'published':>10}")

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from lightning_da.errors import ConfigError
 from lightning_da.losses.scatter import MarginalFisher, scatters
 from lightning_da.methods import DTML
 from lightning_da.methods.verification import Verification, curves_of, fold_accuracies
-from lightning_da.networks import FeedForward, LeNet
+from lightning_da.networks import FeedForward, LeNet, TimmBackbone
 from lightning_da.testing import METHOD_CHECKS
 
 DEEP = partial(DTML, layers=("fc1", "bottleneck"))
@@ -373,6 +374,37 @@ def test_the_domain_loss_helps_where_a_part_of_the_input_moves() -> None:
             values.append(testing.accuracy(testing.fit(model, 60, Shifted()), Shifted())["test/target/acc"])
         found[weight] = sum(values) / 2
     assert found[5.0] > found[0.0] + 0.03
+
+
+def crops(path: Path, people: range, blue: float, seed: int) -> None:
+    """Pictures of persons from one camera: coat and trousers before any background, and the tint of the camera."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat(people, 8)
+    clothes = np.random.default_rng(99).uniform(0, 255, size=(200, 2, 3))[y]
+    x = rng.uniform(50, 200, size=(len(y), 1, 1, 3)) + rng.normal(0, 40, size=(len(y), 32, 16, 3))
+    x[:, 6:26, 5:11] = np.repeat(clothes, 10, axis=1)[:, :, None] * rng.uniform(0.7, 1, size=(len(y), 1, 1, 1))
+    x[..., 2] += blue
+    np.savez(path, x=x.clip(0, 255).astype(np.uint8), y=y)
+
+
+def test_a_network_of_images_learns_re_identification_without_a_change(tmp_path: Path) -> None:
+    """Rank 1 for new persons before the camera that has no labels, from a ResNet of timm."""
+    crops(tmp_path / "street.npz", range(60), 0, seed=1)
+    crops(tmp_path / "station.npz", range(60, 120), 60, seed=2)
+    data = Identities("street.npz", "station.npz", root=str(tmp_path), batch_size=32)
+    L.seed_everything(0, verbose=False)
+    model = DTML(
+        num_classes=data.num_classes, input_shape=data.input_shape, loss=MarginalFisher(1.0, 3, 10),
+        backbone=partial(TimmBackbone, model="resnet10t"), domain_weight=1.0,
+        bottleneck=partial(FeedForward, hidden=[32], activation="tanh"), optimizer=partial(torch.optim.Adam, lr=1e-3),
+    )  # fmt: skip
+    ranks = []
+    for steps in (0, 60):
+        trainer = testing.trainer(steps)
+        trainer.fit(model, data)
+        trainer.test(model, data, verbose=False)
+        ranks.append(trainer.callback_metrics["test/target/rank_1"].item())
+    assert ranks[1] > ranks[0] + 0.1
 
 
 def test_the_head_is_the_embedding() -> None:

@@ -32,8 +32,8 @@ NETWORK: dict[str, Any] = {"source_shape": (8,), "input_shape": (1, 4, 4), "tran
 class Modalities(toy.Toy):
     """The target's samples are pictures of 4 x 4 pixels, 200 times as large, and those of the source if it is told."""
 
-    def __init__(self, both: bool = False) -> None:
-        super().__init__(shift="moved")
+    def __init__(self, both: bool = False, batch_size: int = 32) -> None:
+        super().__init__(shift="moved", batch_size=batch_size)
         self.pictures = ("calm", "noisy") if both else ("noisy",)
 
     @property
@@ -207,6 +207,13 @@ def test_two_processes_are_one() -> None:
     """Though partners of a sample are in the other process."""
     given: dict[str, Any] = NETWORK | {"input_shape": (8,)}
     compare_processes(*two_processes(Multimodal, torch.tensor([0, 1, 2, 0, 2, 1, -1, 0, 1, 2, 0, 1, 1]), **given))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_fit_of_one() -> None:
+    toy.check_two_processes(
+        lambda: build(Multimodal, **NETWORK, optimizer=toy.SGD), lambda size: Modalities(batch_size=size), 6
+    )
 
 
 def test_the_weight_of_the_transfer_follows_its_schedule() -> None:

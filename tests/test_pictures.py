@@ -488,6 +488,22 @@ def test_two_processes_make_the_step_of_one(kind: Any, name: str) -> None:
     compare_processes(*two_processes(kind, **SMALL | KINDS[name].keywords))
 
 
+class SeededGANClassifier(GANClassifier):
+    """Draws the same noise in each fit."""
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        torch.manual_seed(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [KINDS["cycle_gan"], partial(SeededGANClassifier, **KINDS["gan_classifier"].keywords)])
+def test_two_processes_make_the_fit_of_one(kind: Any) -> None:
+    toy.check_two_processes(
+        lambda: testing.build(kind, **SMALL, optimizer=toy.SGD), lambda size: Images(batch_size=size), 6
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(KINDS) - {"cogan"}))
 def test_a_fit_moves_all_it_trains_and_goes_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:

@@ -114,15 +114,17 @@ def test_repeats_itself(name: str) -> None:
     assert accuracy(once) == accuracy(again)
 
 
+@pytest.mark.parametrize("batches_a_step", [1, 2])
 @pytest.mark.parametrize("name", each(METHODS))
-def test_resumed_equals_unbroken(name: str, tmp_path: Path) -> None:
+def test_resumed_equals_unbroken(name: str, batches_a_step: int, tmp_path: Path) -> None:
     # 3 batches an epoch; the checkpoint after the second is resumed, with the schedules on their way
+    options: dict[str, Any] = {"accumulate_grad_batches": batches_a_step}
     keep = [KeepRandomState(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)]
     unbroken = build(name, lr_schedule=inverse_decay)
-    trainer(12, enable_checkpointing=True, callbacks=keep).fit(unbroken, Toy(number=96))
+    trainer(12, enable_checkpointing=True, callbacks=keep, **options).fit(unbroken, Toy(number=96))
     resumed = build(name, seed=9, lr_schedule=inverse_decay)
     L.seed_everything(0, verbose=False)
-    again = trainer(12, callbacks=[KeepRandomState()])
+    again = trainer(12, callbacks=[KeepRandomState()], **options)
     again.fit(resumed, Toy(number=96), ckpt_path=tmp_path / "epoch=1.ckpt", weights_only=True)
     assert resumed.trainer.global_step == 12
     assert equal(state(resumed, ("",)), state(unbroken, ("",)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA, sparse_encode
 
+from lightning_da import testing
 from lightning_da.data import FeatureTables
 from lightning_da.data.base import DataError, DomainPairDataModule, Roles, TensorDomain
 from lightning_da.errors import ConfigError
@@ -18,6 +19,7 @@ from lightning_da.networks import LSTM, PrincipalComponents, Raw, SparseCoding
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.schedules import constant
 from lightning_da.testing import compare_processes, two_processes
+from tests import toy
 from tests.toy import accuracy, equal, fit, state, trainer
 
 NETWORK = partial(FeedForward, hidden=[16], batch_norm=True, dropout=0.2)
@@ -139,6 +141,13 @@ def test_the_weight_follows_its_schedule(kind: Any) -> None:
 def test_two_processes_make_the_step_of_one(kind: Any) -> None:
     arguments: Any = {"threshold": 0.35} if kind is PseudoLabels else {}
     compare_processes(*two_processes(kind, unlabelled_schedule=constant, **arguments))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_fit_of_one() -> None:
+    toy.check_two_processes(
+        lambda: testing.build(Clusters, optimizer=toy.SGD), lambda size: toy.Toy(batch_size=size), 6
+    )
 
 
 def test_a_probability_at_the_threshold_is_certain() -> None:

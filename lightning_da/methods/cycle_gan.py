@@ -63,7 +63,7 @@ class CycleGAN(DrawsPictures, WatchedModule):
         check_range("width", width, 1)
         self.unlabelled = tuple(domain for domain in DOMAINS if domain not in self.supervised)
         self._game = game
-        self._distance = full_precision(nn.functional.l1_loss if cycle == "absolute" else nn.functional.mse_loss)
+        self._distance = nn.functional.l1_loss if cycle == "absolute" else nn.functional.mse_loss
         self.translators = nn.ModuleDict({to: translator(self.input_shape, width) for to in DOMAINS})
         self.discriminators = nn.ModuleDict({of: patch_discriminator(self.input_shape, width) for of in DOMAINS})
         self._domain: str | Mapping[str, int] = "target"
@@ -105,7 +105,7 @@ class CycleGAN(DrawsPictures, WatchedModule):
             found["translator"].append(generator_loss(taken, self._game))
             for name, start in (("cycle", made[OTHER[domain]]), ("identity", x)):
                 if self._weights[name] > 0:
-                    found[name].append(self._distance(gather(translate(start)), gather(x)))
+                    found[name].append(full_precision(self._distance)(gather(translate(start)), gather(x)))
         self._watched = watch_pictures(games) if self.logs_now else None
         return {name: torch.stack(parts).sum() for name, parts in found.items() if parts}
 
