@@ -76,22 +76,29 @@ def prepare(root: Path, out: Path) -> Path:
 
 
 def fit(
-    data: SpeechCorpora, size: int, role: Literal["source", "target"], start: str | None, seed: int
+    data: SpeechCorpora,
+    size: int,
+    role: Literal["source", "target"],
+    start: str | None,
+    seed: int,
+    steps: int = STEPS,
+    lr: float = 3e-4,
+    standardize: bool | Literal["per_domain"] = True,
 ) -> tuple[FineTune, L.Trainer]:
     L.seed_everything(seed, verbose=False)
     module = FineTune(
         backbone=partial(FeedForward, hidden=[size, size], activation="sigmoid"),
         train_on=role,
         init_from=start,
-        standardize=True,
+        standardize=standardize,
         num_classes=data.num_classes,
         input_shape=data.input_shape,
-        optimizer=partial(torch.optim.Adam, lr=3e-4, fused=True),
+        optimizer=partial(torch.optim.Adam, lr=lr, fused=True),
         lr_schedule=cosine,
     )
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=STEPS,
+        max_steps=steps,
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
