@@ -29,7 +29,7 @@ class Reconstructions(L.Callback):
         ConfigError: If `every_n_epochs` is negative or `samples` is less than 1.
     """
 
-    def __init__(self, every_n_epochs: int = 5, samples: int = 10) -> None:
+    def __init__(self, every_n_epochs: int = 1, samples: int = 10) -> None:
         check_range("every_n_epochs", every_n_epochs, 0)
         check_range("samples", samples, 1)
         self.every_n_epochs, self.samples = every_n_epochs, samples
