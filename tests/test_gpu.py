@@ -10,10 +10,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_da import testing
 from lightning_da.callbacks import CompileLayers, KeepRandomState
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.testing import ADAM, Toy, accuracy, equal, fit, state, trainer
-from tests import toy
+from tests import test_masks, test_pictures, toy
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,6 +56,32 @@ def test_a_method_trains_as_on_the_cpu(name: str, precision: Any) -> None:
     assert far < CLOSE[precision] * max(1.0, abs(expected[0]))
     key = "test/target/acc"
     assert accuracy(gpu, data)[key] == pytest.approx(accuracy(cpu, data)[key], abs=0.08)
+
+
+@pytest.mark.parametrize("precision", CLOSE)
+@pytest.mark.parametrize("name", ["cycle_gan", "gan_classifier", "segmentation"])
+def test_what_makes_pictures_or_masks_begins_as_on_the_cpu(name: str, precision: Any) -> None:
+    """The first steps: a game magnifies the rounding, and a GPU draws other noise."""
+
+    slow = partial(torch.optim.Adam, lr=1e-3)
+
+    def losses_of(**kwargs: Any) -> list[float]:
+        model: Any
+        data: Any
+        if name == "segmentation":
+            model = test_masks.SEGMENTATIONS["adversarial"](optimizer=slow)
+            data = test_masks.hearts(target_labels=6)
+        else:
+            model = testing.build(test_pictures.KINDS[name], **test_pictures.SMALL, optimizer=slow)
+            data = test_pictures.Images()
+        losses = Losses()
+        fit(model, 8, data, callbacks=[losses], **kwargs)
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+        return losses.seen
+
+    expected = losses_of()
+    found = losses_of(accelerator=ACCELERATOR, precision=precision)
+    assert found == pytest.approx(expected, rel=0.02 if precision == "32-true" else 0.15, abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["dan", "dann", "adda"])
