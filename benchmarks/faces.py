@@ -7,9 +7,9 @@ histograms of uniform local binary patterns. Each seed splits the identities of 
 training, a tenth for validation, the others for test. `euclidean` is the distance of the histograms, `pca` that of
 their 1,000 principal components, `whitened` that of components of variance 1. `half_whitened` are components divided by
 the root of their deviation, which the methods read. Components are those of the training samples of both domains,
-without labels. Each method runs with its file in `conf/method`, but for the width of the network and the learning
-rate; `dtml_0` is DTML without the domain loss. A finished cell is a line of `results/faces.jsonl`; what is there is
-not run again. `--table` prints what is there and runs nothing.
+without labels. Each method runs with its file in `conf/method`, but for the width of the network, the learning rate,
+and alpha and beta, which are the paper's; `dtml_0` is DTML without the domain loss. A finished cell is a line of
+`results/faces.jsonl`; what is there is not run again. `--table` prints what is there and runs nothing.
 """
 
 import argparse
