@@ -282,7 +282,7 @@ SMALL = {
     "ati": ("--data.class_sets", "open"),
     "cotrans": ("--model.forest_reads", "lightning_da.networks.Raw"),
     "taisl": ("--model.estimator.shape", "[5]"),
-    **dict.fromkeys(("conservative", "fine_tune", "progressive"), ("--after", "source_only")),
+    **dict.fromkeys(("conservative", "fine_tune", "gradual_unfreezing", "progressive"), ("--after", "source_only")),
     **dict.fromkeys(
         ("bda", "djp_mmd", "gfk", "jda", "jgsa", "meda", "subspace_alignment", "tca", "tjm", "vda"),
         ("--model.estimator.dim", "3"),

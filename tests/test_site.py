@@ -26,6 +26,7 @@ SETTINGS = {
     "speech_gender": "speech_ffn",
     "speech_speaker": "speech_ffn",
     "vgg16": "fine_tune",
+    "gradual_unfreezing": "fine_tune",
 }
 """The files of `conf/method` that are settings of another method, and the page that names them."""
 
