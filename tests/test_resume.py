@@ -260,8 +260,8 @@ def test_a_crash_goes_on_from_the_last_finished_epoch(words: list[str], tmp_path
 def test_last_is_the_run_with_these_settings(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words, other = ([*words, f"--model.domain_weight={weight}"] for weight in (0.1, 0.7))
     interrupt(words, capsys)
-    other = [*words, "--model.domain_weight=0.7"]
     interrupt(other, capsys)
     main(["fit", *words, "--ckpt_path", "last"])
     assert {run.data.params["domain_weight"]: run.info.status for run in runs(tmp_path)} == {
