@@ -27,6 +27,7 @@ from lightning_da.data import FeatureTables
 from lightning_da.grids.tables import mean_and_spread
 from lightning_da.methods import DAP, Autoencoder, ClassEmbedding, Clusters, FineTune, PseudoLabels, SelfTaught
 from lightning_da.networks import FeedForward, LeNet, PrincipalComponents, Raw, SparseCoding
+from lightning_da.paths import write_whole
 from lightning_da.schedules import cosine
 
 LABELS = (5, 10, 50)
@@ -171,9 +172,8 @@ def main() -> None:
         for name, run in cells(given.parts or parts, given.seeds).items():
             if name not in done:
                 done[name] = run(given.out)
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(done, indent=1))
-                part.rename(path)
+                with write_whole(path) as part:
+                    part.write_text(json.dumps(done, indent=1))
     show(done)
 
 

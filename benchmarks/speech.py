@@ -14,7 +14,6 @@ import gc
 import itertools
 import json
 import logging
-import os
 import tarfile
 import tempfile
 import warnings
@@ -37,6 +36,7 @@ from lightning_da.methods.classifier import scores
 from lightning_da.methods.margin_ensemble import join_by_margin
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.networks.standardize import moments
+from lightning_da.paths import write_whole
 from lightning_da.schedules import cosine
 
 MEN = ("03", "10", "11", "12", "15")
@@ -213,9 +213,9 @@ def main() -> None:
         for seed, features, speaker in itertools.product(given.seeds, given.features, sorted(MEN + WOMEN)):
             path = file_of(given.out, features, speaker, seed, given.sizes)
             if not path.exists():
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(fold(folder, features, speaker, seed, given.sizes)))
-                os.replace(part, path)
+                rows = fold(folder, features, speaker, seed, given.sizes)
+                with write_whole(path) as part:
+                    part.write_text(json.dumps(rows))
                 print(f"{features}, seed {seed}, without speaker {speaker}", flush=True)
                 gc.collect()  # trainers and modules refer to each other
     show(finished(given.out, given.sizes))

@@ -30,6 +30,7 @@ from speech import prepare as prepare_recordings
 
 from lightning_da.data import SpeechCorpora
 from lightning_da.data.speech import Label
+from lightning_da.paths import write_whole
 from lightning_da.speech import synthesis
 
 VOICES, UTTERANCES, PHRASES = 200, 25, 4
@@ -37,7 +38,6 @@ SIZE = 1024
 LABELS = ("5/class", "10/class", "20/class", "all")
 TASKS: tuple[Label, ...] = ("gender", "speaker")
 FIRST_STAGE: dict[str, dict[str, Any]] = {"synthetic": {"steps": 2000, "lr": 1e-3}, "real": {"steps": 500}}
-"""With more steps the error of validation utterances does not fall further."""
 
 
 def prepare_voices(out: Path) -> Path:
@@ -56,7 +56,7 @@ def prepare_voices(out: Path) -> Path:
             manner = synthesis.draw_manner(voice, "neutral", rng)
             sound = np.concatenate([synthesis.speak(voice, manner, rng) for _ in range(PHRASES)])
             path = f"{number:03d}-{utterance:02d}.wav"
-            soundfile.write(part / path, (sound + rng.normal(0, 10 ** (-72 / 20), sound.shape)), synthesis.RATE)
+            soundfile.write(part / path, sound + rng.normal(0, 10 ** (-72 / 20), sound.shape), synthesis.RATE)
             rows.append({"path": path, "speaker": f"voice {number}", "gender": gender})
     pd.DataFrame(rows).to_csv(part / "voices.csv", index=False)
     part.rename(folder)
@@ -112,9 +112,7 @@ def show(rows: pd.DataFrame, out: Path) -> None:
                 )
                 colour = ("tab:blue", "tab:orange")[shift]
                 x = place + (shift - 0.5) * 0.2
-                axes.errorbar(
-                    x, difference.mean(), half, fmt="o", color=colour, label=None if place else f"{task} first"
-                )
+                axes.errorbar(x, mean, half, fmt="o", color=colour, label=None if place else f"{task} first")
                 axes.plot(np.full(len(difference), x + 0.06), difference, ".", ms=3, color=colour, alpha=0.5)
         axes.axhline(0, color="black", lw=0.8)
         axes.set(xticks=range(len(LABELS)), xticklabels=LABELS, xlabel="labels", title=corpus)
@@ -151,9 +149,8 @@ def main() -> None:
         for corpus in wanted:
             if not any(row["corpus"] == corpus and row["seed"] == seed for row in done):
                 done += train(prepare[corpus](given.out).absolute(), corpus, seed)
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(done, indent=1))
-                part.rename(path)
+                with write_whole(path) as part:
+                    part.write_text(json.dumps(done, indent=1))
                 print(f"{corpus}, seed {seed}", flush=True)
     if done:
         show(pd.DataFrame(done), given.out)
