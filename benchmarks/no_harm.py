@@ -4,8 +4,10 @@
     python benchmarks/no_harm.py --data-root prepared --out results [--groups surf digits] [--jobs 2]
 
     python benchmarks/no_harm.py --data-root prepared --out results --groups surf mobilenetv2 --classical
+    python benchmarks/no_harm.py --data-root prepared --out generative --groups digits --methods drcn dsn cogan
 
-`--classical` adds the classical methods, which read the same vectors, on pairs of vectors.
+`--classical` adds the classical methods, which read the same vectors, on pairs of vectors. `--methods` takes other
+methods beside source-only.
 
 Each cell is a method on a pair of domains: its target accuracy at the last step less that of source-only with the same
 seed, the mean over seeds. The bar of a method is a difference of at least -.01 in 9 of 10 cells, and above 0 in the
@@ -26,8 +28,9 @@ from lightning_da.main import main as lightning_da
 from lightning_da.paths import PROJECT
 from lightning_da.store import client
 
+BASELINE = "source_only"
 METHODS = (
-    *("source_only", "dan", "jan", "deep_coral", "dann", "adda"),
+    *("dan", "jan", "deep_coral", "dann", "adda"),
     *("cmd", "domain_confusion", "cdan", "mcc", "shot", "dhn", "dlid"),
 )
 CLASSICAL = (
@@ -78,7 +81,7 @@ def differences() -> pd.DataFrame:
     rows = pd.concat(parts, ignore_index=True)
     rows["pair"] = rows["pair"].str.replace(r"\.(npz|csv)", "", regex=True)
     keys = ["group", "pair", "seed"]
-    baseline = rows[rows["method"] == METHODS[0]].set_index(keys)["target acc"].rename("source_only")
+    baseline = rows[rows["method"] == BASELINE].set_index(keys)["target acc"].rename("source_only")
     rows = rows.join(baseline, on=keys)
     return rows.assign(difference=rows["target acc"] - rows["source_only"])
 
@@ -86,8 +89,9 @@ def differences() -> pd.DataFrame:
 def report(rows: pd.DataFrame) -> None:
     """Prints the accuracies of each pair, and what the bar asks for."""
     means = rows.pivot_table(index=["group", "pair"], columns="method", values="target acc", sort=False)
-    means["seeds"] = rows[rows["method"] == METHODS[0]].groupby(["group", "pair"])["seed"].nunique()
-    found = [name for name in (*METHODS, *CLASSICAL) if name in means]
+    means["seeds"] = rows[rows["method"] == BASELINE].groupby(["group", "pair"])["seed"].nunique()
+    known = (BASELINE, *METHODS, *CLASSICAL)
+    found = [name for name in dict.fromkeys((*known, *means)) if name in means and name != "seeds"]
     means = means.reindex(columns=[*found, "seeds"])
     means.index = [
         f"{group}: {pair}{' *' if pair in DEVELOPMENT.get(group, ()) else ''}" for group, pair in means.index
@@ -109,6 +113,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", default=["surf", "mobilenetv2", "digits", "mnist_usps", "emodb"])
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
     parser.add_argument("--jobs", default="2")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--classical", action="store_true")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
@@ -117,7 +122,7 @@ def main() -> None:
         if group in given.groups and not given.table:
             own = [f"--trainer.logger.init_args.experiment_name=no_harm-{group}", "--jobs", given.jobs]
             quiet = ["--config", str(PROJECT / "benchmarks" / "no_harm.yaml")]
-            methods = (*METHODS, *(CLASSICAL if given.classical and group in OF_VECTORS else ()))
+            methods = (BASELINE, *given.methods, *(CLASSICAL if given.classical and group in OF_VECTORS else ()))
             lightning_da(["sweep", "--methods", *methods, "--seeds", *given.seeds, *words, *quiet, *own])
     report(differences())
 

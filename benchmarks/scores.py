@@ -7,8 +7,8 @@ For each score: the rank correlation with the target accuracy over the methods o
 is the best accuracy less that of the chosen method; the difference of the chosen method to source-only, its mean and
 its worst; and how often source-only is chosen. Means over seeds and pairs, for each group and for all. Then the same of
 what is learned from the other pairs of a group (`transferability/earlier.py`), and of
-the verdict of `sweep`, and its estimate: the mean absolute difference to the target accuracy of the chosen method, and
-how often that lies in the range.
+the verdict of `sweep`, over trainings with one seed and over all seeds of a pair, and its estimate: the mean absolute
+difference to the target accuracy of the chosen method, and how often that lies in the range.
 """
 
 import argparse
@@ -86,13 +86,13 @@ def learned(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
-    """The verdict over the methods of a pair and a seed, beside the target accuracies."""
+def verdicts(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The verdict over the methods of each group of `keys`, beside the target accuracies."""
     found = []
-    for (group, _, _), part in rows.groupby(["group", "pair", "seed"]):
-        accuracy = part.set_index("method")["acc"]
-        answers = {name: [own] for name, own in zip(part["method"], part["answers"], strict=True) if own is not None}
-        if BASELINE not in answers or len(answers) < len(part):
+    for (group, *_), part in rows.groupby(keys):
+        accuracy = part.groupby("method")["acc"].mean()
+        answers = {str(name): list(own) for name, own in part.groupby("method")["answers"]}
+        if BASELINE not in answers or part["answers"].isna().any():
             continue
         said = verdict(answers, BASELINE)
         row = {
@@ -125,12 +125,14 @@ def main() -> None:
         table["worst"] = told.groupby("group")["to source-only"].min()
         table["pairs"] = told.groupby("group").size()
         print("learned from the other pairs\n" + table.to_string(float_format="%.3f"), "\n")
-    said = verdicts(rows)
-    if len(said):
-        table = said.groupby("group").mean(numeric_only=True)
-        table["worst"] = said.groupby("group")["to source-only"].min()
-        table["pairs"] = said.groupby("group").size()
-        print("the verdict of sweep\n" + table.to_string(float_format="%.3f"))
+    for title, keys in (("one seed", ["group", "pair", "seed"]), ("all seeds of a pair", ["group", "pair"])):
+        said = verdicts(rows, keys)
+        if len(said):
+            said = pd.concat([said, said.assign(group="all")])
+            table = said.groupby("group").mean(numeric_only=True)
+            table["worst"] = said.groupby("group")["to source-only"].min()
+            table["verdicts"] = said.groupby("group").size()
+            print(f"the verdict of sweep, {title}\n{table.to_string(float_format='%.3f')}\n")
 
 
 if __name__ == "__main__":
