@@ -94,7 +94,7 @@ def verdicts(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         answers = {str(name): list(own) for name, own in part.groupby("method")["answers"]}
         if BASELINE not in answers or part["answers"].isna().any():
             continue
-        said = verdict(answers, BASELINE)
+        said = verdict(answers, [BASELINE])
         row = {
             "group": group,
             "regret": accuracy.max() - accuracy[said.method],

@@ -116,7 +116,7 @@ def test_a_target_without_labels_is_what_the_user_says() -> None:
 def test_no_accuracy_is_estimated_in_an_open_set() -> None:
     """No score sees the answer `unknown`."""
     rng = np.random.default_rng(0)
-    answers = [[Answers(rng.integers(0, 3, 90), rng.integers(0, 3, 90))] for _ in range(3)]
+    answers = [[Answers(rng.integers(0, 3, 90), {"mmd": -0.1})] for _ in range(3)]
     for class_sets in ("closed", "open"):
         settings = [{"class_sets": "closed"}, {"class_sets": class_sets}, {}]
         group = pd.DataFrame(
@@ -124,7 +124,7 @@ def test_no_accuracy_is_estimated_in_an_open_set() -> None:
         )
         said = verdict_of(group)
         assert said is not None
-        assert (said[0].estimate is None) == (class_sets == "open")
+        assert (said.estimate is None) == (class_sets == "open")
 
 
 def test_tasks_of_their_own_and_a_source_class_named_unknown_are_refused() -> None:

@@ -647,25 +647,28 @@ def test_compare_shows_class_accuracy_where_classes_are_uneven(capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("dann", "said"),
     [
-        (0.9, "dann (score neighbours 0.900; source_only has 0.800)"),
-        (0.81, "source_only (score neighbours 0.800; dann has 0.810, which is not clearly higher)"),
-        (0.8, "source_only (score neighbours 0.800; none is higher"),
+        ((0.9, 0.9), "dann (best by the scores neighbours, class_ami, mmd, bnm; clearly above source_only by 4 of 4)"),
+        ((0.9, 0.81), "source_only (dann is best by the scores neighbours, class_ami, mmd, bnm, but clearly above "),
+        ((0.8, 0.8), "source_only (best by the scores neighbours, class_ami, mmd, bnm: adaptation does not seem to"),
     ],
 )
 def test_compare_chooses_a_method_without_target_labels(
-    dann: float, said: str, capsys: pytest.CaptureFixture[str]
+    dann: tuple[float, float], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither by the target accuracy, nor a method that has read target labels; a tie is source-only's."""
-    rng = np.random.default_rng(1)
-    values = {"source_only": (0.9, 0.8), "dann": (0.3, dann), "dan": (0.99, 0.5), "target_only": (1.0, 1.0)}
+    values = {
+        "source_only": (0.9, (0.8, 0.8)),
+        "dann": (0.3, dann),
+        "dan": (0.99, (0.5, 0.5)),
+        "target_only": (1.0, (1.0, 1.0)),
+    }
     for seed in (0, 1):
-        for method, (accuracy, score) in values.items():
+        for method, (accuracy, (two, others)) in values.items():
             read = {"train_on": "target"} if method == "target_only" else {}
             run_id = log("choice", method, seed, accuracy, **read)
-            client().log_metric(run_id, "score/neighbours", score)
-            other = np.isin(np.arange(400), rng.choice(400, round(400 * (1 - score)), replace=False))
-            answers = {"predicted": [0] * 400, "neighbours": other.astype(int).tolist()}
-            client().log_dict(run_id, answers, "target_sample.json")
+            for name, score in zip(("neighbours", "class_ami", "mmd", "bnm"), (two, two, others, others), strict=True):
+                client().log_metric(run_id, f"score/{name}", score + 0.01 * seed)
+            client().log_dict(run_id, {"predicted": [0] * 400}, "target_sample.json")
     main(["compare", "--experiment", "choice"])
     printed = capsys.readouterr().out
     assert f"chosen without target labels: {said}" in printed

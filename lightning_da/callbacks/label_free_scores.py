@@ -97,12 +97,7 @@ class LabelFreeScores(L.Callback):
             return {}
         features, logits = found["bottleneck"], found["head"]
         outputs = Outputs(features.source, logits.source, features.y_source, features.target, logits.target)
-        probabilities = logits.target.softmax(dim=1)
-        if outputs.known.any():
-            self._answers = {
-                "predicted": probabilities.argmax(dim=1).tolist(),
-                "neighbours": outputs.votes.tolist(),
-            }
+        self._answers = {"predicted": logits.target.argmax(dim=1).tolist()}
         with one_thread():
             values = {f"score/{name}": SCORES[name](outputs) for name in self.scores}
         if outputs.known.any():

@@ -20,7 +20,7 @@ from lightning_da.store import client, search_runs
 from lightning_da.tracking import CLASS_SETS, EXPERIMENT, artifact_file, find_experiment, pair_of, params_of
 from lightning_da.transferability.class_sets import FOREIGN, MANY
 from lightning_da.transferability.earlier import Expected, Transfer, expected
-from lightning_da.transferability.verdict import Answers, Verdict, verdict
+from lightning_da.transferability.verdict import JUDGES, Answers, Verdict, judges_of, verdict
 
 LOWER, UPPER = "source_only", "target_only"
 """The methods whose target accuracies define `gap closed` = 0 and `gap closed` = 1."""
@@ -52,8 +52,6 @@ LABELS = {"acc": "classes", "rmse": "numbers", "dice": "masks"}
 """The labels whose predictions are compared so."""
 ONE_NUMBER = ("published", "seconds")
 """Columns without a standard deviation."""
-CHOOSES = "neighbours"
-"""The score that names a method without target labels: the one with the least regret in benchmarks/scores.py."""
 DISTANCE = "score/a_distance"
 """The metric that says how far apart the domains of a pair are."""
 CLOSED_SET = "a method for equal classes moves target samples to wrong classes"
@@ -115,7 +113,7 @@ def print_comparison(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         if any(of_domains for found in group["targets"] for of_domains in found):
             print_table(f"{pair}, {heading_of_each(group)}", of_each_target(group))
         if (said := verdict_of(group)) is not None:
-            print(describe(*said))
+            print(describe(said))
             if (learned := learned_of(group, runs)) is not None:
                 print(describe_learned(learned))
         if (result := _result_of(group)) != "acc":
@@ -201,45 +199,43 @@ def of_each_target(group: pd.DataFrame) -> pd.DataFrame:
     return text
 
 
-def verdict_of(group: pd.DataFrame) -> tuple[Verdict, str] | None:
-    """The choice among the methods of one pair without target labels, and the method without adaptation.
+def verdict_of(group: pd.DataFrame) -> Verdict | None:
+    """The choice among the methods of one pair without target labels.
 
     Args:
         group: Rows of `comparison`.
 
     Returns:
-        None if there is no source-only to compare with, or the answers are for different samples. In an open set there
-        is no estimate.
+        None if there is no source-only to compare with, the answers are for different samples, or no score is there
+        that all runs have. In an open set there is no estimate.
     """
     asked = group[group["answers"].map(bool)]
     runs = dict(zip(asked["method"], asked["answers"], strict=True))
     lower = [name for name in runs if name.split(" ")[0] == LOWER]
     samples = {
-        (data, len(own.hits)) for data, found in zip(asked["data"], asked["answers"], strict=True) for own in found
+        (data, np.size(own.predicted))
+        for data, found in zip(asked["data"], asked["answers"], strict=True)
+        for own in found
     }
-    if not lower or len(runs) == len(lower) or len(samples) > 1:
+    judges = judges_of(own for found in runs.values() for own in found)
+    if not lower or len(runs) == len(lower) or len(samples) > 1 or not judges:
         return None
-    bound = max(lower, key=lambda name: float(np.mean([answers.hits.mean() for answers in runs[name]])))
-    found = verdict(runs, bound)
+    found = verdict(runs, lower)
     if any(str(own.get("class_sets")) == "open" for own in group["settings"]):  # no score sees the answer `unknown`
-        found = replace(found, estimate=None, low=None, high=None)
-    return found, bound
+        return replace(found, estimate=None, low=None, high=None)
+    return found
 
 
-def describe(found: Verdict, bound: str) -> str:
-    """The verdict in words.
-
-    Args:
-        found: The verdict.
-        bound: Name of the method without adaptation.
-    """
-    score, lower = found.scores[found.best], found.scores[bound]
-    if found.method != bound:
-        reason = f"score {CHOOSES} {score:.3f}; {bound} has {lower:.3f}"
-    elif found.best == bound:
-        reason = f"score {CHOOSES} {lower:.3f}; none is higher: adaptation does not seem to pay"
+def describe(found: Verdict) -> str:
+    """The verdict in words."""
+    judges = ", ".join(found.judges)
+    clear = f"clearly above {found.baseline} by {len(found.clear)} of {len(found.judges)}"
+    if found.method != found.baseline:
+        reason = f"best by the scores {judges}; {clear}"
+    elif found.best == found.baseline:
+        reason = f"best by the scores {judges}: adaptation does not seem to pay"
     else:
-        reason = f"score {CHOOSES} {lower:.3f}; {found.best} has {score:.3f}, which is not clearly higher"
+        reason = f"{found.best} is best by the scores {judges}, but {clear} only"
     text = f"chosen without target labels: {found.method} ({reason})"
     if found.seeds == 1:
         text += "; with one seed, differences between trainings are not known: give more --seeds"
@@ -458,13 +454,14 @@ def rows_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 def answers_of(run: Run) -> Answers | None:
     """What the network answers for the target's sample; None if it has read target labels, or has not been asked."""
-    if _reads_target_labels(run) or f"score/{CHOOSES}" not in run.data.metrics:
+    scores = {name: run.data.metrics[f"score/{name}"] for name in JUDGES if f"score/{name}" in run.data.metrics}
+    if _reads_target_labels(run) or not scores:
         return None
     try:
         given = json.loads(artifact_file(run, ANSWERS).read_text())
     except (OSError, MlflowException):
         return None
-    return Answers(given["predicted"], given["neighbours"], run.data.metrics.get("test/source/acc", 1.0))
+    return Answers(given["predicted"], scores, run.data.metrics.get("test/source/acc", 1.0))
 
 
 def _of_domains(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,6 @@ from mlflow.exceptions import MlflowException
 
 from lightning_da.callbacks.log_model import NO_MODEL
 from lightning_da.commands.compare import (
-    CHOOSES,
     as_text,
     comparison,
     configuration,
@@ -26,6 +25,7 @@ from lightning_da.names import short_name
 from lightning_da.parser import CommandParser
 from lightning_da.store import by_name, client, shown_uri, tracking_uri
 from lightning_da.tracking import find_fit, find_run
+from lightning_da.transferability.verdict import mean_ranks
 
 
 def run(args: Sequence[str]) -> Any:
@@ -112,11 +112,11 @@ def _chosen(grid: Run) -> tuple[Run, pd.Series, str]:
             f"run {grid.info.run_name!r}: its runs do not tell which one to choose without target labels, for which "
             "source_only and another method of one pair, and labels that are classes, are needed; name the run of a fit"
         )
-    row = table[table["method"] == found[0].method]
+    row = table[table["method"] == found.method]
     settings = row["settings"].iloc[0]
     seeds = [own for own in runs if dict(configuration(own)) == settings]
-    best = max(seeds, key=lambda own: own.data.metrics[f"score/{CHOOSES}"])
-    return best, _row(row), describe(*found).partition("\n")[0]
+    scores = [[own.data.metrics[f"score/{name}"] for name in found.judges] for own in seeds]
+    return seeds[mean_ranks(scores).argmax()], _row(row), describe(found).partition("\n")[0]
 
 
 def _row(rows: pd.DataFrame) -> pd.Series:

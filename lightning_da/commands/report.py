@@ -153,7 +153,7 @@ def _described(group: pd.DataFrame) -> dict[str, Any]:
         "heading_of_each": heading_of_each(group),
         "each": of_each_target(group) if any(map(any, group["targets"])) else None,
         "drawn": min(DRAWN, len(group)),
-        "verdict": "" if said is None else describe(*said),
+        "verdict": "" if said is None else describe(said),
         "differing": [
             (name, ", ".join(f"{key}={own[key]}" for key in differing if own.get(key, "None") != "None"))
             for name, own in zip(group["method"], settings, strict=True)

@@ -8,7 +8,6 @@ import pandas as pd
 
 from lightning_da.callbacks import LabelFreeScores
 from lightning_da.cli import TransferCLI
-from lightning_da.commands.compare import CHOOSES
 from lightning_da.data import Roles
 from lightning_da.errors import ConfigError, list_choices
 from lightning_da.grids.engine import check_trainable, digest
@@ -23,6 +22,8 @@ from lightning_da.transferability.scores import SCORES
 EXPERIMENT = "search"
 SPACE = "space/adaptation.yaml"
 """The space of a method that has none of its own, `space/<method>.yaml`."""
+CHOOSES = "neighbours"
+"""The score that chooses a trial unless another is named."""
 ORACLE = "val/target/acc"
 
 

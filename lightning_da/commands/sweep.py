@@ -139,7 +139,7 @@ def _record_comparison(rows: pd.DataFrame, table: pd.DataFrame, parent: str) -> 
     for _, group in table.groupby("pair", sort=False):
         if (said := verdict_of(group)) is None:
             continue
-        client().set_tag(parent, VERDICT, describe(*said))
+        client().set_tag(parent, VERDICT, describe(said))
         for name, runs in group[group["answers"].map(bool)][["method", "runs"]].itertuples(index=False):
             for run in runs:
-                client().set_tag(run, VERDICT, "chosen" if name == said[0].method else "not chosen")
+                client().set_tag(run, VERDICT, "chosen" if name == said.method else "not chosen")

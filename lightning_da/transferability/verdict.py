@@ -1,14 +1,20 @@
 """Does adaptation pay? The verdict over several methods, without target labels."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
+JUDGES = ("neighbours", "class_ami", "mmd", "bnm")
+"""The scores that judge together, one of each kind: of source labels, of clusters, of distances, of predictions."""
+SHARE = 0.75
+"""In so many of them the chosen method must be clearly above the baseline."""
 CHANCE = 0.025
-"""Probability that a method is chosen if all have the same score."""
+"""Probability that one of several equal methods is clearly above the baseline by one score."""
 MARGIN = 0.15
 """So far an accuracy lies outside the agreements with other methods: the largest distance on the embedded digits."""
 
@@ -19,18 +25,13 @@ class Answers:
 
     Attributes:
         predicted: Predicted classes, shape (n,).
-        neighbours: Classes by the vote of the nearest source samples, shape (n,).
+        scores: Scores without target labels by name, higher is better.
         source_acc: Accuracy on test samples of the source; 1 if it is not known.
     """
 
     predicted: ArrayLike
-    neighbours: ArrayLike
+    scores: Mapping[str, float]
     source_acc: float = 1.0
-
-    @property
-    def hits(self) -> NDArray[np.bool_]:
-        """Whether the two agree, shape (n,); the mean is the score `neighbours`."""
-        return np.equal(self.predicted, self.neighbours)
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,10 @@ class Verdict:
 
     Attributes:
         method: The chosen method.
-        best: The method with the highest score, which is not chosen if the score is not clearly higher.
-        scores: The score `neighbours` of each method, the mean over seeds.
+        best: The method with the best mean rank, which is not chosen if it is not clearly above the baseline.
+        baseline: The method without adaptation.
+        clear: The judges by which `best` is clearly above the baseline.
+        judges: The scores that all runs have.
         seeds: The smallest number of seeds of a method; with one, differences between trainings are not known.
         estimate: Estimated accuracy of the chosen method; None with fewer than three methods.
         low: Lower end of its range.
@@ -49,20 +52,42 @@ class Verdict:
 
     method: str
     best: str
-    scores: dict[str, float]
+    baseline: str
+    clear: tuple[str, ...]
+    judges: tuple[str, ...]
     seeds: int
     estimate: float | None
     low: float | None
     high: float | None
 
 
-def verdict(answers: Mapping[str, Sequence[Answers]], baseline: str) -> Verdict:
+def judges_of(runs: Iterable[Answers]) -> tuple[str, ...]:
+    """The `JUDGES` that each run has a value of."""
+    runs = list(runs)
+    return tuple(name for name in JUDGES if all(math.isfinite(own.scores.get(name, math.nan)) for own in runs))
+
+
+def mean_ranks(scores: ArrayLike) -> NDArray[np.float64]:
+    """Mean rank over scores, shape (m,), the best has the highest; equal values share a rank.
+
+    Args:
+        scores: A row for each of m candidates, a column for each score.
+
+    Examples:
+        >>> mean_ranks([[0.9, 0.2], [0.8, 0.1]]).tolist()
+        [2.0, 1.0]
+    """
+    return np.asarray(rankdata(np.asarray(scores), axis=0).mean(axis=1))
+
+
+def verdict(answers: Mapping[str, Sequence[Answers]], baselines: Collection[str]) -> Verdict:
     """Chooses a method, and estimates its accuracy.
 
-    The method with the highest score `neighbours` is chosen if its score is clearly higher than that of the baseline:
-    by so many standard errors that the best of as many equal methods is so with a probability of at most `CHANCE`
-    (Bonferroni). The error is that of the samples, which are the same for all, and of the seeds, whose variance is
-    pooled over the methods. Otherwise the baseline is chosen.
+    The candidate is the method with the best mean rank over `JUDGES`, each a mean over seeds: single scores err, each
+    in its own way. It is chosen if it is clearly above the baseline by `SHARE` of them, and the baseline otherwise.
+    Clearly is by so many standard errors that the best of as many equal methods is so with a probability of at most
+    `CHANCE` (Bonferroni); the error is that of the seeds, whose variance is pooled over the methods. With one seed each
+    difference counts.
 
     The estimate is the median agreement of the chosen networks with the networks of another method: networks with
     different errors agree on a sample mostly where they are right. The range goes from the lowest to the highest
@@ -75,31 +100,37 @@ def verdict(answers: Mapping[str, Sequence[Answers]], baseline: str) -> Verdict:
     https://arxiv.org/abs/2106.13799
 
     Args:
-        answers: The answers of each method, one for each seed, all for the same samples.
-        baseline: The method without adaptation.
+        answers: The answers of each method, one for each seed, all for the same samples and with a judge in common.
+        baselines: The methods without adaptation; the baseline is the one with the best mean rank.
 
     Examples:
-        >>> right, wrong = Answers([0, 1] * 50, [0, 1] * 50), Answers([0, 0] * 50, [0, 1] * 50)
-        >>> verdict({"source_only": [wrong], "dann": [right]}, "source_only").method
+        >>> poor, good = Answers([0] * 100, {"mmd": -0.3}), Answers([0, 1] * 50, {"mmd": -0.1})
+        >>> verdict({"source_only": [poor], "dann": [good]}, ["source_only"]).method
         'dann'
     """
-    hits = {name: np.mean([own.hits for own in runs], axis=0) for name, runs in answers.items()}
-    scores = {name: float(own.mean()) for name, own in hits.items()}
-    best = max([baseline, *scores], key=scores.__getitem__)
-    gain = hits[best] - hits[baseline]
-    spreads = [np.var([own.hits.mean() for own in runs], ddof=1) for runs in answers.values() if len(runs) > 1]
-    between = float(np.mean(spreads)) * sum(1 / len(answers[name]) for name in (best, baseline)) if spreads else 0.0
-    error = (gain.var() / len(gain) + between) ** 0.5
-    certain = gain.mean() > NormalDist().inv_cdf(1 - CHANCE / max(len(answers) - 1, 1)) * error
-    method, seeds = best if certain else baseline, min(map(len, answers.values()))
+    judges = judges_of(own for runs in answers.values() for own in runs)
+    values = [np.array([[own.scores[name] for name in judges] for own in runs]) for runs in answers.values()]
+    means = np.stack([own.mean(axis=0) for own in values])
+    rank = dict(zip(answers, mean_ranks(means), strict=True))
+    baseline = max(baselines, key=rank.__getitem__)
+    best = max([baseline, *answers], key=rank.__getitem__)
+    spreads = [own.var(axis=0, ddof=1) for own in values if len(own) > 1]
+    number = sum(1 / len(answers[name]) for name in (best, baseline))
+    error = (np.mean(spreads, axis=0) * number) ** 0.5 if spreads else np.zeros(len(judges))
+    names = list(answers)
+    gain = means[names.index(best)] - means[names.index(baseline)]
+    beyond = gain > NormalDist().inv_cdf(1 - CHANCE / max(len(answers) - 1, 1)) * error
+    clear = tuple(name for name, is_clear in zip(judges, beyond, strict=True) if is_clear)
+    method, seeds = best if len(clear) >= SHARE * len(judges) else baseline, min(map(len, answers.values()))
+    found = Verdict(method, best, baseline, clear, judges, seeds, None, None, None)
     others = {name: _agreement(answers[method], runs) for name, runs in answers.items() if name != method}
     if len(others) < 2:
-        return Verdict(method, best, scores, seeds, None, None, None)
+        return found
     on_source = np.mean([own.source_acc for own in answers[method]])
     agreements = np.array(list(others.values()))
     low, estimate, high = np.minimum([agreements.min(), np.median(agreements), agreements.max()], on_source)
     low, high = max(0.0, low - MARGIN), min(1.0, high + MARGIN)
-    return Verdict(method, best, scores, seeds, float(estimate), float(low), float(high))
+    return replace(found, estimate=float(estimate), low=float(low), high=float(high))
 
 
 def _agreement(one: Sequence[Answers], other: Sequence[Answers]) -> float:
