@@ -174,7 +174,10 @@ def main() -> None:
                 done[name] = run(given.out)
                 with write_whole(path) as part:
                     part.write_text(json.dumps(done, indent=1))
-    show(done)
+    if done:
+        show(done)
+    else:
+        print("nothing is finished yet")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def verify(x: Array, y: Array) -> dict[str, float]:
 
 
 def prepare(faces: dict[str, tuple[Array, Array]], out: Path, seed: int) -> dict[tuple[str, str], dict[str, float]]:
-    """Writes the whitened components of each collection with its splits; returns the scores of the bare distances."""
+    """Writes half whitened components of each collection with its splits; returns the scores of bare distances."""
     rows = {name: split(subject, seed) for name, (_, subject) in faces.items()}
     pca = PCA(COMPONENTS, random_state=0).fit(
         np.concatenate([x[rows[name]["train"]] for name, (x, _) in faces.items()])

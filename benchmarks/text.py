@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from lightning_da.data import Sentences
 from lightning_da.grids.tables import mean_and_spread
 from lightning_da.main import main as lightning_da
-from lightning_da.paths import PROJECT
+from lightning_da.paths import PROJECT, write_whole
 
 LENGTH, STEPS = 100, 1500
 SENTIMENT = {"0": "negative", "1": "positive"}
@@ -74,7 +74,8 @@ def prepare(data: Path, out: Path) -> None:
     found = np.load(vectors)
     words, values = (found[next(key for key in found if found[key].ndim == ndim)] for ndim in (1, 2))
     lines = [" ".join([str(word), *(f"{x:.5g}" for x in row)]) for word, row in zip(words, values, strict=True)]
-    (out / "glove.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with write_whole(out / "glove.txt") as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def options(out: Path, given: argparse.Namespace) -> list[str]:
@@ -212,7 +213,8 @@ def command_line(
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{given.out.absolute() / 'mlflow.db'}"
         for pair in given.pairs or pairs:
             found[pair] = run(pair, given)
-            path.write_text(json.dumps(found, indent=1))
+            with write_whole(path) as part:
+                part.write_text(json.dumps(found, indent=1))
     if found:
         show(found, given.out)
     else:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_da.data import TensorDomain
 from lightning_da.errors import ConfigError
-from lightning_da.methods import Conservative, FineTune
+from lightning_da.methods import Conservative, FineTune, Progressive
 from lightning_da.networks import LSTM
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.paths import find_method
@@ -222,3 +222,17 @@ def test_a_start_is_needed(start: str, arguments: dict[str, Any], message: str) 
 def test_weights_are_not_negative(start: str) -> None:
     with pytest.raises(ConfigError, match="output_weight: -1"):
         build(Conservative, start, output_weight=-1.0)
+
+
+def test_a_run_without_a_head_of_classes_or_with_columns_is_refused(start: str, tmp_path: Path) -> None:
+    state = torch.load(start, weights_only=True)["state_dict"]
+    headless = {name: value for name, value in state.items() if not name.startswith("head.")}
+    torch.save({"state_dict": headless}, tmp_path / "headless.ckpt")
+    build(Conservative, str(tmp_path / "headless.ckpt")).initialise()
+    with pytest.raises(ConfigError, match=r"output_weight: '.*headless.ckpt' has no head that names classes"):
+        build(Conservative, str(tmp_path / "headless.ckpt"), output_weight=1.0).initialise()
+    column = fit(build(Progressive, start), steps=2)
+    column.trainer.save_checkpoint(tmp_path / "column.ckpt")
+    for method in (FineTune, Conservative):
+        with pytest.raises(ConfigError, match="it is a column of a progressive network, which is nothing without"):
+            build(method, str(tmp_path / "column.ckpt")).initialise()

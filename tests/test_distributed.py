@@ -42,6 +42,14 @@ def test_two_processes_make_the_step_of_one(name: str) -> None:
     assert "train/domain_gradient" in one.logged, "what is logged on some steps only is compared as well"
 
 
+@pytest.mark.parametrize("name", toy.each(toy.OF_LABELS))
+def test_two_processes_make_the_step_of_one_of_a_method_of_labels(name: str) -> None:
+    """In float64, of uneven batches with labels in both domains."""
+    labels = torch.arange(13) % 3
+    labels[[1, 4]] = UNKNOWN
+    testing.compare_processes(*testing.two_processes(toy.METHODS[name].method, labels))
+
+
 @pytest.mark.parametrize("name", ["source_only", "dann"])
 def test_two_processes_count_the_known_labels_of_both(name: str) -> None:
     # 4 of 13 source labels are known: 3 of those with even places, which one process has, 1 of the other's

@@ -20,6 +20,7 @@ from lightning_da.data.base import UNKNOWN, DataError, Roles, TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.losses.scatter import MarginalFisher, scatters
 from lightning_da.methods import DTML
+from lightning_da.methods.adaptation import DomainBatch
 from lightning_da.methods.verification import Verification, curves_of, fold_accuracies
 from lightning_da.networks import FeedForward, LeNet, TimmBackbone
 from lightning_da.testing import METHOD_CHECKS
@@ -61,6 +62,20 @@ def test_one_neighbour_is_the_pair_that_the_miner_finds() -> None:
     torch.testing.assert_close(compact, (x[a1] - x[p]).square().sum(dim=1).mean())
     torch.testing.assert_close(apart, (x[a2] - x[n]).square().sum(dim=1).mean())
     torch.testing.assert_close(MarginalFisher(0.3, 1, 1)(x, y), compact - 0.3 * apart)
+
+
+def test_a_miner_chooses_the_pairs_of_the_loss() -> None:
+    distance = LpDistance(normalize_embeddings=False)
+    loss, miner = ContrastiveLoss(0, 1, distance=distance), BatchEasyHardMiner("easy", "hard", distance=distance)
+    given: dict[str, Any] = {"num_classes": 4, "input_shape": (6,), "backbone": FeedForward, "standardize": False}
+    x, y = normal(16, 3).double(), torch.arange(16) // 4
+    batch = DomainBatch([x], x, y)
+    (mined,) = DTML(loss, miner, **given).metric_losses(batch)
+    (plain,) = DTML(loss, **given).metric_losses(batch)
+    torch.testing.assert_close(mined, loss(x, y, miner(x, y)))
+    assert not torch.equal(mined, plain)
+    with pytest.raises(ConfigError, match="miner: it chooses pairs for a loss of pytorch-metric-learning"):
+        DTML(miner=miner, **given)
 
 
 @pytest.mark.parametrize("y", [torch.zeros(6), torch.arange(6), torch.zeros(0)])
@@ -327,6 +342,18 @@ def test_predefined_splits_must_not_share_an_identity(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test])
     with pytest.raises(DataError, match=r"identity 4.* 'train' and in another"):
         Identities("one.npz", "one.npz", root=str(tmp_path)).dataset("one.npz", "train")
+
+
+def test_identities_of_both_domains_are_warned_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    rng = np.random.default_rng(0)
+    for name, first in (("one", 0), ("two", 20), ("three", 49)):
+        persons = [f"p{first + number // 4}" for number in range(120)]
+        np.savez(tmp_path / f"{name}.npz", x=rng.normal(size=(120, 3)), y=persons)
+    for target, shared in (("three", False), ("two", True)):
+        Identities("one.npz", f"{target}.npz", root=str(tmp_path), batch_size=8).check(Roles(tasks_differ=True))
+        said = [str(w.message) for w in recwarn if "identities with the same names" in str(w.message)]
+        assert bool(said) == shared
+    assert "'one.npz' and 'two.npz' both have 10 identities with the same names, 'p20'" in said[0]
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:

@@ -30,14 +30,20 @@ from lightning_da.methods import (
     OSBP,
     PADA,
     SHOT,
+    Autoencoder,
     Clusters,
     CoGAN,
+    Conservative,
     CoTrans,
     DeepCORAL,
     DomainConfusion,
     FineTune,
     LabelEfficient,
     Multimodal,
+    MultiTask,
+    Progressive,
+    PseudoLabels,
+    SelfTaught,
     TransferModule,
 )
 from lightning_da.methods.adaptation import DomainBatch
@@ -179,8 +185,15 @@ METHODS: dict[str, Entry] = {
     "cotrans": Entry(partial(CoTrans, forest_reads=Raw, trees=5)),
     # it reads the labels of the target
     "multimodal": Entry(partial(Multimodal, source_shape=(8,), source_backbone=BACKBONE), without=("labels",)),
+    "conservative": Entry(partial(two_stages, Conservative, output_weight=1.0, train_on="target"), without=("labels",)),
+    "multi_task": Entry(partial(MultiTask, weighting="uncertainty"), without=("labels",)),
+    "progressive": Entry(partial(two_stages, Progressive)),
+    "autoencoder": Entry(Autoencoder),
+    "pseudo_labels": Entry(PseudoLabels),
+    "self_taught": Entry(SelfTaught, without=("labels",)),
 }
-WITHOUT_DOMAIN_LOSS = ("source_only", "clusters", "cotrans", "multimodal")
+OF_LABELS = ("conservative", "multi_task", "progressive", "autoencoder", "pseudo_labels", "self_taught")
+WITHOUT_DOMAIN_LOSS = ("source_only", "clusters", "cotrans", "multimodal", *OF_LABELS)
 ADAPTING = [name for name in METHODS if name not in WITHOUT_DOMAIN_LOSS]
 TWO_STAGES = ("adda", "shot")
 OF_PICTURES = ("cogan", "cycle_gan", "disco_gan", "dual_gan", "gan_classifier")
@@ -191,7 +204,7 @@ OF_HEAD_INPUT = ("osbp", "drcn", "dsn", "dsn_mmd", "dhn", "label_efficient")
 """Those that adapt the input of the head and no other layer."""
 FURTHER = (
     *("mcc", "cdan", "cmd", "domain_confusion", "shot", "osbp", "pada", "drcn", "dsn", "dsn_mmd", "cogan"),
-    *("dhn", "label_efficient", "amn", "clusters", "cotrans", "multimodal"),
+    *("dhn", "label_efficient", "amn", "clusters", "cotrans", "multimodal", *OF_LABELS),
 )
 """Methods whose trainings are tested by slow tests: they share all but their loss with the others."""
 

@@ -152,7 +152,8 @@ def differing(
     wanted, kind = "open" if only(target, source) else "partial", setting(source, target) or "other"
     text += (
         "both need the same class names in the same order. Two tasks with classes of their own are for --config "
-        "method/multi_task.yaml"
+        "method/multi_task.yaml, or for one fit after the other: --data.source null, with --model.init_from the second "
+        "time"
     )
     if set(own) != set(classes) and set(own) & set(classes):
         text += f", one task on {kind} classes for --data.class_sets {wanted}"

@@ -39,7 +39,10 @@ class Descriptions(NamedTuple):
         """
         for name in classes:
             if name not in self.classes:
-                raise ConfigError(f"{self.origin}: class {name!r} is not described; {list_choices(name, self.classes)}")
+                raise ConfigError(
+                    f"{self.origin}: class {name!r} is not described; its first column names the "
+                    f"classes, below a row with the names of the columns; {list_choices(name, self.classes)}"
+                )
         return torch.from_numpy(self.values[[self.classes.index(name) for name in classes]])
 
 
@@ -57,7 +60,7 @@ def read_descriptions(path: Path) -> Descriptions:
             no number, NaN, or -1 among values that are otherwise not negative.
     """
     if not path.is_file():
-        raise ConfigError(f"data.descriptions: no file {str(path)!r}")
+        raise ConfigError(f"data.descriptions: no file {str(path.absolute())!r}; it is not looked for below data.root")
     suffix = path.suffix.lower()
     if suffix in SEPARATORS:
         names, attributes, values = _table(path, SEPARATORS[suffix])
@@ -89,7 +92,11 @@ def _table(path: Path, separator: str) -> Parts:
     except (UnicodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ConfigError(f"{path}: not a table in UTF-8 ({one_line(error)})") from error
     if not len(table) or len(table.columns) < 2:
-        raise ConfigError(f"{path}: a table of classes has a row for each class, and a column for each attribute")
+        sign = "comma" if separator == "," else "tab"
+        raise ConfigError(
+            f"{path}: a table of classes has a row for each class, and a column for each attribute; between columns "
+            f"of a {path.suffix} file stands a {sign}"
+        )
     values = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
     return [name.strip() for name in table.iloc[:, 0]], list(table.columns[1:]), values
 

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_da.data.base import SPLITS, UNKNOWN, DataError, TensorDomain
+from lightning_da.data.base import SPLITS, UNKNOWN, DataError, Roles, TensorDomain
+from lightning_da.data.class_sets import listed
 from lightning_da.data.features import FeatureTables
 from lightning_da.data.sketches import LIGHTS, draw_faces
 from lightning_da.data.splits import Indices, split_indices
@@ -99,8 +101,8 @@ class Identities(FeatureTables):
             for identity, split in zip(identities, of_identity, strict=True):
                 if (given[y == identity] != split).any():
                     raise DataError(
-                        f"domain {domain!r}: identity {identity}, counted from 0, is in {str(split)!r} and in "
-                        "another split; give each identity one"
+                        f"domain {domain!r}: identity {identity}, counted from 0 in sorted order, is in "
+                        f"{str(split)!r} and in another split; give each identity one"
                     )
         shares = (self.seed, self.val_share, self.test_share)
         parts = split_indices(np.zeros(len(identities), dtype=np.int64), *shares, of_identity)
@@ -114,6 +116,16 @@ class Identities(FeatureTables):
                 )
         rows["train"] = np.sort(np.concatenate([rows["train"], np.flatnonzero(y == UNKNOWN)]))
         return rows
+
+    def check(self, roles: Roles = Roles()) -> None:  # noqa: B008  # a NamedTuple does not change
+        super().check(roles)
+        shared = sorted(set(self.classes_in("source")) & set(self.classes_in("target")))
+        if len(self.domains) > 1 and shared:
+            rank_zero_warn(
+                f"{self.source!r} and {self.target!r} both have {len(shared)} identities with the same names, "
+                f"{listed(shared)}; if these are the same persons or things, some are in the training of one and in "
+                "the test of the other: take them out of one file"
+            )
 
     def _warn_of_missing_classes(self, domain: str) -> None:
         """Warns of nothing: an identity is in one split by design."""

@@ -37,7 +37,10 @@ class Autoencoder(SemiSupervised):
     ) -> None:
         super().__init__(unlabelled_schedule=unlabelled_schedule, **kwargs)
         if self.reads_words:
-            raise ConfigError("an autoencoder computes numbers, not words; use --config method/pseudo_labels.yaml")
+            raise ConfigError(
+                "an autoencoder computes numbers, not words; pseudo-labels read words, too: --config "
+                "method/pseudo_labels.yaml"
+            )
         self.decoder = new_decoder(self.head.in_features, decoder, self.input_shape)
 
     def unlabelled_loss(self, x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from lightning_da.methods.hooks import essential
 from lightning_da.networks.norms import set_domain
 from lightning_da.networks.weights import check_weights, read_checkpoint
 
+HEAD = ("head.weight", "head.bias")
+
 
 class Conservative(FineTune):
     """Conservative training: fine-tuning that is held near the network it starts from.
@@ -76,12 +78,16 @@ class Conservative(FineTune):
         if self._output_weight > 0:
             (path,) = self.starts_from
             state = read_checkpoint(path)["state_dict"]
+            if missing := [name for name in HEAD if name not in state]:
+                raise ConfigError(
+                    f"output_weight: {path!r} has no head that names classes ({missing[0]}); set --model.output_weight "
+                    "0, or start from a run that has one, such as source_only or fine_tune"
+                )
             theirs, ours = (
                 {name: value for name, value in part.items() if name.startswith(PARTS)} for part in (state, self._start)
             )
             check_weights(theirs, ours, f"output_weight: {path!r}")
-            self._start |= {f"earlier.{name}": value.clone() for name, value in theirs.items()}
-            self._start |= {f"earlier.{name}": state[name].clone() for name in ("head.weight", "head.bias")}
+            self._start |= {f"earlier.{name}": state[name].clone() for name in (*theirs, *HEAD)}
 
     @essential
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -128,7 +134,7 @@ class Conservative(FineTune):
             logits: Their logits in this network, shape (B, num_classes).
         """
         earlier = features_of(self._earlier[0], x)
-        head = self._start["earlier.head.weight"], self._start["earlier.head.bias"]
+        head = [self._start[f"earlier.{name}"].to(earlier) for name in HEAD]
         now = logits if "head." in self.initialised else linear(features, *head)
         p, p0 = (part.float().log_softmax(dim=1) for part in (now, linear(earlier, *head)))
         divergence = kl_div(p, p0, reduction="sum", log_target=True)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_da.data.base import UNKNOWN
-from lightning_da.errors import check_metric_learning, check_range
+from lightning_da.errors import ConfigError, check_metric_learning, check_range
 from lightning_da.gather import gather
 from lightning_da.losses.mmd import linear_kernel, mmd
 from lightning_da.losses.precision import full_precision
@@ -35,12 +35,14 @@ class DTML(AdaptationModule):
     Args:
         loss: From embeddings (n, d) and identities (n,) to a scalar: a `MarginalFisher`, which is the default, or a
             loss of pytorch-metric-learning.
+        miner: A miner of pytorch-metric-learning, which chooses the pairs or triplets that such a loss reads.
         hidden_weight: Weight of the losses of hidden layers.
         hidden_threshold: The losses of hidden layers count as far as they are larger.
         **kwargs: Arguments of `AdaptationModule`; `train_on` is `source`.
 
     Raises:
-        ConfigError: If pytorch-metric-learning is not installed, or a weight is negative.
+        ConfigError: If pytorch-metric-learning is not installed, a weight is negative, or there is a miner without a
+            loss of pytorch-metric-learning.
     """
 
     tasks_differ = True
@@ -49,6 +51,7 @@ class DTML(AdaptationModule):
     def __init__(
         self,
         loss: nn.Module | None = None,
+        miner: nn.Module | None = None,
         hidden_weight: float = 1.0,
         hidden_threshold: float = 0.0,
         **kwargs: Any,
@@ -57,14 +60,22 @@ class DTML(AdaptationModule):
         super().__init__(train_on="source", **kwargs)
         check_range("hidden_weight", hidden_weight, 0)
         self.head = nn.Identity()  # type: ignore[assignment]
-        self.loss = loss or MarginalFisher()
+        self.loss, self.miner = loss or MarginalFisher(), miner
+        if miner is not None and isinstance(self.loss, MarginalFisher):
+            raise ConfigError(
+                "miner: it chooses pairs for a loss of pytorch-metric-learning; the scatter of loss reads the nearest "
+                "neighbours of its own; leave out the miner, or set --model.loss, as method/ddml.yaml does"
+            )
         self._hidden = (hidden_weight, hidden_threshold)
 
     def metric_losses(self, batch: DomainBatch) -> Tensor:
         """The loss of each adapted layer, shape (layers,), from the samples of all processes."""
         known = batch.labels != UNKNOWN
-        loss = full_precision(self.loss)
-        return torch.stack([loss(x[known], batch.labels[known]) for x in batch.layers])
+        return torch.stack([full_precision(self._metric_loss)(x[known], batch.labels[known]) for x in batch.layers])
+
+    def _metric_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        loss: Tensor = self.loss(x, y) if self.miner is None else self.loss(x, y, self.miner(x, y))
+        return loss
 
     def mean_distances(self, source: DomainBatch, target: DomainBatch) -> Tensor:
         """The squared distance of the domain means in each adapted layer, shape (layers,)."""

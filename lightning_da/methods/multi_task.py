@@ -14,6 +14,8 @@ class MultiTask(OwnClasses):
     Source and target may have classes of their own. Each head chooses among the classes of its domain; the logits of
     the others are the smallest number there is.
 
+    Source: Caruana, "Multitask learning", Machine Learning 1997, https://doi.org/10.1023/A:1007379606734
+
     Args:
         weighting: `given` adds the losses of the tasks with the weights below. `uncertainty` learns them (Kendall, Gal
             and Cipolla, "Multi-task learning using uncertainty to weigh losses", CVPR 2018, equation 10): the loss is

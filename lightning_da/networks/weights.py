@@ -89,13 +89,19 @@ def load_weights(module: nn.Module, checkpoint: str, prefixes: tuple[str, ...]) 
         The arguments of the earlier fit's method; empty if the checkpoint has none.
 
     Raises:
-        ConfigError: If the file is missing, is not a checkpoint, has different layers, or weights that are not finite.
+        ConfigError: If the file is missing, is not a checkpoint, has different layers, or weights that are not finite,
+            or is of a progressive network and `module` is not.
     """
     try:
         content = read_checkpoint(checkpoint)
     except ConfigError as error:
         raise ConfigError(f"init_from: {error}") from error
     state = content["state_dict"]
+    if any(key.startswith("laterals.") for key in state) and not hasattr(module, "laterals"):
+        raise ConfigError(
+            f"init_from {checkpoint!r}: it is a column of a progressive network, which is nothing without the columns "
+            "that it reads; go on with --config method/progressive.yaml, or start from a run of another method"
+        )
     theirs = {key: value for key, value in state.items() if key.startswith(prefixes)}
     for name, part in module.named_modules():
         if isinstance(part, WordVectors) and f"{name}.words" in theirs:

@@ -39,8 +39,9 @@ def read_vectors(path: str, wanted: Container[int], width: int) -> dict[int, NDA
                     continue
                 if len(values) != width or not word:
                     raise ConfigError(
-                        f"{path}, line {number}: {len(values)} values after {word[:40]!r}, not {width}; repair the "
-                        "line, or, if all lines have so many, set the width of the backbone"
+                        f"{path}, line {number}: {len(values)} values after {word[:40]!r}, not {width}; one space "
+                        "stands before each value; repair the line, or, if all lines have so many, set the width of "
+                        "the backbone"
                     )
                 code = code_of(word)
                 if code in wanted and code not in found:
