@@ -19,7 +19,7 @@ from lightning_da.networks.backbones import FeedForward
 from lightning_da.paths import find_method
 from lightning_da.schedules import inverse_decay
 from lightning_da.text.words import code_of
-from tests.toy import ADAM, SGD, Toy, equal, fit, state, trainer
+from tests.toy import ADAM, SGD, Toy, check_two_processes, equal, fit, state, trainer
 
 NORMED = partial(FeedForward, hidden=[32, 16], batch_norm=True)
 
@@ -236,3 +236,16 @@ def test_a_run_without_a_head_of_classes_or_with_columns_is_refused(start: str, 
     for method in (FineTune, Conservative):
         with pytest.raises(ConfigError, match="it is a column of a progressive network, which is nothing without"):
             build(method, str(tmp_path / "column.ckpt")).initialise()
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_fit_of_one(start: str) -> None:
+    plain = partial(FeedForward, hidden=[32, 16])
+    first = fit(FineTune(num_classes=3, input_shape=(8,), backbone=plain, optimizer=ADAM), steps=60)
+    path = Path(start).with_name("plain.ckpt")
+    first.trainer.save_checkpoint(path)
+    check_two_processes(
+        lambda: build(Conservative, str(path), backbone=plain, output_weight=1.0, optimizer=SGD),
+        lambda size: Toy(batch_size=size),
+        6,
+    )

@@ -42,7 +42,7 @@ def test_two_processes_make_the_step_of_one(name: str) -> None:
     assert "train/domain_gradient" in one.logged, "what is logged on some steps only is compared as well"
 
 
-@pytest.mark.parametrize("name", toy.each(toy.OF_LABELS))
+@pytest.mark.parametrize("name", toy.each(name for name in toy.OF_LABELS if name != "conservative"))
 def test_two_processes_make_the_step_of_one_of_a_method_of_labels(name: str) -> None:
     """In float64, of uneven batches with labels in both domains."""
     labels = torch.arange(13) % 3

@@ -67,7 +67,7 @@ def test_one_neighbour_is_the_pair_that_the_miner_finds() -> None:
 def test_a_miner_chooses_the_pairs_of_the_loss() -> None:
     distance = LpDistance(normalize_embeddings=False)
     loss, miner = ContrastiveLoss(0, 1, distance=distance), BatchEasyHardMiner("easy", "hard", distance=distance)
-    given: dict[str, Any] = {"num_classes": 4, "input_shape": (6,), "backbone": FeedForward, "standardize": False}
+    given: dict[str, Any] = {"num_classes": 4, "input_shape": (6,), "backbone": testing.NETWORK["backbone"]}
     x, y = normal(16, 3).double(), torch.arange(16) // 4
     batch = DomainBatch([x], x, y)
     (mined,) = DTML(loss, miner, **given).metric_losses(batch)

@@ -40,8 +40,8 @@ class Descriptions(NamedTuple):
         for name in classes:
             if name not in self.classes:
                 raise ConfigError(
-                    f"{self.origin}: class {name!r} is not described; its first column names the "
-                    f"classes, below a row with the names of the columns; {list_choices(name, self.classes)}"
+                    f"{self.origin}: class {name!r} is not described; {list_choices(name, self.classes)} "
+                    "(the first row of a table names its columns)"
                 )
         return torch.from_numpy(self.values[[self.classes.index(name) for name in classes]])
 
