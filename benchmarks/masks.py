@@ -27,6 +27,7 @@ from lightning_da.grids.tables import mean_and_spread
 from lightning_da.methods import AdversarialSegmentation, FineTune, Segmentation
 from lightning_da.methods.masks import SCORES
 from lightning_da.networks import UNetEncoder
+from lightning_da.paths import write_whole
 from lightning_da.schedules import ramp
 
 SIZE, LABELS, STEPS, RATE = 32, (5, 20), 150, 0.01
@@ -82,7 +83,8 @@ def main() -> None:
             name = f"{labels}/{method}/{seed}"
             if name not in done:
                 done[name] = cell(given.out, method, labels, seed, given.weight, given.batch_norm)
-                path.write_text(json.dumps(done, indent=1))
+                with write_whole(path) as part:
+                    part.write_text(json.dumps(done, indent=1))
                 print(name, *(f"{score} {done[name][score][1]:.3f}" for score in SCORES), flush=True)
     rows = [
         [int(labels), method, f"{score} {part}", scores[score][place]]

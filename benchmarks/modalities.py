@@ -27,6 +27,7 @@ from lightning_da.data import FeatureTables
 from lightning_da.grids.tables import mean_and_spread
 from lightning_da.methods import FineTune, Multimodal
 from lightning_da.networks import FeedForward, LeNet
+from lightning_da.paths import write_whole
 from lightning_da.speech.extract import extract
 
 LABELS, STEPS = (1, 3, 10), 300
@@ -87,7 +88,8 @@ def main() -> None:
             name = f"{target}/{method}/{labels}/{seed}"
             if name not in done:
                 done[name] = cell(given.out, target, method, labels, seed)
-                path.write_text(json.dumps(done, indent=1))
+                with write_whole(path) as part:
+                    part.write_text(json.dumps(done, indent=1))
     rows = pd.DataFrame([[*key.split("/"), scores["target/acc"]] for key, scores in done.items()])
     rows.columns = ["target", "method", "labels", "seed", "acc"]
     rows["labels"] = rows["labels"].astype(int)

@@ -23,6 +23,7 @@ from lightning_da.data import Trajectories
 from lightning_da.grids.tables import mean_and_spread
 from lightning_da.methods import CoTrans, FineTune
 from lightning_da.networks import Movement, TrajectoryLeNet
+from lightning_da.paths import write_whole
 
 STEPS = 300
 PAIR = ("grid", "winding")
@@ -61,7 +62,8 @@ def main() -> None:
             name = f"{taught}/{seed}"
             if name not in done:
                 done[name] = cell(taught, seed)
-                path.write_text(json.dumps(done, indent=1))
+                with write_whole(path) as part:
+                    part.write_text(json.dumps(done, indent=1))
     rows = pd.DataFrame([(name, own["target/acc"]) for parts in done.values() for name, own in parts.items()])
     seen = rows.groupby(0)[1].agg(lambda x: mean_and_spread(x.mean(), x.std(), ".3f"))
     print(f"accuracy on the test split of {PAIR[1]}, {len(done) // 2} seeds\n{seen.to_string()}")
