@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from lightning_da.commands import COMMANDS
 from lightning_da.errors import ConfigError, InterruptionError, RunError, list_choices, loading_errors
-from lightning_da.paths import with_found_configs
+from lightning_da.paths import files_first, with_found_configs
 from lightning_da.process import prepare, quick_imports, shorten_warnings
 from lightning_da.signatures import check_options
 
@@ -18,7 +18,8 @@ usage: lightning-da COMMAND --config method/NAME.yaml --config data/NAME.yaml [-
 
 commands:
 {"".join(f"  {name:16} {text}{chr(10)}" for name, text in COMMANDS.items())}
---config takes files of the folder conf, or your own. Options override their values: --trainer.max_steps 1000
+--config takes files of the folder conf, or your own. Options override their values, before and behind them:
+--trainer.max_steps 1000
 `lightning-da COMMAND --help` lists the options of a command, `lightning-da fit --model.help DANN` the options of a
 method, and `lightning-da fit --data.help Digits` the options of a data module.
 """
@@ -42,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> Any:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return None
-    name, words = args[0], args[1:]
+    name, words = args[0], files_first(args[1:])
     if name not in COMMANDS:
         _stop(f"no command {name!r}; {list_choices(name, COMMANDS)}", code=2)
     prepare()

@@ -73,6 +73,22 @@ def those_left(*names: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in methods())
 
 
+def files_first(words: Sequence[str]) -> list[str]:
+    """The words of a command line, its `--config` files first: options override them wherever they stand.
+
+    Examples:
+        >>> files_first(["--data.root", "photos", "--config", "data/image_folders.yaml"])
+        ['--config', 'data/image_folders.yaml', '--data.root', 'photos']
+    """
+    files: list[str] = []
+    others: list[str] = []
+    is_file = False
+    for word in words:
+        follows, is_file = is_file, not is_file and word in ("--config", "-c")
+        (files if follows or is_file or word.startswith("--config=") else others).append(word)
+    return [*files, *others]
+
+
 def with_found_configs(words: Sequence[str]) -> list[str]:
     """The words of a command line, with the full path of each `--config` file."""
     found = list(words)

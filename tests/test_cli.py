@@ -644,6 +644,17 @@ def test_compare_shows_class_accuracy_where_classes_are_uneven(capsys: pytest.Ca
         assert ("0.300 ± 0.071" in printed) == (pair == "uneven")
 
 
+@pytest.mark.parametrize("file", [["--config=method/dann.yaml"], ["--config", "method/dann.yaml"]])
+def test_options_override_files_wherever_they_stand(file: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before, behind = ["--model.domain_weight", "0.5"], ["--data.num_typeset", "333", "--print_config"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *before, *file, "--config", "data/digits.yaml", *behind])
+    assert not stop.value.code
+    printed = capsys.readouterr().out
+    assert "domain_weight: 0.5" in printed
+    assert "num_typeset: 333" in printed
+
+
 @pytest.mark.parametrize(
     ("dann", "said"),
     [
