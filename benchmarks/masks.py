@@ -3,10 +3,11 @@
     python benchmarks/masks.py --out results
 
 Images have 32 x 32 pixels. The source has 120 for training, all with masks; so has the target, of which 5 or 20 keep
-theirs. `scratch` reads the target's masks alone; `classifier` too, with an encoder that has learned the kinds of hearts
-from the source's images, released layer by layer. `both` reads the masks of both domains, `adversarial` adds the
-discriminator. The settings are those of `conf/method/unet.yaml` and `segmentation.yaml`. A finished training is not run
-again; `--table` prints what is there.
+theirs. `scratch` reads the target's masks alone; `classifier` too, with an encoder that has learned the kinds of
+hearts from the source's images, released layer by layer. `both` reads the masks of both domains, `adversarial` adds
+the discriminator; with `classifier` before it, it begins as `classifier` does. `no MAE` leaves that term out. The
+settings are those of `conf/method/unet.yaml` and `segmentation.yaml`. A finished training is not run again; `--table`
+prints what is there.
 """
 
 import argparse
@@ -31,7 +32,10 @@ from lightning_da.paths import write_whole
 from lightning_da.schedules import ramp
 
 SIZE, LABELS, STEPS, RATE = 32, (5, 20), 150, 0.01
-METHODS = ("scratch", "classifier", "both", "adversarial")
+METHODS = (
+    *("scratch", "classifier", "both", "adversarial"),
+    *("classifier, both", "classifier, adversarial", "classifier, adversarial, no MAE"),
+)
 
 
 def classifier(out: Path, seed: int, backbone: Any) -> str:
@@ -50,7 +54,7 @@ def cell(out: Path, method: str, labels: int, seed: int, weight: float, batch_no
     """Scores of each class on the target after a training with some of its masks."""
     start: dict[str, Any] = {}
     backbone = partial(UNetEncoder, batch_norm=batch_norm)
-    if method == "classifier":
+    if "classifier" in method:
         start = {"init_from": classifier(out, seed, backbone), "freeze": "all", "unfreeze_by": 0.5}
     L.seed_everything(seed, verbose=False)
     data: Any = Hearts(target_labels=labels, size=SIZE)
@@ -59,8 +63,9 @@ def cell(out: Path, method: str, labels: int, seed: int, weight: float, batch_no
     if method in ("scratch", "classifier"):
         model = built(Segmentation, data, RATE, train_on="target", **network, **start)
     else:
-        of_term: dict[str, Any] = {"domain_weight": weight if method == "adversarial" else 0, "domain_schedule": ramp}
-        model = built(AdversarialSegmentation, data, RATE, **of_term, **network)
+        of_term: dict[str, Any] = {"domain_weight": weight if "adversarial" in method else 0, "domain_schedule": ramp}
+        mae: dict[str, Any] = {"mae_weight": 0.0} if "no MAE" in method else {}
+        model = built(AdversarialSegmentation, data, RATE, **of_term, **network, **start, **mae)
     train(model, data, STEPS)
     found = model.counted("test", "target").compute()
     return {name: found[name].tolist() for name in SCORES} | {"seconds": [time.perf_counter() - begun]}

@@ -16,8 +16,9 @@ from lightning_da.data.base import UNKNOWN, TensorDomain
 from lightning_da.errors import ConfigError
 from lightning_da.methods import CoTrans, FineTune
 from lightning_da.methods.semi_supervised import NEVER, bounds_of_classes, certain
-from lightning_da.networks import PrincipalComponents, Raw
+from lightning_da.networks import LSTM, PrincipalComponents, Raw
 from lightning_da.networks.backbones import FeedForward
+from lightning_da.networks.forest import Forest
 from lightning_da.schedules import inverse_decay
 from lightning_da.testing import compare_processes, two_processes
 from tests.toy import ADAM, SGD, Toy, check_two_processes, equal, fit, replace, state, trainer
@@ -120,6 +121,28 @@ def test_numbers_that_are_fitted_are_fitted_before_the_forest_is() -> None:
     x = Turned().dataset("calm", "train").x.float()
     torch.testing.assert_close(model.numbers.mean, x.mean(dim=0))
     assert model.numbers.components.norm(dim=1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_the_forest_stays_exact_in_half_precision() -> None:
+    model, lessons = made(forest_reads=partial(PrincipalComponents, components=3)), []
+    grow = model.forest.fit
+
+    def keep(x: Tensor, y: Tensor) -> None:
+        lessons.append((x, y))
+        grow(x, y)
+
+    replace(model.forest, "fit", keep)
+    trainer(2, precision="bf16-true").fit(model, Turned())
+    assert model.head.weight.dtype == torch.bfloat16
+    assert model.forest.threshold.dtype == model.forest.values.dtype == torch.float32
+    again = Forest(3, 3, 5)
+    again.fit(*lessons[-1])
+    assert torch.equal(model.forest(lessons[-1][0]), again(lessons[-1][0]))
+
+
+def test_words_are_no_numbers() -> None:
+    with pytest.raises(ConfigError, match="forest_reads: for numbers, not words"):
+        CoTrans(num_classes=2, input_shape=(7,), backbone=partial(LSTM, hidden=4, width=3), standardize=False, **FOREST)
 
 
 def test_an_answer_is_the_mean_of_both() -> None:

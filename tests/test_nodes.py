@@ -118,8 +118,9 @@ def test_machines_that_nobody_starts_are_not_waited_for(capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("path", sorted((CONF / "trainer").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_trainer_file_is_parsed(path: Path) -> None:
+    files = [word for part in ("method/dann", "data/digits") for word in ("--config", f"{part}.yaml")]
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *arguments("dann", "parsed"), "--config", str(path), "--print_config"])
+        main(["fit", *files, "--config", str(path), "--print_config"])
     assert stop.value.code in (0, None)
 
 

@@ -109,6 +109,8 @@ def test_made_pictures_are_watched_by_the_worst_game() -> None:
     assert varied["made_spread"] == pytest.approx(0.5)
     assert varied["real_or_made_acc"] == pytest.approx((4 + 2) / 8)
     assert watch_pictures([(apart, apart, real, real[:1].expand(40, 6))])["made_spread"] == pytest.approx(0, abs=1e-6)
+    assert watch_pictures([(apart, -apart, real[:1], real[1:2])]) == {"real_or_made_acc": 1}
+    assert set(watch_pictures([(apart, -apart, real, real)], told=False)) == {"made_spread"}
 
 
 def test_share_of_the_most_frequent_class() -> None:

@@ -428,9 +428,10 @@ class DomainPairDataModule(L.LightningDataModule):
         """
         read = roles.supervised + roles.unlabelled
         if len(self.domains) < 2 <= len(read):
+            alone = "unet" if self.masks else "fine_tune"
             raise DataError(
                 f"the method reads a source and a target, but there is one domain, {self.target!r}; set --data.source "
-                "and --data.target, or train on the one domain with --config method/fine_tune.yaml"
+                f"and --data.target, or train on the one domain with --config method/{alone}.yaml"
             )
         self._check_kinds(roles)
         if len(self._every(self.domains)) > 1:

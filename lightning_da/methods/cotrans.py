@@ -58,8 +58,8 @@ class CoTrans(SemiSupervised):
             check_range(name, value, 0, 1)
         self._rounds, self._certain, self._weight_of_forest = rounds, certain_share, forest_weight
         self.numbers = forest_reads(self.input_shape)
-        if next(self.numbers.parameters(), None) is not None:
-            raise ConfigError("forest_reads: its weights are never trained; give one without, for example Raw")
+        if next(self.numbers.parameters(), None) is not None or self.reads_words > self.numbers.reads_words:
+            raise ConfigError("forest_reads: for numbers, not words, and without weights, which are never trained: Raw")
         self.forest = Forest(self.numbers.num_features, self.num_classes, trees)
         self.register_buffer("round", torch.tensor(-1))
         self.register_buffer("bounds", torch.full((self.num_classes,), NEVER))
@@ -99,7 +99,7 @@ class CoTrans(SemiSupervised):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         numbers, labels = [], []
         for role in DOMAINS:
-            found = torch.cat([self.numbers(x) for x in self.training_samples(data, role)])
+            found = torch.cat([self.numbers(self.moved(x)).float().cpu() for x in self.training_samples(data, role)])
             numbers.append(found)
             labels.append(data.training_labels(role) if role in self.supervised else torch.full((len(found),), UNKNOWN))
         if self.round >= 0:

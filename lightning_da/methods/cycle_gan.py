@@ -106,7 +106,7 @@ class CycleGAN(DrawsPictures, WatchedModule):
             for name, start in (("cycle", made[OTHER[domain]]), ("identity", x)):
                 if self._weights[name] > 0:
                     found[name].append(full_precision(self._distance)(gather(translate(start)), gather(x)))
-        self._watched = watch_pictures(games) if self.logs_now else None
+        self._watched = watch_pictures(games, self._game != "wasserstein") if self.logs_now else None
         return {name: torch.stack(parts).sum() for name, parts in found.items() if parts}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

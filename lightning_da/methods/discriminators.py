@@ -40,19 +40,23 @@ def watch_discriminators(
 
 
 @torch.no_grad()
-def watch_pictures(games: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+def watch_pictures(games: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], told: bool = True) -> dict[str, Tensor]:
     """Whether made pictures are told from real ones, and how much they differ from each other, for `Signs.add`.
 
     Args:
         games: Of each discriminator: its answers for real and for made pictures, any shape, then the values of real and
-            of made pictures, shape (n, k). Answers are counted as right on their side of the middle of both means.
+            of made pictures, shape (n, k). Answers are counted as right on their side of the middle of both means. One
+            picture has no spread.
+        told: Whether it counts that made pictures are told from real ones: in the game of Wasserstein it does not.
     """
     right, spreads = [], []
     for real, made, real_values, made_values in games:
         undecided = (real.mean() + made.mean()) / 2
         right += [(real > undecided).flatten(), (made <= undecided).flatten()]
-        spreads.append(made_values.std(dim=0).mean() / real_values.std(dim=0).mean().clamp(min=1e-12))
-    return {"real_or_made_acc": torch.cat(right).float().mean(), "made_spread": torch.stack(spreads).min()}
+        if min(len(made_values), len(real_values)) > 1:
+            spreads.append(made_values.std(dim=0).mean() / real_values.std(dim=0).mean().clamp(min=1e-12))
+    found = {"real_or_made_acc": torch.cat(right).float().mean()} if told else {}
+    return found | ({"made_spread": torch.stack(spreads).min()} if spreads else {})
 
 
 class MultiLayerDiscriminator(nn.Module):

@@ -33,7 +33,7 @@ class Multimodal(TransferModule):
         map_weight: Weight of the loss of the map.
         transfer_weight: Final weight of the task loss of mapped features.
         transfer_schedule: From the progress of training in [0, 1] to a factor of that weight.
-        **kwargs: Arguments of `TransferModule`; the target is trained on its labels.
+        **kwargs: Arguments of `TransferModule` for the network of the target, which is trained on its labels.
 
     Raises:
         ConfigError: If a weight is negative.

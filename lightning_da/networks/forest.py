@@ -41,6 +41,11 @@ class Forest(nn.Module):
         self.register_buffer("threshold", torch.zeros(trees, 2**depth - 1))
         self.register_buffer("values", torch.full((trees, 2**depth, num_classes), 1 / num_classes))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "Forest":
+        """Moves the forest, whose thresholds stay as exact as they are: in half precision a comparison would change."""
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def fit(self, x: Tensor, y: Tensor) -> None:
         """Grows the trees anew; equal rows and labels give equal trees, whatever the seed of the training.
 
