@@ -22,6 +22,7 @@ from lightning_da.errors import ConfigError
 from lightning_da.exporting import export
 from lightning_da.losses.games import Game, discriminator_loss, feature_matching, generator_loss
 from lightning_da.methods import CoGAN, CycleGAN, GANClassifier
+from lightning_da.methods.signs import PICTURE_STEPS
 from lightning_da.networks import LSTM, LeNet
 from lightning_da.networks.backbones import FeedForward
 from lightning_da.networks.norms import PerDomain, split_layers
@@ -550,6 +551,18 @@ def test_a_gan_classifier_of_the_target_does_not_read_the_source() -> None:
         testing.fit(testing.build(KINDS["gan_classifier"], **SMALL), 1, data()) for data in (Images, BrightSource)
     ]
     assert not testing.equal(*(testing.state(model, "") for model in both_read))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_a_generator_that_ignores_its_noise_is_noticed(collapsed: bool, recwarn: pytest.WarningsRecorder) -> None:
+    """With the bounds as they are: nothing is said of the same network with its noise."""
+    model = testing.build(KINDS["gan_classifier"], **SMALL, optimizer=partial(torch.optim.Adam, lr=1e-3))
+    if collapsed:
+        make = model.made
+        toy.replace(model, "made", lambda noise: make(0 * noise))
+    testing.fit(model, PICTURE_STEPS + 60, Images(), log_every_n_steps=10)
+    assert any("nearly the same picture" in str(warning.message) for warning in recwarn) == collapsed
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_da.callbacks.log_model import NO_MODEL
 from lightning_da.commands.compare import (
+    answers_of,
     as_text,
     comparison,
     configuration,
@@ -114,7 +115,7 @@ def _chosen(grid: Run) -> tuple[Run, pd.Series, str]:
         )
     row = table[table["method"] == found.method]
     settings = row["settings"].iloc[0]
-    seeds = [own for own in runs if dict(configuration(own)) == settings]
+    seeds = [own for own in runs if dict(configuration(own)) == settings and answers_of(own) is not None]
     scores = [[own.data.metrics[f"score/{name}"] for name in found.judges] for own in seeds]
     return seeds[mean_ranks(scores).argmax()], _row(row), describe(found).partition("\n")[0]
 
