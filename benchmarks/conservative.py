@@ -3,10 +3,10 @@
     python benchmarks/conservative.py --data-root FOLDER --out results digits flowers
 
 `digits`: a network for typeset digits goes on with 3, 10 and 50 labels a class of handwritten digits, and keeps its
-head. The old task is the test split of the typeset digits. `flowers`: ImageNet weights go on with 3, 10 and 50 labels a
-class of the shared data flowers5, images of 128 x 128 pixels. ImageNet's images are not there, so that forgetting is
-not seen. A finished training is not run again; `--table` runs nothing and prints what is there. `digits` needs no
-`--data-root`.
+head. The old task is the test split of the typeset digits. `flowers`: ImageNet weights go on with 3, 10 and 50 labels
+a class of the shared data flowers5, images of 128 x 128 pixels. ImageNet's images are not there, so that forgetting
+is not seen; by outputs, the predictions for ImageNet's 1,000 classes are held on the flowers. A finished training is
+not run again; `--table` runs nothing and prints what is there. `digits` needs no `--data-root`.
 """
 
 import argparse
@@ -14,12 +14,16 @@ import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
+import torch
 import yaml
 
+from lightning_da.cli import TransferCLI
 from lightning_da.grids.tables import mean_and_spread, print_table
 from lightning_da.main import main as lightning_da
+from lightning_da.methods import TransferModule
 from lightning_da.paths import find_method, write_whole
 from lightning_da.store import client
 
@@ -32,11 +36,11 @@ VARIANTS = {
 LABELS = ("3/class", "10/class", "50/class")
 
 
-def variant(name: str, out: Path, start: str | None) -> str:
+def variant(name: str, out: Path, after: str | None, **further: str) -> str:
     """Writes the file of a method: that of conf/ with the arguments of a variant; returns its path."""
     config = yaml.safe_load(find_method("conservative").read_text())
-    config |= {"name": name.replace(" ", "_"), "after": start}
-    config["model"]["init_args"] |= VARIANTS[name]
+    config |= {"name": name.replace(" ", "_"), "after": after}
+    config["model"]["init_args"] |= VARIANTS[name] | further
     path = out / f"{config['name']}.yaml"
     path.write_text(yaml.safe_dump(config))
     return str(path.absolute())
@@ -60,6 +64,17 @@ def digits(given: argparse.Namespace) -> pd.DataFrame:
     return pd.concat([start, rows])
 
 
+def with_head(words: Sequence[str], weights: Path, out: Path) -> str:
+    """Writes the network of a weight file with its head of 1,000 classes as a checkpoint, and returns its path."""
+    path, parts = out / "imagenet.ckpt", torch.load(weights, map_location="cpu", weights_only=True)
+    model = cast(TransferModule, TransferCLI("fit", ["--config", "method/fine_tune.yaml", *words]).build().model)
+    model.initialise()
+    head = {f"head.{name}": parts[f"classifier.{name}"].float() for name in ("weight", "bias")}
+    with write_whole(path) as part:
+        torch.save({"state_dict": model.state_dict() | head}, part)
+    return str(path.absolute())
+
+
 def flowers(given: argparse.Namespace) -> pd.DataFrame:
     """ImageNet weights, then flowers."""
     folder = given.out / "flowers5"
@@ -73,7 +88,9 @@ def flowers(given: argparse.Namespace) -> pd.DataFrame:
         *("--model.backbone.weights", str(weights.absolute()), "--model.backbone.model_args", "{pad_type: same}"),
         *("--trainer.max_steps", "100", "--data.batch_size", "32"),
     ]
-    methods = ["linear_probe", "fine_tune", variant("by weights", given.out, None)]
+    start = with_head(words, weights, given.out)
+    held = [variant("by weights", given.out, None), variant("by outputs", given.out, None, init_from=start)]
+    methods = ["linear_probe", "fine_tune", *held]
     return label_curve(methods, given.seeds, words)
 
 
