@@ -89,9 +89,9 @@ def differences() -> pd.DataFrame:
 def report(rows: pd.DataFrame) -> None:
     """Prints the accuracies of each pair, and what the bar asks for."""
     means = rows.pivot_table(index=["group", "pair"], columns="method", values="target acc", sort=False)
-    means["seeds"] = rows[rows["method"] == BASELINE].groupby(["group", "pair"])["seed"].nunique()
     known = (BASELINE, *METHODS, *CLASSICAL)
-    found = [name for name in dict.fromkeys((*known, *means)) if name in means and name != "seeds"]
+    found = [name for name in dict.fromkeys((*known, *means)) if name in means]
+    means["seeds"] = rows[rows["method"] == BASELINE].groupby(["group", "pair"])["seed"].nunique()
     means = means.reindex(columns=[*found, "seeds"])
     means.index = [
         f"{group}: {pair}{' *' if pair in DEVELOPMENT.get(group, ()) else ''}" for group, pair in means.index

@@ -108,6 +108,14 @@ def verdicts(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def by_group(rows: pd.DataFrame, counted: str) -> str:
+    """The means of each group, the worst difference to source-only, and the number of rows."""
+    groups = rows.groupby("group")
+    table = groups.mean(numeric_only=True)
+    table["worst"], table[counted] = groups["to source-only"].min(), groups.size()
+    return table.to_string(float_format="%.3f")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder that no_harm.py wrote to")
@@ -121,18 +129,12 @@ def main() -> None:
         print(f"{title}: {len(part) // found['score'].nunique()} choices")
         print(table.sort_values("regret").to_string(float_format="%.3f"), "\n")
     if len(told := learned(rows)):
-        table = told.groupby("group").mean(numeric_only=True)
-        table["worst"] = told.groupby("group")["to source-only"].min()
-        table["pairs"] = told.groupby("group").size()
-        print("learned from the other pairs\n" + table.to_string(float_format="%.3f"), "\n")
+        print("learned from the other pairs\n" + by_group(told, "pairs"), "\n")
     for title, keys in (("one seed", ["group", "pair", "seed"]), ("all seeds of a pair", ["group", "pair"])):
         said = verdicts(rows, keys)
         if len(said):
-            said = pd.concat([said, said.assign(group="all")])
-            table = said.groupby("group").mean(numeric_only=True)
-            table["worst"] = said.groupby("group")["to source-only"].min()
-            table["verdicts"] = said.groupby("group").size()
-            print(f"the verdict of sweep, {title}\n{table.to_string(float_format='%.3f')}\n")
+            every = pd.concat([said, said.assign(group="all")])
+            print(f"the verdict of sweep, {title}\n{by_group(every, 'verdicts')}\n")
 
 
 if __name__ == "__main__":

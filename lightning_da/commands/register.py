@@ -11,7 +11,6 @@ from mlflow.exceptions import MlflowException
 
 from lightning_da.callbacks.log_model import NO_MODEL
 from lightning_da.commands.compare import (
-    answers_of,
     as_text,
     comparison,
     configuration,
@@ -115,8 +114,9 @@ def _chosen(grid: Run) -> tuple[Run, pd.Series, str]:
         )
     row = table[table["method"] == found.method]
     settings = row["settings"].iloc[0]
-    seeds = [own for own in runs if dict(configuration(own)) == settings and answers_of(own) is not None]
-    scores = [[own.data.metrics[f"score/{name}"] for name in found.judges] for own in seeds]
+    judges = [f"score/{name}" for name in found.judges]
+    seeds = [own for own in runs if dict(configuration(own)) == settings and own.data.metrics.keys() >= set(judges)]
+    scores = [[own.data.metrics[name] for name in judges] for own in seeds]
     return seeds[mean_ranks(scores).argmax()], _row(row), describe(found).partition("\n")[0]
 
 

@@ -71,7 +71,8 @@ class DTML(AdaptationModule):
     def metric_losses(self, batch: DomainBatch) -> Tensor:
         """The loss of each adapted layer, shape (layers,), from the samples of all processes."""
         known = batch.labels != UNKNOWN
-        return torch.stack([full_precision(self._metric_loss)(x[known], batch.labels[known]) for x in batch.layers])
+        loss = full_precision(self._metric_loss)
+        return torch.stack([loss(x[known], batch.labels[known]) for x in batch.layers])
 
     def _metric_loss(self, x: Tensor, y: Tensor) -> Tensor:
         loss: Tensor = self.loss(x, y) if self.miner is None else self.loss(x, y, self.miner(x, y))

@@ -110,16 +110,14 @@ def verdict(answers: Mapping[str, Sequence[Answers]], baselines: Collection[str]
     """
     judges = judges_of(own for runs in answers.values() for own in runs)
     values = [np.array([[own.scores[name] for name in judges] for own in runs]) for runs in answers.values()]
-    means = np.stack([own.mean(axis=0) for own in values])
-    rank = dict(zip(answers, mean_ranks(means), strict=True))
+    means = {name: own.mean(axis=0) for name, own in zip(answers, values, strict=True)}
+    rank = dict(zip(means, mean_ranks(list(means.values())), strict=True))
     baseline = max(baselines, key=rank.__getitem__)
     best = max([baseline, *answers], key=rank.__getitem__)
     spreads = [own.var(axis=0, ddof=1) for own in values if len(own) > 1]
     number = sum(1 / len(answers[name]) for name in (best, baseline))
     error = (np.mean(spreads, axis=0) * number) ** 0.5 if spreads else np.zeros(len(judges))
-    names = list(answers)
-    gain = means[names.index(best)] - means[names.index(baseline)]
-    beyond = gain > NormalDist().inv_cdf(1 - CHANCE / max(len(answers) - 1, 1)) * error
+    beyond = means[best] - means[baseline] > NormalDist().inv_cdf(1 - CHANCE / max(len(answers) - 1, 1)) * error
     clear = tuple(name for name, is_clear in zip(judges, beyond, strict=True) if is_clear)
     method, seeds = best if len(clear) >= SHARE * len(judges) else baseline, min(map(len, answers.values()))
     found = Verdict(method, best, baseline, clear, judges, seeds, None, None, None)
